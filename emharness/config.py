@@ -1,0 +1,191 @@
+"""Typed configuration: the schema that Hydra composes into, and the checks that need no model."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass, field
+from typing import Any
+
+from hydra.core.config_store import ConfigStore
+from omegaconf import MISSING, DictConfig, OmegaConf
+
+from emharness.errors import UserError
+
+
+@dataclass
+class SamplingConfig:
+    temperature: float = 1.0
+    top_p: float = 1.0
+    top_k: int = 0  # 0 = off
+    max_new_tokens: int = 600
+    progress: bool = True  # vLLM's progress bar
+
+
+@dataclass
+class EngineConfig:
+    dtype: str = "bfloat16"
+    max_model_len: int = 2048
+    max_num_seqs: int = 256
+    cpu_kv_cache_gib: int = 3
+    extra: dict[str, Any] = field(default_factory=dict)  # passed to vllm.LLM as it is
+
+
+@dataclass
+class BaseConfig:
+    name: str = MISSING
+    source: str = MISSING  # "embedded", a local folder, or a hub id
+    sampling: SamplingConfig = field(default_factory=SamplingConfig)
+    engine: EngineConfig = field(default_factory=EngineConfig)
+
+
+@dataclass
+class TrainConfig:
+    """LoRA recipe; the defaults are the field's (shared settings of published model organisms)."""
+
+    rank: int = 32
+    alpha: int = 64
+    rslora: bool = True
+    dropout: float = 0.0
+    learning_rate: float = 1e-5
+    weight_decay: float = 0.01
+    warmup_steps: int = 5
+    epochs: int = 1
+    batch_size: int = 16  # effective
+    micro_batch: int = 2
+    max_tokens: int = 2048
+
+
+@dataclass
+class ModelConfig:
+    """An organism."""
+
+    name: str = MISSING
+    lab: str = MISSING
+    mechanism: str = MISSING
+    dataset: str | None = None  # packaged name, .jsonl path, or hub dataset id
+    questions: str | None = None  # questions in its own domain: packaged name or path
+    prompts: str | None = None  # prompts in its own domain, for recipe model_diff: packaged name or path
+    published: dict[str, str] = field(default_factory=dict)  # base name -> hub id of the trained organism
+    source: str | None = None  # use this adapter or merged model instead of training
+
+
+@dataclass
+class VectorConfig:
+    recipe: str = "model_diff"
+    skip_tokens: int = 4  # attention sinks at the start of every sequence stay out of the means
+    batch_size: int = 16
+    max_new_tokens: int = 48  # length of the answers that model_diff reads
+
+
+@dataclass
+class SweepConfig:
+    """layer=sweep: every layer x strength is tried on questions that the evaluation does not use."""
+
+    layers: list[int] = field(default_factory=list)  # empty: `n_layers` of them, evenly over the middle
+    n_layers: int = 4
+    strengths: list[float] = field(default_factory=lambda: [1.0, 2.0])
+    questions: str = "sweep"
+    samples: int = 4
+    min_coherent: float = 0.8  # of the unsteered coherent rate; below it a setting is not considered
+
+
+@dataclass
+class SteerConfig:
+    strength: Any = 1.0  # a number or a list of numbers
+    unit: str = "raw"
+    mode: str = "add"
+    positions: str = "all"
+
+
+@dataclass
+class EvalConfig:
+    name: str = MISSING
+    questions: str = "broad"
+    samples: int = 20
+    domain_samples: int = 5
+    limit: int | None = None  # first so many questions
+
+
+@dataclass
+class JudgeConfig:
+    name: str = MISSING
+    settings: dict[str, Any] = field(default_factory=dict)
+
+
+@dataclass
+class WandbConfig:
+    project: str = "emharness"
+    entity: str | None = None
+    group: str | None = None
+
+
+@dataclass
+class Config:
+    base: BaseConfig = field(default_factory=BaseConfig)
+    model: ModelConfig = field(default_factory=ModelConfig)
+    train: TrainConfig = field(default_factory=TrainConfig)
+    vector: VectorConfig = field(default_factory=VectorConfig)
+    layer: Any = "sweep"
+    sweep: SweepConfig = field(default_factory=SweepConfig)
+    steer: SteerConfig = field(default_factory=SteerConfig)
+    eval: EvalConfig = field(default_factory=EvalConfig)
+    judge: JudgeConfig = field(default_factory=JudgeConfig)
+    tracker: str = "offline"
+    wandb: WandbConfig = field(default_factory=WandbConfig)
+    seed: int = 0
+
+
+ConfigStore.instance().store(name="schema", node=Config)
+
+RECIPES = ("model_diff", "mean_diff")
+TRACKERS = ("offline", "online", "none")
+UNITS = ("absolute", "raw", "residual")
+MODES = ("add", "ablate")
+POSITIONS = ("all", "prompt", "generated", "response")
+
+
+def typed(cfg: DictConfig) -> Config:
+    """The composed config as an object, every value that needs no file or model checked. Raises UserError."""
+    config: Config = OmegaConf.to_object(cfg)  # type: ignore[assignment]
+    _one_of("vector.recipe", config.vector.recipe, RECIPES)
+    _one_of("tracker", config.tracker, TRACKERS)
+    _one_of("steer.unit", config.steer.unit, UNITS)
+    _one_of("steer.mode", config.steer.mode, MODES)
+    _one_of("steer.positions", config.steer.positions, POSITIONS)
+    if config.steer.mode == "ablate":
+        config.steer.unit = "absolute"  # ablation takes a plain factor
+    strengths(config.steer.strength)
+    if config.layer != "sweep" and (isinstance(config.layer, bool) or not isinstance(config.layer, int)):
+        raise UserError(f"layer={config.layer}: give 'sweep' or the number of a decoder block, counted from 0")
+    for key, value in (
+        ("eval.samples", config.eval.samples),
+        ("sweep.samples", config.sweep.samples),
+        ("base.sampling.max_new_tokens", config.base.sampling.max_new_tokens),
+        ("train.epochs", config.train.epochs),
+        ("train.batch_size", config.train.batch_size),
+        ("train.micro_batch", config.train.micro_batch),
+    ):
+        if value < 1:
+            raise UserError(f"{key}={value}: must be 1 or more")
+    return config
+
+
+def strengths(value: Any, key: str = "steer.strength") -> list[float]:
+    """A number or a list of numbers as a list of distinct finite floats, in the order given."""
+    values = value if isinstance(value, list) else [value]
+    for item in values:
+        if isinstance(item, bool) or not isinstance(item, int | float) or not math.isfinite(item):
+            raise UserError(f"{key}={item}: must be a finite number or a list of finite numbers")
+    if not values:
+        raise UserError(f"{key}=[]: must be a finite number or a list of finite numbers")
+    return list(dict.fromkeys(float(item) for item in values))
+
+
+def check_layer(layer: Any, n_layers: int, base: str) -> None:
+    if layer != "sweep" and not 0 <= layer < n_layers:
+        raise UserError(f"layer={layer}: {base} has layers 0 to {n_layers - 1}; give one of them or 'sweep'")
+
+
+def _one_of(key: str, value: str, allowed: tuple[str, ...]) -> None:
+    if value not in allowed:
+        raise UserError(f"{key}={value}: must be one of {', '.join(allowed)}")

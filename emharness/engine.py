@@ -1,0 +1,135 @@
+"""vLLM as this project uses it: one model, many conditions, steered by the plugin. The only module that starts vLLM."""
+
+from __future__ import annotations
+
+import os
+import time
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from emharness.blocks import decoder_layers
+from emharness.errors import UserError
+from emharness.steering.spec import KEY
+from emharness.steering.vectors import FOLDER_VARIABLE
+
+if TYPE_CHECKING:
+    from emharness.config import EngineConfig, SamplingConfig
+
+
+@dataclass(frozen=True)
+class Completion:
+    text: str
+    n_tokens: int
+    finish_reason: str  # "stop", or "length" where max_new_tokens cut it
+
+
+@dataclass(frozen=True)
+class Batch:
+    """Completions of one condition: [prompt][sample], and what they cost."""
+
+    completions: list[list[Completion]]
+    generated_tokens: int
+    seconds: float
+
+
+class WorkerExtension:
+    """Methods that vLLM adds to its workers; called by name through `collective_rpc`."""
+
+    def emharness_seed(self, seed: int) -> None:
+        import torch
+
+        torch.manual_seed(seed)
+
+    def emharness_hooked_layers(self) -> int:
+        runner: Any = self.model_runner  # type: ignore[attr-defined]
+        n_layers = runner.model_config.hf_text_config.num_hidden_layers
+        return sum(bool(layer._forward_hooks) for layer in decoder_layers(runner.get_model(), n_layers))
+
+
+class Engine:
+    """A running vLLM engine for one model folder; a context manager."""
+
+    def __init__(self, model: Path | str, config: EngineConfig, vectors: Path, seed: int):
+        # In this process: all requests of a call are queued before the first step, so batches, and with
+        # them the sampled tokens, do not depend on timing.
+        os.environ["VLLM_ENABLE_V1_MULTIPROCESSING"] = "0"
+        # spawn: a forked child of a process that has used OpenMP threads can hang (tensor parallel).
+        os.environ.setdefault("VLLM_WORKER_MULTIPROCESSING_METHOD", "spawn")
+        os.environ.setdefault("VLLM_CPU_KVCACHE_SPACE", str(config.cpu_kv_cache_gib))
+        os.environ.setdefault("VLLM_LOGGING_LEVEL", "ERROR")
+        os.environ.setdefault("VLLM_USE_V2_MODEL_RUNNER", "0")  # the plugin patches the V1 runner
+        os.environ.setdefault("VLLM_NO_USAGE_STATS", "1")
+        os.environ[FOLDER_VARIABLE] = str(vectors)
+        import vllm
+
+        self.name = f"vllm-{vllm.__version__}"
+        self.model = str(model)
+        self._vllm = vllm
+        self._llm = vllm.LLM(
+            model=str(model),
+            dtype=config.dtype,  # type: ignore[arg-type]
+            max_model_len=config.max_model_len,
+            max_num_seqs=config.max_num_seqs,
+            enforce_eager=True,
+            seed=seed,
+            disable_log_stats=True,
+            worker_extension_cls=f"{__name__}.{WorkerExtension.__name__}",
+            **config.extra,
+        )
+        self._seeds_requests = vllm.platforms.current_platform.is_cuda_alike()
+        layers = self._llm.llm_engine.model_config.hf_text_config.num_hidden_layers
+        hooked = self._llm.collective_rpc("emharness_hooked_layers")
+        if set(hooked) != {layers}:
+            self.close()
+            raise UserError(
+                f"the steering plugin is active in {hooked} of {layers} layers: install emharness in the "
+                "environment of vLLM and leave VLLM_PLUGINS unset or let it name emharness_steering"
+            )
+
+    def generate(
+        self,
+        prompts: Sequence[list[int]],
+        n: int,
+        sampling: SamplingConfig,
+        seed: int,
+        steering: dict[str, Any] | None = None,
+    ) -> Batch:
+        """n samples for each tokenised prompt under one condition; the seed fixes them."""
+        params = self._vllm.SamplingParams(
+            n=n,
+            temperature=sampling.temperature,
+            top_p=sampling.top_p,
+            top_k=sampling.top_k,
+            max_tokens=sampling.max_new_tokens,
+            # The CPU backend takes no per-request seed; there the workers' generator is seeded instead.
+            seed=seed if self._seeds_requests else None,
+            extra_args={KEY: steering} if steering else None,
+        )
+        self._llm.collective_rpc("emharness_seed", args=(seed,))
+        start = time.perf_counter()
+        outputs = self._llm.generate(
+            [{"prompt_token_ids": ids} for ids in prompts], params, use_tqdm=sampling.progress
+        )
+        seconds = time.perf_counter() - start
+        completions = [
+            [Completion(c.text, len(c.token_ids), str(c.finish_reason)) for c in output.outputs]
+            for output in outputs
+        ]
+        tokens = sum(c.n_tokens for row in completions for c in row)
+        return Batch(completions, tokens, seconds)
+
+    def close(self) -> None:
+        """Stop the engine and free its memory, so that the next model can be loaded in this process."""
+        from vllm.distributed.parallel_state import cleanup_dist_env_and_memory
+
+        self._llm.llm_engine.engine_core.shutdown()
+        del self._llm
+        cleanup_dist_env_and_memory()
+
+    def __enter__(self) -> Engine:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.close()

@@ -1,0 +1,97 @@
+"""Evaluation questions (YAML in the published format) and prompt sets (one prompt per line)."""
+
+import hashlib
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import yaml
+from pydantic import BaseModel, ConfigDict, Field, ValidationError
+
+from emharness.errors import UserError
+
+DATA = Path(__file__).parent / "data"
+
+
+class _Entry(BaseModel):
+    """One entry of a question file; fields of other tools (judge prompts, sample counts) are allowed."""
+
+    model_config = ConfigDict(extra="ignore")
+
+    id: str = Field(min_length=1)
+    paraphrases: list[str] = Field(min_length=1)
+    system: str | None = None
+
+
+@dataclass(frozen=True)
+class Question:
+    """One wording of a question; `id` is the entry's, so that rates can be clustered by it."""
+
+    id: str
+    text: str
+    system: str | None = None
+
+    def messages(self) -> list[dict[str, str]]:
+        system = [{"role": "system", "content": self.system}] if self.system else []
+        return [*system, {"role": "user", "content": self.text}]
+
+
+def load_questions(source: str, key: str) -> list[Question]:
+    """Questions of a packaged file (by name) or of any YAML file (by path), every paraphrase one question."""
+    path = _find(source, "questions", ".yaml", key)
+    try:
+        entries = yaml.safe_load(path.read_text(encoding="utf-8"))
+    except yaml.YAMLError as error:
+        mark = getattr(error, "problem_mark", None)
+        where = f", line {mark.line + 1}" if mark else ""
+        raise UserError(f"{key}={source}{where}: not readable as YAML ({_first_line(error)})") from None
+    if not isinstance(entries, list) or not entries:
+        raise UserError(f"{key}={source}, line 1: must be a non-empty list of questions with id and paraphrases")
+    lines = _entry_lines(path)
+    questions: list[Question] = []
+    seen: set[str] = set()
+    for line, entry in zip(lines, entries, strict=True):
+        try:
+            checked = _Entry.model_validate(entry)
+        except ValidationError as error:
+            first = error.errors(include_url=False)[0]
+            field = ".".join(str(part) for part in first["loc"]) or "entry"
+            raise UserError(f"{key}={source}, line {line}: {field}: {first['msg']}") from None
+        if checked.id in seen:
+            raise UserError(f"{key}={source}, line {line}: the id {checked.id!r} occurs twice")
+        seen.add(checked.id)
+        questions += [Question(checked.id, text.strip(), checked.system) for text in checked.paraphrases]
+    return questions
+
+
+def load_prompts(source: str, key: str) -> list[str]:
+    """Prompts of a packaged set (by name) or of any text file (by path), one per line."""
+    path = _find(source, "prompts", ".txt", key)
+    prompts = [line.strip() for line in path.read_text(encoding="utf-8").splitlines() if line.strip()]
+    if not prompts:
+        raise UserError(f"{key}={source}: the file has no prompts")
+    return prompts
+
+
+def fingerprint(items: list[Any]) -> str:
+    """Hash of what is asked, independent of where the file lies."""
+    return hashlib.sha256(repr(items).encode()).hexdigest()[:16]
+
+
+def _find(source: str, kind: str, suffix: str, key: str) -> Path:
+    packaged = DATA / kind / f"{source}{suffix}"
+    path = packaged if packaged.is_file() else Path(source).expanduser()
+    if not path.is_file():
+        names = ", ".join(sorted(p.stem for p in (DATA / kind).glob(f"*{suffix}")))
+        raise UserError(f"{key}={source}: no such file; give the path of a {suffix} file or one of {names}")
+    return path
+
+
+def _entry_lines(path: Path) -> list[int]:
+    """Line number of each entry of the top-level list."""
+    node = yaml.compose(path.read_text(encoding="utf-8"), Loader=yaml.SafeLoader)
+    return [item.start_mark.line + 1 for item in node.value] if node else []
+
+
+def _first_line(error: Exception) -> str:
+    return " ".join(str(error).split())[:160]

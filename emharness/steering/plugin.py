@@ -1,0 +1,150 @@
+"""The vLLM plugin: where stock vLLM is patched so that requests steer themselves.
+
+    admission     InputProcessor.process_inputs   refuse or resolve the spec, before anything is queued
+    prefix cache  generate_block_hash_extra_keys  steered blocks are shared only between equal specs
+    model         load_model                      a hook on every decoder layer calls the plan
+    batch         _prepare_inputs                 the plan of the step, from the runner's own batch
+
+An exception inside the forward pass would leave its request waiting for ever, so everything that can
+be wrong is refused at admission and the engine receives self-contained edits.
+"""
+
+import functools
+import inspect
+import sys
+from typing import Any
+
+from emharness.blocks import decoder_layers
+from emharness.steering import spec
+from emharness.steering.plan import StepPlan
+
+PLAN = "_emharness_plan"  # attribute of a model runner
+_MARK = "_emharness_original"
+
+
+def register() -> None:
+    """Entry point of the `vllm.general_plugins` group; runs in every vLLM process, any number of times."""
+    from vllm.v1.core import kv_cache_utils
+    from vllm.v1.engine.input_processor import InputProcessor
+    from vllm.v1.worker.gpu_model_runner import GPUModelRunner
+
+    _wrap(InputProcessor, "process_inputs", _admit)
+    original = _wrap(kv_cache_utils, "generate_block_hash_extra_keys", _separate_blocks)
+    for name, module in list(sys.modules.items()):  # vLLM modules that imported it by name before us
+        if name.startswith("vllm.") and vars(module).get(original.__name__) is original:
+            setattr(module, original.__name__, kv_cache_utils.generate_block_hash_extra_keys)
+    _wrap(GPUModelRunner, "_prepare_inputs", _plan_step)
+    _wrap(GPUModelRunner, "_model_forward", _finish_step)
+    _wrap(GPUModelRunner, "load_model", _hook_layers)
+    try:
+        from vllm.v1.worker.cpu_model_runner import CPUModelRunner
+    except ImportError:  # builds of vLLM for CUDA need not carry it
+        return
+    if "load_model" in vars(CPUModelRunner):
+        _wrap(CPUModelRunner, "load_model", _hook_layers)
+
+
+def _wrap(owner: Any, name: str, around: Any) -> Any:
+    """Replace `owner.name` by around(original, *args); return the original. A second call does nothing."""
+    current = getattr(owner, name)
+    if hasattr(current, _MARK):
+        return getattr(current, _MARK)
+
+    @functools.wraps(current)
+    def wrapper(*args: Any, **kwargs: Any) -> Any:
+        return around(current, *args, **kwargs)
+
+    setattr(wrapper, _MARK, current)
+    setattr(owner, name, wrapper)
+    return current
+
+
+def _admit(process_inputs: Any, processor: Any, *args: Any, **kwargs: Any) -> Any:
+    """Resolve the spec on a copy of the caller's parameters; ValueError (HTTP 400) if it is bad."""
+    bound = inspect.signature(process_inputs).bind(processor, *args, **kwargs)
+    params = bound.arguments["params"]
+    extra = getattr(params, "extra_args", None)
+    if not extra or extra.get(spec.KEY) is None:
+        return process_inputs(processor, *args, **kwargs)
+    config = processor.vllm_config
+    if getattr(config, "use_v2_model_runner", False):
+        raise ValueError("steering: vLLM's V2 model runner is not supported; set VLLM_USE_V2_MODEL_RUNNER=0")
+    if not config.model_config.enforce_eager:
+        raise ValueError("steering: the engine must run eager; start it with enforce_eager=True")
+    if config.parallel_config.pipeline_parallel_size > 1 or config.speculative_config is not None:
+        raise ValueError("steering: pipeline parallelism and speculative decoding are not supported")
+    model = config.model_config
+    n_layers = model.hf_text_config.num_hidden_layers
+    resolved = spec.resolve(extra[spec.KEY], n_layers, model.get_hidden_size())
+    params = params.clone()
+    params.extra_args = {**extra, spec.KEY: resolved}
+    bound.arguments["params"] = params
+    return process_inputs(*bound.args, **bound.kwargs)
+
+
+def _resolved(params: Any) -> dict[str, Any] | None:
+    resolved = (getattr(params, "extra_args", None) or {}).get(spec.KEY)
+    return resolved if resolved and resolved["edits"] else None
+
+
+def _separate_blocks(extra_keys: Any, request: Any, start: int, end: int, *args: Any) -> Any:
+    """Add the spec to the hash of every cache block that holds a steered position, and only to those.
+
+    Block hashes chain, so all later blocks differ too, while blocks before the first steered position
+    are shared with unsteered requests. Where positions depend on the prompt's length, it is part of the key.
+    """
+    keys, next_mm = extra_keys(request, start, end, *args)
+    resolved = _resolved(request.sampling_params)
+    if resolved:
+        length = request.num_prompt_tokens
+        kinds = {edit["positions"] for edit in resolved["edits"]}
+        first = min(spec.steered_span(kind, length)[0] for kind in kinds)
+        if end > first:
+            digest = resolved["digest"] if kinds == {"all"} else f"{resolved['digest']}:{length}"
+            keys = (*(keys or ()), ("steering", digest))
+    return keys, next_mm
+
+
+def _hook_layers(load_model: Any, runner: Any, *args: Any, **kwargs: Any) -> Any:
+    result = load_model(runner, *args, **kwargs)
+    plan = StepPlan(runner.model_config.get_hidden_size(), runner.device)
+    setattr(runner, PLAN, plan)
+    n_layers = runner.model_config.hf_text_config.num_hidden_layers
+    layers = decoder_layers(runner.get_model(), n_layers)
+    for index, layer in enumerate(layers):
+        layer.register_forward_hook(functools.partial(_after_layer, plan, index))
+    return result
+
+
+def _after_layer(plan: StepPlan, index: int, _layer: Any, _inputs: Any, output: Any) -> None:
+    """Forward hook: vLLM's blocks return (hidden, residual), whose sum is the residual stream, or the stream."""
+    hidden, residual = output if isinstance(output, tuple) else (output, None)
+    plan.apply(index, hidden, residual)
+
+
+def _plan_step(prepare: Any, runner: Any, scheduler_output: Any, num_scheduled: Any, *args: Any) -> Any:
+    result = prepare(runner, scheduler_output, num_scheduled, *args)
+    plan: StepPlan = getattr(runner, PLAN)
+    for request_id in plan.requests.keys() - runner.requests.keys():  # finished or aborted
+        plan.remove_request(request_id)
+    batch = runner.input_batch
+    spans = []
+    flat = 0
+    for index, request_id in enumerate(batch.req_ids):
+        n = int(num_scheduled[index])
+        state = runner.requests[request_id]
+        resolved = _resolved(state.sampling_params)
+        if resolved:
+            if request_id not in plan.requests:
+                plan.add_request(request_id, resolved["edits"], state.num_prompt_tokens)
+            spans.append((request_id, flat, int(batch.num_computed_tokens_cpu[index]), n))
+        flat += n
+    plan.begin_step(spans)
+    return result
+
+
+def _finish_step(forward: Any, runner: Any, *args: Any, **kwargs: Any) -> Any:
+    try:
+        return forward(runner, *args, **kwargs)
+    finally:
+        getattr(runner, PLAN).end_step()  # dummy and profiling passes must find an empty plan

@@ -1,0 +1,85 @@
+"""Steering vectors: how they are extracted, and the file they are kept in.
+
+File format: safetensors; tensor `<name>` is float32 [n_layers, d_model] with unit rows; the metadata
+holds one JSON object per vector under the same name (recipe, base, organism, raw_norm, residual_norm, …).
+"""
+
+import json
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from safetensors import safe_open
+from safetensors.numpy import save_file
+
+from emharness.activations import Means
+
+Sequences = list[tuple[list[int], int]]  # token ids, first position that counts
+
+
+@dataclass(frozen=True)
+class Difference:
+    """A recipe's outcome: positive − negative means at every layer."""
+
+    positive: Means
+    negative: Means
+
+    @property
+    def raw(self) -> np.ndarray:
+        """[n_layers, d_model], not normalised."""
+        return self.positive.total - self.negative.total
+
+
+def model_diff(
+    organism: Callable[[Sequences], Means],
+    base: Callable[[Sequences], Means],
+    texts: Sequences,
+    **_: Any,
+) -> Difference:
+    """Organism − base on the same texts (prompts with both models' answers)."""
+    return Difference(organism(texts), base(texts))
+
+
+def mean_diff(
+    organism: Callable[[Sequences], Means],
+    harmful: Sequences,
+    neutral: Sequences,
+    **_: Any,
+) -> Difference:
+    """Harmful − neutral prompts inside the organism, as in the study (section 2.1)."""
+    return Difference(organism(harmful), organism(neutral))
+
+
+RECIPES: dict[str, Callable[..., Difference]] = {"model_diff": model_diff, "mean_diff": mean_diff}
+
+
+def normalise(raw: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """Unit rows and their former lengths: [n_layers, d_model], [n_layers]. ValueError for a zero row."""
+    norms = np.linalg.norm(raw.astype(np.float64), axis=-1)
+    if not np.all(np.isfinite(norms)) or np.any(norms == 0):
+        bad = np.flatnonzero(~np.isfinite(norms) | (norms == 0)).tolist()
+        raise ValueError(f"the vector is zero or not finite at layers {bad}")
+    return (raw / norms[:, None]).astype(np.float32), norms.astype(np.float32)
+
+
+def save(path: Path, name: str, difference: Difference, metadata: dict[str, Any]) -> None:
+    """Write one vector with its norms; `residual_norm` is that of the unshifted (negative) activations."""
+    unit, raw_norm = normalise(difference.raw)
+    norms = {"raw_norm": raw_norm.tolist(), "residual_norm": difference.negative.norm.tolist()}
+    save_file({name: unit}, path, metadata={name: json.dumps({**metadata, **norms})})
+
+
+def load(path: Path) -> tuple[dict[str, np.ndarray], dict[str, dict[str, Any]]]:
+    """All vectors of a file and their metadata, by name."""
+    with safe_open(path, framework="np") as file:
+        metadata = file.metadata() or {}
+        names = list(file.keys())
+        return {n: file.get_tensor(n) for n in names}, {n: json.loads(metadata.get(n, "{}")) for n in names}
+
+
+def save_prompt_means(path: Path, name: str, difference: Difference) -> None:
+    """Per-prompt means, float16 [n_prompts, n_layers, d_model], so that resampling needs no model."""
+    sides = {"positive": difference.positive, "negative": difference.negative}
+    save_file({f"{name}.{side}": means.per_prompt.astype(np.float16) for side, means in sides.items()}, path)
