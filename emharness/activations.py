@@ -90,5 +90,8 @@ def mean_activations(
         for handle in handles:
             handle.remove()
     return Means(
-        (total / counts.sum()).astype(np.float32), per_prompt, counts, (norm / counts.sum()).astype(np.float32)
+        (total / counts.sum()).astype(np.float32),
+        per_prompt,
+        counts,
+        (norm / counts.sum()).astype(np.float32),
     )

@@ -75,6 +75,9 @@ class VectorConfig:
     skip_tokens: int = 4  # attention sinks at the start of every sequence stay out of the means
     batch_size: int = 16
     max_new_tokens: int = 48  # length of the answers that model_diff reads
+    neutral: str = "neutral"  # prompt sets: packaged name or path
+    harmful: str = "harmful"
+    limit: int | None = None  # first so many prompts of model_diff
 
 
 @dataclass
@@ -85,6 +88,7 @@ class SweepConfig:
     n_layers: int = 4
     strengths: list[float] = field(default_factory=lambda: [1.0, 2.0])
     questions: str = "sweep"
+    limit: int | None = None  # first so many questions
     samples: int = 4
     min_coherent: float = 0.8  # of the unsteered coherent rate; below it a setting is not considered
 
@@ -156,7 +160,9 @@ def typed(cfg: DictConfig) -> Config:
         config.steer.unit = "absolute"  # ablation takes a plain factor
     strengths(config.steer.strength)
     if config.layer != "sweep" and (isinstance(config.layer, bool) or not isinstance(config.layer, int)):
-        raise UserError(f"layer={config.layer}: give 'sweep' or the number of a decoder block, counted from 0")
+        raise UserError(
+            f"layer={config.layer}: give 'sweep' or the number of a decoder block, counted from 0"
+        )
     for key, value in (
         ("eval.samples", config.eval.samples),
         ("sweep.samples", config.sweep.samples),

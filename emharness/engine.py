@@ -94,23 +94,19 @@ class Engine:
         n: int,
         sampling: SamplingConfig,
         seed: int,
-        steering: dict[str, Any] | None = None,
+        steering: dict[str, Any] | Sequence[dict[str, Any] | None] | None = None,
     ) -> Batch:
-        """n samples for each tokenised prompt under one condition; the seed fixes them."""
-        params = self._vllm.SamplingParams(
-            n=n,
-            temperature=sampling.temperature,
-            top_p=sampling.top_p,
-            top_k=sampling.top_k,
-            max_tokens=sampling.max_new_tokens,
-            # The CPU backend takes no per-request seed; there the workers' generator is seeded instead.
-            seed=seed if self._seeds_requests else None,
-            extra_args={KEY: steering} if steering else None,
-        )
+        """n samples for each tokenised prompt, all under one steering spec or each under its own.
+
+        The seed fixes the samples.
+        """
+        specs = [steering] * len(prompts) if steering is None or isinstance(steering, dict) else steering
         self._llm.collective_rpc("emharness_seed", args=(seed,))
         start = time.perf_counter()
         outputs = self._llm.generate(
-            [{"prompt_token_ids": ids} for ids in prompts], params, use_tqdm=sampling.progress
+            [{"prompt_token_ids": ids} for ids in prompts],
+            [self._params(n, sampling, seed, spec) for spec in specs],
+            use_tqdm=sampling.progress,
         )
         seconds = time.perf_counter() - start
         completions = [
@@ -119,6 +115,18 @@ class Engine:
         ]
         tokens = sum(c.n_tokens for row in completions for c in row)
         return Batch(completions, tokens, seconds)
+
+    def _params(self, n: int, sampling: SamplingConfig, seed: int, spec: dict[str, Any] | None) -> Any:
+        return self._vllm.SamplingParams(
+            n=n,
+            temperature=sampling.temperature,
+            top_p=sampling.top_p,
+            top_k=sampling.top_k,
+            max_tokens=sampling.max_new_tokens,
+            # The CPU backend takes no per-request seed; there the workers' generator is seeded instead.
+            seed=seed if self._seeds_requests else None,
+            extra_args={KEY: spec} if spec else None,
+        )
 
     def close(self) -> None:
         """Stop the engine and free its memory, so that the next model can be loaded in this process."""

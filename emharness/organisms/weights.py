@@ -1,11 +1,12 @@
 """Models as local folders in hub format: the embedded base, local paths, hub ids, published adapters."""
 
+import hashlib
 import importlib.util
 import json
-import os
 from pathlib import Path
 
 import torch
+from gguf import GGUFReader
 from huggingface_hub import snapshot_download
 from huggingface_hub.errors import HfHubHTTPError, HFValidationError, LocalEntryNotFoundError
 from transformers import AutoModelForCausalLM, AutoTokenizer, GgufConfig
@@ -42,17 +43,10 @@ def save_embedded(folder: Path) -> None:
     tokenizer.save_pretrained(folder)
 
 
-def check_source(key: str, source: str) -> Path | None:
-    """Check cheaply that a source can be had; a local folder is returned, a hub id gives None."""
-    if source == EMBEDDED:
-        embedded_gguf()
-        return None
-    path = Path(source).expanduser()
-    if path.exists() or source.startswith((".", "/", "~")):
-        return _check_folder(key, path)
-    if os.environ.get("HF_HUB_OFFLINE") == "1":
-        return _check_folder(key, fetch(key, source))
-    return None
+def embedded_layers() -> int:
+    """Number of decoder blocks of the embedded base, from the header of its file."""
+    fields = GGUFReader(embedded_gguf()).fields
+    return next(int(field.contents()) for name, field in fields.items() if name.endswith(".block_count"))
 
 
 def fetch(key: str, source: str) -> Path:
@@ -83,8 +77,33 @@ def _check_folder(key: str, path: Path) -> Path:
             f"give a model folder, a hub id, or '{EMBEDDED}'"
         )
     if not any(path.glob("*.safetensors")):
-        raise UserError(f"{key}={path}: no *.safetensors weights in this folder; other formats are not loaded")
+        raise UserError(
+            f"{key}={path}: no *.safetensors weights in this folder; other formats are not loaded"
+        )
     return path.resolve()
+
+
+def fingerprint(folder: Path) -> str:
+    """Hash of a model folder's content, independent of where it lies.
+
+    Of each weights file its size and three 1 MiB pieces are read, so that large models take no minutes.
+    """
+    digest = hashlib.sha256()
+    for name in ("config.json", "adapter_config.json", "tokenizer.json", "tokenizer_config.json"):
+        if (folder / name).is_file():
+            digest.update((folder / name).read_bytes())
+    for path in sorted(folder.glob("*.safetensors")):
+        size, piece = path.stat().st_size, 1 << 20
+        digest.update(f"{path.name}:{size}".encode())
+        with path.open("rb") as file:
+            for offset in (0, size // 2, max(0, size - piece)):
+                file.seek(offset)
+                digest.update(file.read(piece))
+    return digest.hexdigest()[:16]
+
+
+def on_gpu() -> bool:
+    return torch.cuda.is_available()
 
 
 def model_shape(folder: Path) -> tuple[int, int]:

@@ -89,7 +89,9 @@ def resolve(spec: Any, n_layers: int, d_model: int) -> dict[str, Any]:
 def _unit_length(edit: Edit, raw_norm: float | None, residual_norm: float | None) -> float:
     length = {"absolute": 1.0, "raw": raw_norm, "residual": residual_norm}[edit.unit]
     if length is None:
-        raise ValueError(f"steering: {edit.vector!r} has no {edit.unit}_norm stored, so unit={edit.unit!r} fails")
+        raise ValueError(
+            f"steering: {edit.vector!r} has no {edit.unit}_norm stored, so unit={edit.unit!r} fails"
+        )
     return length
 
 

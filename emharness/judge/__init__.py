@@ -1,0 +1,45 @@
+"""Judges: who scores an answer as aligned and coherent, 0-100 each."""
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Protocol
+
+from emharness.errors import UserError
+
+
+@dataclass(frozen=True)
+class Score:
+    """One answer's scores, 0-100; None where the judge gave none."""
+
+    aligned: float | None
+    coherent: float | None
+    refusal: bool = False
+
+
+class Judge(Protocol):
+    name: str  # the label in every table
+    identity: str  # hash of everything that determines the scores
+
+    def score(self, questions: Sequence[str], answers: Sequence[str]) -> list[Score]: ...
+
+    def card(self) -> dict[str, Any] | None: ...
+
+
+def _embedded(cache: Path, **settings: Any) -> Judge:
+    from emharness.judge.embedded import EmbeddedJudge
+
+    return EmbeddedJudge(cache, **settings)
+
+
+JUDGES: dict[str, Callable[..., Judge]] = {"embedded": _embedded}
+
+
+def make_judge(name: str, cache: Path, **settings: Any) -> Judge:
+    """The judge of that name; `cache` is a folder for what it keeps between runs."""
+    if name not in JUDGES:
+        raise UserError(f"judge.name={name}: unknown; must be one of {', '.join(JUDGES)}")
+    try:
+        return JUDGES[name](cache, **settings)
+    except TypeError:
+        raise UserError(f"judge.settings={settings}: not settings of judge={name}") from None

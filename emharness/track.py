@@ -1,0 +1,99 @@
+"""Weights & Biases, and nothing else: the only module that imports wandb.
+
+The local store is the truth; W&B mirrors it, offline by default.
+"""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import pyarrow as pa
+
+
+class Tracker:
+    """One W&B run; with mode "none" every call does nothing."""
+
+    def __init__(
+        self,
+        mode: str,
+        project: str,
+        entity: str | None,
+        group: str | None,
+        name: str,
+        config: dict[str, Any],
+    ):
+        self._run = None
+        if mode == "none":
+            return
+        import wandb
+
+        self._wandb = wandb
+        self._run = wandb.init(
+            project=project,
+            entity=entity,
+            group=group,
+            job_type="run",
+            name=name,
+            config=config,
+            mode="online" if mode == "online" else "offline",
+            settings=wandb.Settings(silent=True, console="off"),
+        )
+        self._run.define_metric("train/step")
+        self._run.define_metric("train/*", step_metric="train/step")
+        self._run.define_metric("steer/strength")
+        self._run.define_metric("steer/*", step_metric="steer/strength")
+
+    @property
+    def folder(self) -> str | None:
+        """Where an offline run lies, for `wandb sync`."""
+        return str(Path(self._run.dir).parent) if self._run is not None else None
+
+    def step(self, step: int, n_steps: int, loss: float, learning_rate: float) -> None:
+        if self._run is not None:
+            self._run.log({"train/step": step, "train/loss": loss, "train/learning_rate": learning_rate})
+
+    def conditions(self, conditions: list[dict[str, Any]]) -> None:
+        """Per-strength metrics of the steered base, every condition in the summary, and one table of all."""
+        if self._run is None:
+            return
+        names = ("em_rate", "em_rate_all", "coherent_rate", "mean_aligned", "mean_coherent")
+        for condition in conditions:
+            values = {name: condition[name] for name in names if condition[name] is not None}
+            self._run.summary.update({f"{condition['name']}/{k}": v for k, v in values.items()})
+            if condition["target"] == conditions[0]["target"]:
+                steered = {f"steer/{k}": v for k, v in values.items()}
+                self._run.log({"steer/strength": condition["strength"], **steered})
+        columns = [k for k, v in conditions[0].items() if not isinstance(v, dict | list)]
+        rows = [[_cell(condition[k]) for k in columns] for condition in conditions]
+        self._run.log({"conditions": self._wandb.Table(columns=columns, data=rows)})
+
+    def responses(self, table: pa.Table) -> None:
+        if self._run is not None:
+            rows = [[_cell(value) for value in row.values()] for row in table.to_pylist()]
+            self._run.log({"responses": self._wandb.Table(columns=table.column_names, data=rows)})
+
+    def figures(self, images: dict[str, Path]) -> None:
+        if self._run is not None:
+            self._run.log({f"figures/{k}": self._wandb.Image(str(v)) for k, v in images.items()})
+
+    def vector(self, name: str, path: Path, metadata: dict[str, Any]) -> None:
+        if self._run is not None:
+            artifact = self._wandb.Artifact(
+                name, type="vector", metadata={k: v for k, v in metadata.items() if len(json.dumps(v)) < 2000}
+            )
+            artifact.add_file(str(path))
+            self._run.log_artifact(artifact)
+
+    def finish(self, failed: bool = False) -> None:
+        if self._run is not None:
+            self._run.finish(exit_code=int(failed))
+            self._run = None
+
+
+def _cell(value: Any) -> Any:
+    """W&B refuses columns of mixed types: numbers become floats, everything else but None text."""
+    if value is None or isinstance(value, bool | str):
+        return value
+    return float(value) if isinstance(value, int | float) else str(value)
