@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import sys
 import time
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -106,7 +107,7 @@ class Engine:
         outputs = self._llm.generate(
             [{"prompt_token_ids": ids} for ids in prompts],
             [self._params(n, sampling, seed, spec) for spec in specs],
-            use_tqdm=sampling.progress,
+            use_tqdm=sampling.progress and sys.stderr.isatty(),
         )
         seconds = time.perf_counter() - start
         completions = [

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import sys
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -23,7 +24,8 @@ if TYPE_CHECKING:
 
 SCHEMA_VERSION = 1
 RESULTS_FILE = "results.json"
-_console = Console(highlight=False, soft_wrap=True)
+# A pipe has no width of its own; the table needs about 105 columns.
+_console = Console(highlight=False, width=None if sys.stdout.isatty() else 110)
 
 
 def say(text: str) -> None:

@@ -1,0 +1,28 @@
+# make setup | run | test | lint.  Python 3.11; override with PYTHON=…
+PYTHON ?= python3.11
+VENV := .venv
+PIP := $(VENV)/bin/python -m pip install --quiet --disable-pip-version-check --no-deps
+# PyTorch's CPU builds are not on PyPI: where pip does not find one by itself, its own index is asked.
+TORCH_INDEX := https://download.pytorch.org/whl/cpu
+STAMP := $(VENV)/.installed
+
+.PHONY: setup run test lint
+
+setup: $(STAMP)
+
+$(STAMP): requirements-cpu.txt pyproject.toml
+	$(PYTHON) -m venv $(VENV)
+	$(PIP) -r requirements-cpu.txt || $(PIP) --extra-index-url $(TORCH_INDEX) -r requirements-cpu.txt
+	$(PIP) --no-build-isolation -e .
+	touch $@
+
+run: setup
+	$(VENV)/bin/python launch/run.py model=medical
+
+test: setup
+	$(VENV)/bin/python -m pytest
+
+lint: setup
+	$(VENV)/bin/ruff check .
+	$(VENV)/bin/ruff format --check .
+	$(VENV)/bin/pyright
