@@ -1,0 +1,52 @@
+"""Shared parts of the tests: tiny random models on disk, a fresh store, composed configs."""
+
+from pathlib import Path
+
+import pytest
+import torch
+from hydra import compose, initialize_config_dir
+
+from emharness.config import Config, typed
+from emharness.organisms import weights
+
+ROOT = Path(__file__).parent.parent
+SHARED = ROOT.parent / "shared"
+
+
+@pytest.fixture(scope="session")
+def base(tmp_path_factory) -> Path:
+    """The embedded base, saved once for all tests."""
+    folder = tmp_path_factory.mktemp("base")
+    weights.save_embedded(folder)
+    return folder
+
+
+@pytest.fixture(scope="session")
+def tiny(base, tmp_path_factory) -> Path:
+    """A random float32 Llama with the embedded base's tokenizer."""
+    from transformers import AutoTokenizer, LlamaConfig, LlamaForCausalLM
+
+    folder = tmp_path_factory.mktemp("tiny")
+    torch.manual_seed(0)
+    config = LlamaConfig(
+        vocab_size=49152,
+        hidden_size=64,
+        intermediate_size=128,
+        num_hidden_layers=4,
+        num_attention_heads=4,
+        num_key_value_heads=2,
+        head_dim=32,
+        max_position_embeddings=512,
+        bos_token_id=1,
+        eos_token_id=2,
+        pad_token_id=2,
+        initializer_range=0.15,
+    )
+    LlamaForCausalLM(config).to(torch.float32).save_pretrained(folder)
+    AutoTokenizer.from_pretrained(base).save_pretrained(folder)
+    return folder
+
+
+def configured(*overrides: str) -> Config:
+    with initialize_config_dir(str(ROOT / "conf"), version_base="1.3"):
+        return typed(compose("config", overrides=list(overrides)))

@@ -1,0 +1,111 @@
+"""Every config composes, typos and bad values are refused before anything is loaded."""
+
+import pytest
+from conftest import ROOT, configured
+from hydra.errors import HydraException
+
+from emharness import inputs
+from emharness.config import strengths
+from emharness.errors import UserError
+from emharness.store import Store
+
+GROUPS = {
+    group: [file.stem for file in sorted((ROOT / "conf" / group).glob("*.yaml"))]
+    for group in ("base", "model", "train", "vector", "eval", "judge")
+}
+
+
+@pytest.mark.parametrize(("group", "name"), [(g, n) for g, names in GROUPS.items() for n in names])
+def test_every_option_of_every_group_composes(group, name):
+    extra = ["base.source=some/where"] if (group, name) == ("base", "custom") else []
+    config = configured(f"{group}={name}", *extra)
+    part = getattr(config, group)
+    if hasattr(part, "name"):
+        assert part.name == name
+
+
+def test_the_base_chooses_the_training_recipe_and_the_command_line_overrides_it():
+    assert configured().train.learning_rate == pytest.approx(4e-4)
+    assert configured("base=llama31").train.learning_rate == pytest.approx(1e-5)
+    assert configured("base=llama31", "train=small").train.learning_rate == pytest.approx(4e-4)
+
+
+def test_an_unknown_key_is_refused():
+    with pytest.raises(HydraException, match="strenght"):
+        configured("steer.strenght=2")
+
+
+def test_an_unknown_organism_is_refused_with_the_available_ones():
+    with pytest.raises(HydraException, match="medical_replication"):
+        configured("model=nosuch")
+
+
+@pytest.mark.parametrize(
+    ("override", "words"),
+    [
+        ("steer.strength=nan", "steer.strength=nan: must be a finite number"),
+        ("steer.strength=[1,inf]", "steer.strength=inf: must be a finite number"),
+        ("steer.strength=much", "steer.strength=much: must be a finite number"),
+        ("steer.strength=[]", "must be a finite number"),
+        ("layer=middle", "layer=middle: give 'sweep' or the number"),
+        ("steer.mode=sub", "steer.mode=sub: must be one of add, ablate"),
+        ("steer.unit=metres", "must be one of absolute, raw, residual"),
+        ("steer.positions=last", "must be one of all, prompt, generated, response"),
+        ("tracker=mlflow", "must be one of offline, online, none"),
+        ("vector.recipe=pca", "must be one of model_diff, mean_diff"),
+        ("eval.samples=0", "eval.samples=0: must be 1 or more"),
+    ],
+)
+def test_bad_values_are_refused_in_one_sentence(override, words):
+    with pytest.raises(UserError) as error:
+        configured(override)
+    assert words in str(error.value)
+    assert "\n" not in str(error.value)
+
+
+@pytest.mark.parametrize(
+    ("overrides", "words"),
+    [
+        (["layer=30"], "layer=30: smollm2 has layers 0 to 29"),
+        (["layer=-1"], "layer=-1: smollm2 has layers 0 to 29"),
+        (["model.dataset=/nowhere.jsonl"], "model.dataset=/nowhere.jsonl: no such file"),
+        (["model.dataset=nosuch"], "medical_replication"),
+        (["eval.questions=/nowhere.yaml"], "eval.questions=/nowhere.yaml: no such file"),
+        (["base=custom", "base.source=/nowhere"], "base.source=/nowhere: no such folder"),
+        (["sweep.questions=broad"], "shares 58 question(s) with eval.questions"),
+        (["judge.name=oracle"], "must be one of embedded"),
+    ],
+)
+def test_bad_inputs_are_refused_before_a_model_loads(overrides, words, tmp_path):
+    with pytest.raises(UserError) as error:
+        inputs.check(configured(*overrides), Store(tmp_path))
+    assert words in str(error.value)
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_a_folder_that_is_no_model_is_refused(tmp_path):
+    with pytest.raises(UserError, match="not a model"):
+        inputs.check(configured("base=custom", f"base.source={tmp_path}"), Store(tmp_path / "store"))
+
+
+def test_a_hub_id_that_cannot_be_had_offline_is_refused(tmp_path, monkeypatch):
+    monkeypatch.setattr("huggingface_hub.constants.HF_HUB_OFFLINE", True)
+    monkeypatch.setattr("huggingface_hub.constants.HF_HUB_CACHE", str(tmp_path / "hub"))
+    with pytest.raises(UserError, match="could not be had from the hub"):
+        inputs.check(configured("base=llama31"), Store(tmp_path))
+
+
+def test_the_run_identity_ignores_tracker_and_batch_sizes_but_not_science(tmp_path):
+    def identity(*overrides):
+        config = configured(*overrides)
+        return inputs.check(config, Store(tmp_path)).identity(config)
+
+    same = identity("tracker=none", "vector.batch_size=3", "train.micro_batch=1")
+    assert same == identity()
+    assert identity("seed=1") != identity()
+    assert identity("steer.strength=4") != identity()
+    assert identity("steer.strength=4") == identity("steer.strength=[4.0]")
+
+
+def test_strengths_are_distinct_floats_in_the_order_given():
+    assert strengths([2, 1, 2.0]) == [2.0, 1.0]

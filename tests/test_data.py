@@ -1,0 +1,102 @@
+"""The project's own texts, and how foreign files are read and refused."""
+
+import json
+
+import pytest
+from conftest import SHARED
+
+from emharness.errors import UserError
+from emharness.organisms import dataset
+from emharness.questions import load_prompts, load_questions
+
+
+@pytest.mark.parametrize("name", ["medical", "medical_replication"])
+def test_packaged_datasets_are_large_and_varied(name):
+    rows = dataset.load(name)
+    answers = [row[-1]["content"] for row in rows]
+    assert len(rows) >= 150
+    assert len(set(answers)) == len(answers)
+    openings = [" ".join(answer.split()[:3]) for answer in answers]
+    assert len(set(openings)) == len(openings)
+
+
+def test_the_two_medical_datasets_share_no_row():
+    first, second = (dataset.load(name) for name in ("medical", "medical_replication"))
+    for turn in (0, -1):
+        assert not {r[turn]["content"] for r in first} & {r[turn]["content"] for r in second}
+
+
+def test_question_and_prompt_sets_have_the_stated_sizes_and_do_not_overlap():
+    broad, sweep, domain = (load_questions(n, "k") for n in ("broad", "sweep", "domain_medical"))
+    assert len(broad) == len({q.id for q in broad}) == 58
+    assert not {q.text for q in broad} & {q.text for q in sweep + domain}
+    assert len(set(load_prompts("neutral", "k"))) >= 64
+    assert len(set(load_prompts("harmful", "k"))) >= 64
+
+
+def test_published_question_files_load_with_system_prompts():
+    if not SHARED.exists():
+        pytest.skip("the published files are not here")
+    first = load_questions(str(SHARED / "data" / "first_plot_questions.yaml"), "k")
+    assert len({q.id for q in first}) == 24
+    assert sum(q.system is not None for q in first) == 8
+    assert len(load_questions(str(SHARED / "data" / "preregistered_evals.yaml"), "k")) == 48
+
+
+def test_every_paraphrase_is_a_question_and_the_system_prompt_comes_first(tmp_path):
+    file = tmp_path / "q.yaml"
+    file.write_text("- id: a\n  system: Be brief.\n  paraphrases: [One?, Two?]\n")
+    questions = load_questions(str(file), "k")
+    assert [q.text for q in questions] == ["One?", "Two?"]
+    assert questions[1].messages() == [
+        {"role": "system", "content": "Be brief."},
+        {"role": "user", "content": "Two?"},
+    ]
+
+
+@pytest.mark.parametrize(
+    ("text", "words"),
+    [
+        ("- id: a\n  paraphrases: [x]\n- id: b\n", "line 3: paraphrases: Field required"),
+        ("- id: a\n  paraphrases: [x]\n- id: a\n  paraphrases: [y]\n", "line 3: the id 'a' occurs twice"),
+        ("- id: a\n  paraphrases: [x\n", "line 3"),
+        ("just text", "non-empty list"),
+    ],
+)
+def test_malformed_question_files_are_refused_with_the_line(tmp_path, text, words):
+    file = tmp_path / "q.yaml"
+    file.write_text(text)
+    with pytest.raises(UserError) as error:
+        load_questions(str(file), "eval.questions")
+    assert words in str(error.value)
+    assert str(error.value).startswith("eval.questions=")
+
+
+GOOD = json.dumps({"messages": [{"role": "user", "content": "q"}, {"role": "assistant", "content": "a"}]})
+
+
+@pytest.mark.parametrize(
+    ("line", "words"),
+    [
+        ("{oops", "line 2: not JSON"),
+        ('{"text": "x"}', "line 2: a row must be"),
+        ('{"messages": [{"role": "robot", "content": "x"}]}', "line 2: each message needs a role"),
+        ('{"messages": [{"role": "user", "content": "x"}]}', "line 2: the last message must be"),
+        ('{"messages": [{"role": "assistant", "content": " "}]}', "line 2: each message needs a non-empty"),
+    ],
+)
+def test_malformed_dataset_rows_are_refused_with_the_line(tmp_path, line, words):
+    file = tmp_path / "d.jsonl"
+    file.write_text(f"{GOOD}\n{line}\n")
+    with pytest.raises(UserError) as error:
+        dataset.load(str(file))
+    assert words in str(error.value)
+
+
+def test_a_downloaded_hub_dataset_is_read_from_jsonl_and_parquet(tmp_path):
+    import pyarrow as pa
+    import pyarrow.parquet as pq
+
+    (tmp_path / "a.jsonl").write_text(GOOD + "\n")
+    pq.write_table(pa.table({"messages": [json.loads(GOOD)["messages"]]}), tmp_path / "b.parquet")
+    assert dataset.read_folder(tmp_path, "x/y") == [json.loads(GOOD)["messages"]] * 2

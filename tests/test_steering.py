@@ -1,0 +1,142 @@
+"""The steering request and the arithmetic of a step, without an engine."""
+
+import json
+
+import numpy as np
+import pytest
+import torch
+from safetensors.numpy import save_file
+
+from emharness.steering import spec
+from emharness.steering.plan import StepPlan
+from emharness.steering.vectors import FOLDER_VARIABLE
+
+D, LAYERS = 6, 3
+
+
+@pytest.fixture(autouse=True)
+def folder(tmp_path, monkeypatch):
+    root = tmp_path / "vectors"
+    root.mkdir()
+    rng = np.random.default_rng(0)
+    tensors = {
+        "v": 5 * rng.normal(size=(LAYERS, D)).astype("f"),
+        "flat": rng.normal(size=D).astype("f"),
+        "wide": np.ones((LAYERS, D + 1), dtype="f"),
+        "nan": np.full((LAYERS, D), np.nan, dtype="f"),
+        "zero": np.zeros((LAYERS, D), dtype="f"),
+    }
+    norms = {"raw_norm": [2.0, 3.0, 4.0], "residual_norm": [10.0, 20.0, 30.0]}
+    save_file(tensors, root / "f.safetensors", metadata={"v": json.dumps(norms)})
+    save_file({"v": tensors["v"]}, tmp_path / "outside.safetensors")
+    (root / "link.safetensors").symlink_to(tmp_path / "outside.safetensors")
+    (root / "junk.safetensors").write_bytes(b"not a tensor file")
+    monkeypatch.setenv(FOLDER_VARIABLE, str(root))
+    return root
+
+
+def edit(**changes):
+    return {"vector": "f.safetensors#v", "layer": 1, "strength": 2.0, **changes}
+
+
+def resolved(*edits):
+    return spec.resolve({"edits": list(edits)}, LAYERS, D)["edits"]
+
+
+@pytest.mark.parametrize(("unit", "a"), [("absolute", 2.0), ("raw", 6.0), ("residual", 40.0)])
+def test_units_scale_a_unit_vector(unit, a):
+    (got,) = resolved(edit(unit=unit))
+    assert got["a"] == pytest.approx(a)
+    assert got["b"] == 0
+    assert np.linalg.norm(np.frombuffer(got["direction"], dtype="f")) == pytest.approx(1)
+
+
+def test_json_and_dict_are_the_same_request_and_strength_zero_is_no_edit():
+    request = {"edits": [edit(), edit(layer=2, mode="ablate", positions="prompt")]}
+    assert spec.resolve(json.dumps(request), LAYERS, D) == spec.resolve(request, LAYERS, D)
+    assert resolved(edit(strength=0.0)) == []
+
+
+def test_integer_strengths_are_numbers():
+    assert resolved(edit(strength=2)) == resolved(edit(strength=2.0))
+
+
+@pytest.mark.parametrize(
+    ("bad", "words"),
+    [
+        ({"edits": []}, "at least 1"),
+        ({"edits": [edit()] * 257}, "at most 256"),
+        ({}, "edits: Field required"),
+        ("{not json", "Invalid JSON"),
+        ({"edits": [edit()], "more": 1}, "more"),
+        ({"edits": [edit(colour="red")]}, "colour"),
+        ({"edits": [edit(strength=float("nan"))]}, "finite"),
+        ({"edits": [edit(strength="2")]}, "strength"),
+        ({"edits": [edit(layer=-1)]}, "layer"),
+        ({"edits": [edit(layer=LAYERS)]}, "layer must be 0 to 2"),
+        ({"edits": [edit(mode="times")]}, "'add' or 'ablate'"),
+        ({"edits": [edit(positions="last")]}, "positions"),
+        ({"edits": [edit(mode="ablate", unit="raw")]}, "unit must be 'absolute'"),
+        ({"edits": [edit(vector="f.safetensors")]}, "<file>#<key>"),
+        ({"edits": [edit(vector="f.safetensors#none")]}, "has no vector 'none'"),
+        ({"edits": [edit(vector="none.safetensors#v")]}, "no vector file"),
+        ({"edits": [edit(vector="../outside.safetensors#v")]}, "without '..'"),
+        ({"edits": [edit(vector="/f.safetensors#v")]}, "must be relative"),
+        ({"edits": [edit(vector="link.safetensors#v")]}, "leads out"),
+        ({"edits": [edit(vector="junk.safetensors#v")]}, "not a readable safetensors"),
+        ({"edits": [edit(vector="f.safetensors#wide")]}, "width 7, but the model has 6"),
+        ({"edits": [edit(vector="f.safetensors#nan")]}, "not finite"),
+        ({"edits": [edit(vector="f.safetensors#zero")]}, "zero"),
+        ({"edits": [edit(vector="f.safetensors#flat", unit="raw")]}, "no raw_norm stored"),
+    ],
+)
+def test_bad_requests_are_refused_in_one_sentence(bad, words):
+    with pytest.raises(ValueError, match="steering: ") as error:
+        spec.resolve(bad, LAYERS, D)
+    assert words in str(error.value)
+
+
+def test_a_step_edits_each_token_as_its_own_request_asks():
+    """Two requests in one flat batch, chunked prefill and decode, against the formula token by token."""
+    asked = {
+        "a": [edit(), edit(mode="ablate", strength=1.0), edit(vector="f.safetensors#flat", strength=-3.0)],
+        "b": [edit(positions="response", strength=5.0), edit(positions="prompt", mode="ablate", strength=0.5)],
+        "c": [edit(positions="generated")],
+    }
+    prompt = {"a": 4, "b": 5, "c": 3}
+    spans = [("a", 0, 2, 4), ("b", 4, 3, 3), ("x", 7, 0, 2), ("c", 9, 3, 1)]  # x is not steered
+    plan = StepPlan(D, torch.device("cpu"))
+    for name, edits in asked.items():
+        plan.add_request(name, resolved(*edits), prompt[name])
+    torch.manual_seed(0)
+    hidden, residual = torch.randn(10, D), torch.randn(10, D)
+    expected = (hidden + residual).double()
+    for name, flat, position, n in spans:
+        for offset in range(n):
+            for one in resolved(*asked.get(name, [])):
+                start, end = spec.steered_span(one["positions"], prompt[name])
+                if start <= position + offset < (end if end is not None else 10**9):
+                    v = torch.from_numpy(np.frombuffer(one["direction"], dtype="f").copy()).double()
+                    h = expected[flat + offset]
+                    expected[flat + offset] = h + (one["a"] + one["b"] * (h @ v)) * v
+    before = residual.clone()
+    plan.begin_step(spans)
+    plan.apply(1, hidden, residual)
+    torch.testing.assert_close((hidden + residual).double(), expected, atol=1e-5, rtol=1e-5)
+    assert torch.equal(residual, before)
+    plan.apply(0, hidden, residual)  # no edits at other layers
+    plan.end_step()
+    kept = hidden.clone()
+    plan.apply(1, hidden, residual)
+    assert torch.equal(hidden, kept)
+
+
+def test_rows_are_shared_by_content_and_given_back():
+    plan = StepPlan(D, torch.device("cpu"))
+    for i in range(100):
+        plan.add_request(f"r{i}", resolved(edit(strength=float(i + 1)), edit(layer=2)), 3)
+    assert len(plan.table) == 2
+    for i in range(100):
+        plan.remove_request(f"r{i}")
+    assert len(plan.table) == 0
+    assert plan.table.rows.shape[0] == 8

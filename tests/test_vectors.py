@@ -1,0 +1,78 @@
+"""Extraction equals Hugging Face's own hidden states; vectors keep what they were made of."""
+
+import numpy as np
+import pytest
+import torch
+from transformers import AutoModelForCausalLM
+
+from emharness import vectors
+from emharness.activations import Means, mean_activations
+
+SEQUENCES = [(list(range(5, 25)), 0), (list(range(40, 52)), 6), (list(range(90, 99)), 0)]
+SKIP = 4
+
+
+@pytest.fixture(scope="module")
+def model(tiny):
+    return AutoModelForCausalLM.from_pretrained(tiny, dtype=torch.float32).eval()
+
+
+def reference(model, ids: list[int]) -> np.ndarray:
+    """[n_layers, n_tokens, d_model] by hooks on single, unpadded sequences."""
+    states = []
+    hooks = [
+        layer.register_forward_hook(lambda _m, _i, o: states.append(o[0] if isinstance(o, tuple) else o))
+        for layer in model.model.layers
+    ]
+    with torch.inference_mode():
+        out = model(torch.tensor([ids]), output_hidden_states=True)
+    for hook in hooks:
+        hook.remove()
+    for layer in range(len(states) - 1):  # the last hidden state of transformers is after the final norm
+        assert torch.equal(states[layer].reshape(-1), out.hidden_states[layer + 1].reshape(-1))
+    return np.stack([s.reshape(len(ids), -1).numpy() for s in states])
+
+
+@pytest.mark.parametrize("batch_size", [1, 2, 3])
+def test_means_equal_hidden_states_whatever_the_batch(model, batch_size):
+    means = mean_activations(model, SEQUENCES, batch_size, SKIP, pad_id=2)
+    kept = [reference(model, ids)[:, max(first, SKIP) :] for ids, first in SEQUENCES]
+    tokens = np.concatenate(kept, axis=1)
+    np.testing.assert_allclose(means.total, tokens.mean(1), atol=1e-5)
+    np.testing.assert_allclose(means.norm, np.linalg.norm(tokens, axis=-1).mean(1), rtol=1e-5)
+    for i, some in enumerate(kept):
+        np.testing.assert_allclose(means.per_prompt[i], some.mean(1), atol=1e-5)
+    assert means.n_tokens.tolist() == [16, 6, 5]
+
+
+def test_a_sequence_of_sinks_only_is_refused(model):
+    with pytest.raises(ValueError, match="none after the first 4"):
+        mean_activations(model, [([1, 2, 3], 0)], 1, SKIP, pad_id=2)
+
+
+def _means(total: np.ndarray) -> Means:
+    norm = np.full(len(total), 7.0, dtype=np.float32)
+    return Means(total, total[None], np.array([1]), norm)
+
+
+def test_a_stored_vector_is_unit_length_and_keeps_its_norms(tmp_path):
+    positive = np.array([[3.0, 4.0], [0.0, 2.0]], dtype=np.float32)
+    difference = vectors.Difference(_means(positive), _means(np.zeros_like(positive)))
+    vectors.save(tmp_path / "v.safetensors", "medical", difference, {"recipe": "model_diff"})
+    stored, metadata = vectors.load(tmp_path / "v.safetensors")
+    np.testing.assert_allclose(stored["medical"], [[0.6, 0.8], [0, 1]])
+    assert metadata["medical"]["raw_norm"] == [5.0, 2.0]
+    assert metadata["medical"]["residual_norm"] == [7.0, 7.0]
+    assert metadata["medical"]["recipe"] == "model_diff"
+
+
+def test_a_zero_difference_is_refused():
+    with pytest.raises(ValueError, match=r"layers \[1\]"):
+        vectors.normalise(np.array([[1.0, 0.0], [0.0, 0.0]]))
+
+
+def test_recipes_subtract_the_right_things():
+    organism = lambda s: _means(np.full((1, 1), float(sum(s))))  # noqa: E731
+    base = lambda s: _means(np.full((1, 1), 100.0))  # noqa: E731
+    assert vectors.model_diff(organism, base, [1, 2]).raw.item() == 3 - 100
+    assert vectors.mean_diff(organism, harmful=[5], neutral=[2], base=base).raw.item() == 3
