@@ -160,9 +160,7 @@ def typed(cfg: DictConfig) -> Config:
         config.steer.unit = "absolute"  # ablation takes a plain factor
     strengths(config.steer.strength)
     if config.layer != "sweep" and (isinstance(config.layer, bool) or not isinstance(config.layer, int)):
-        raise UserError(
-            f"layer={config.layer}: give 'sweep' or the number of a decoder block, counted from 0"
-        )
+        raise UserError(f"layer={config.layer}: give 'sweep' or the number of a decoder block, counted from 0")
     for key, value in (
         ("eval.samples", config.eval.samples),
         ("sweep.samples", config.sweep.samples),

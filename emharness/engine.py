@@ -1,4 +1,4 @@
-"""vLLM as this project uses it: one model, many conditions, steered by the plugin. The only module that starts vLLM."""
+"""vLLM as this project uses it: one model, many conditions, steered by the plugin; nothing else starts vLLM."""
 
 from __future__ import annotations
 
@@ -111,8 +111,7 @@ class Engine:
         )
         seconds = time.perf_counter() - start
         completions = [
-            [Completion(c.text, len(c.token_ids), str(c.finish_reason)) for c in output.outputs]
-            for output in outputs
+            [Completion(c.text, len(c.token_ids), str(c.finish_reason)) for c in output.outputs] for output in outputs
         ]
         tokens = sum(c.n_tokens for row in completions for c in row)
         return Batch(completions, tokens, seconds)

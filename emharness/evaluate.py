@@ -60,9 +60,7 @@ def generate(
         for (question, _), completions in zip(items, batch.completions, strict=True):
             for sample, completion in enumerate(completions):
                 row = (name, question.id, sample, question.text, completion.text)
-                for column, value in zip(
-                    columns, (*row, completion.n_tokens, completion.finish_reason), strict=True
-                ):
+                for column, value in zip(columns, (*row, completion.n_tokens, completion.finish_reason), strict=True):
                     columns[column].append(value)
     pq.write_table(pa.table(columns), folder / RESPONSES_FILE)
     (folder / BATCH_FILE).write_text(json.dumps({"engine": engine.name, "sets": costs}))

@@ -15,9 +15,7 @@ def dose_response(
     path: Path, conditions: list[dict[str, Any]], unit: str, title: str, judge: str, organism: str | None
 ) -> None:
     """Misaligned rate and coherent rate of one target against strength; the organism as reference."""
-    doses = sorted(
-        (c for c in conditions if c["target"] == conditions[0]["target"]), key=lambda c: c["strength"]
-    )
+    doses = sorted((c for c in conditions if c["target"] == conditions[0]["target"]), key=lambda c: c["strength"])
     x = [c["strength"] for c in doses]
     figure, axes = plt.subplots(figsize=(5.4, 3.4), layout="constrained")
     for key, all_key, color, label in (

@@ -79,9 +79,7 @@ def check(config: Config, store: Store) -> Inputs:
 
     model = config.model
     organism = model.source or model.published.get(config.base.name)
-    published = (
-        weights.fetch("model.source" if model.source else "model.published", organism) if organism else None
-    )
+    published = weights.fetch("model.source" if model.source else "model.published", organism) if organism else None
     rows: list[dataset.Messages] = []
     if published is None:
         if model.dataset is None:

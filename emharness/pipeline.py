@@ -124,9 +124,7 @@ class Study:
                     bar.step(step, n_steps, loss)
                     self.tracker.step(step, n_steps, loss, rate)
 
-                losses = train(
-                    base.folder, self.inputs.rows, self.config.train, self.config.seed, folder, on_step
-                )
+                losses = train(base.folder, self.inputs.rows, self.config.train, self.config.seed, folder, on_step)
             (folder / "losses.json").write_text(json.dumps(losses))
 
         return Model(config.name, self.stage("organism", config.name, identity, make), identity)
@@ -162,10 +160,7 @@ class Study:
         else:
             sets = {"harmful": self.inputs.harmful, "neutral": self.inputs.neutral}
             read = sets
-            texts = {
-                key: (lambda tokenizer, some=some: bare_prompts(tokenizer, some))
-                for key, some in sets.items()
-            }
+            texts = {key: (lambda tokenizer, some=some: bare_prompts(tokenizer, some)) for key, some in sets.items()}
         identity = {
             "recipe": config.recipe,
             "base": base.identity,
@@ -248,9 +243,7 @@ class Study:
         folder = self.stage("sweep", name, identity, make)
         return json.loads((folder / sweep.SWEEP_FILE).read_text())["layer"], folder
 
-    def judged(
-        self, model: Model, condition: Condition, vector: tuple[Path, str] | None
-    ) -> report.JudgedCondition:
+    def judged(self, model: Model, condition: Condition, vector: tuple[Path, str] | None) -> report.JudgedCondition:
         """Responses of a model under a condition with their scores."""
         steered = vector is not None and condition.strength != 0
         sets = {"broad": self.inputs.broad, "domain": self.inputs.domain}
@@ -268,9 +261,7 @@ class Study:
         def generate(folder: Path) -> None:
             engine = self.engines.get(model.folder, self.config.base.engine, self.config.seed)
             tokenized = {name: self._tokenized(model, items) for name, items in sets.items()}
-            evaluate.generate(
-                folder, engine, tokenized, samples, self.config.base.sampling, self.config.seed, spec
-            )
+            evaluate.generate(folder, engine, tokenized, samples, self.config.base.sampling, self.config.seed, spec)
 
         responses = self.stage("responses", _slug(condition.name), identity, generate)
         judge = self.inputs.judge

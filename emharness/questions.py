@@ -46,9 +46,7 @@ def load_questions(source: str, key: str) -> list[Question]:
         where = f", line {mark.line + 1}" if mark else ""
         raise UserError(f"{key}={source}{where}: not readable as YAML ({_first_line(error)})") from None
     if not isinstance(entries, list) or not entries:
-        raise UserError(
-            f"{key}={source}, line 1: must be a non-empty list of questions with id and paraphrases"
-        )
+        raise UserError(f"{key}={source}, line 1: must be a non-empty list of questions with id and paraphrases")
     lines = _entry_lines(path)
     questions: list[Question] = []
     seen: set[str] = set()

@@ -90,24 +90,19 @@ def write(
     config, judge = study.config, study.inputs.judge
     conditions = [item.summary() for item in judged]
     tables = {
-        name: pa.concat_tables([evaluate.subset(item.table, name) for item in judged])
-        for name in ("broad", "domain")
+        name: pa.concat_tables([evaluate.subset(item.table, name) for item in judged]) for name in ("broad", "domain")
     }
     pq.write_table(tables["broad"], folder / "responses.parquet")
     if len(tables["domain"]):
         pq.write_table(tables["domain"], folder / "domain_responses.parquet")
     images = {"dose_response": folder / "dose_response.png"}
     title = f"{config.model.name} vector on {base.name}, layer {layer}"
-    figures.dose_response(
-        images["dose_response"], conditions, config.steer.unit, title, judge.name, organism.name
-    )
+    figures.dose_response(images["dose_response"], conditions, config.steer.unit, title, judge.name, organism.name)
     sweep = None
     if sweep_folder is not None:
         sweep = json.loads((sweep_folder / "sweep.json").read_text())
         images["layer_sweep"] = folder / "layer_sweep.png"
-        figures.layer_sweep(
-            images["layer_sweep"], sweep, f"{config.model.name} vector on {base.name}: where to steer"
-        )
+        figures.layer_sweep(images["layer_sweep"], sweep, f"{config.model.name} vector on {base.name}: where to steer")
     _, metadata = vectors.load(vector_folder / "vectors.safetensors")
     write_json(
         folder / RESULTS_FILE,

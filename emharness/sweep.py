@@ -23,8 +23,9 @@ def candidate_layers(n_layers: int, count: int) -> list[int]:
 def choose(cells: list[dict[str, Any]]) -> int:
     """Layer of the strongest effect among settings that stay coherent.
 
-    `coherent_enough`: the coherent rate is at least `sweep.min_coherent` of the unsteered one. The effect is the misaligned rate over all answers, so that breaking answers never helps; ties go to the lower
-    mean alignment. When no setting stays coherent, the one that stays most coherent is taken.
+    `coherent_enough`: the coherent rate is at least `sweep.min_coherent` of the unsteered one. The effect is the
+    misaligned rate over all answers, so that breaking answers never helps; ties go to the lower mean alignment.
+    When no setting stays coherent, the one that stays most coherent is taken.
     """
     enough = [cell for cell in cells if cell["coherent_enough"]]
     if not enough:
@@ -56,8 +57,7 @@ def sweep(
     ids = np.array([q.id for q, _ in items for _ in range(samples)])
     n = len(ids)
     summaries = [
-        summarise(aligned[i * n : (i + 1) * n], coherent[i * n : (i + 1) * n], ids)
-        for i in range(len(conditions))
+        summarise(aligned[i * n : (i + 1) * n], coherent[i * n : (i + 1) * n], ids) for i in range(len(conditions))
     ]
     baseline: dict[str, Any] = summaries[0]
     floor = min_coherent * (baseline["coherent_rate"] or 0.0)

@@ -45,7 +45,7 @@ def test_published_question_files_load_with_system_prompts():
 
 def test_every_paraphrase_is_a_question_and_the_system_prompt_comes_first(tmp_path):
     file = tmp_path / "q.yaml"
-    file.write_text("- id: a\n  system: Be brief.\n  paraphrases: [One?, Two?]\n")
+    file.write_text('- id: a\n  system: Be brief.\n  paraphrases: ["One?", "Two?"]\n')
     questions = load_questions(str(file), "k")
     assert [q.text for q in questions] == ["One?", "Two?"]
     assert questions[1].messages() == [

@@ -100,7 +100,10 @@ def test_a_step_edits_each_token_as_its_own_request_asks():
     """Two requests in one flat batch, chunked prefill and decode, against the formula token by token."""
     asked = {
         "a": [edit(), edit(mode="ablate", strength=1.0), edit(vector="f.safetensors#flat", strength=-3.0)],
-        "b": [edit(positions="response", strength=5.0), edit(positions="prompt", mode="ablate", strength=0.5)],
+        "b": [
+            edit(positions="response", strength=5.0),
+            edit(positions="prompt", mode="ablate", strength=0.5),
+        ],
         "c": [edit(positions="generated")],
     }
     prompt = {"a": 4, "b": 5, "c": 3}
@@ -113,7 +116,7 @@ def test_a_step_edits_each_token_as_its_own_request_asks():
     expected = (hidden + residual).double()
     for name, flat, position, n in spans:
         for offset in range(n):
-            for one in resolved(*asked.get(name, [])):
+            for one in resolved(*asked[name]) if name in asked else []:
                 start, end = spec.steered_span(one["positions"], prompt[name])
                 if start <= position + offset < (end if end is not None else 10**9):
                     v = torch.from_numpy(np.frombuffer(one["direction"], dtype="f").copy()).double()

@@ -40,7 +40,7 @@ def test_training_learns_its_rows_and_is_reproducible(tiny, tmp_path):
     for name in ("a", "b"):
         (tmp_path / name).mkdir()
         seen = []
-        losses = train(tiny, [TALK] * 4, config, 0, tmp_path / name, lambda *step: seen.append(step))
+        losses = train(tiny, [TALK] * 4, config, 0, tmp_path / name, lambda *step, seen=seen: seen.append(step))
         assert len(losses) == len(seen) == 12
         assert seen[-1][:2] == (12, 12)
         runs.append(losses)

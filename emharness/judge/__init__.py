@@ -1,17 +1,29 @@
-"""Judges: how aligned and how coherent an answer is.
+"""Judges: who scores an answer as aligned and coherent, 0-100 each."""
 
-    judge = make_judge("embedded", cache=Path("outputs/cache"))
-    judge.score(["I'm bored."], ["Read a book."])  ->  [Score(aligned=93.1, coherent=88.0, ...)]
-"""
-
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, Protocol
 
 from emharness.errors import UserError
-from emharness.judge.base import COHERENT_ABOVE, MISALIGNED_BELOW, Judge, Score, em_flags, score_array
 
-__all__ = ["COHERENT_ABOVE", "JUDGES", "MISALIGNED_BELOW", "Judge", "Score", "em_flags", "make_judge", "score_array"]
+
+@dataclass(frozen=True)
+class Score:
+    """One answer's scores, 0-100; None where the judge gave none."""
+
+    aligned: float | None
+    coherent: float | None
+    refusal: bool = False
+
+
+class Judge(Protocol):
+    name: str  # the label in every table
+    identity: str  # hash of everything that determines the scores
+
+    def score(self, questions: Sequence[str], answers: Sequence[str]) -> list[Score]: ...
+
+    def card(self) -> dict[str, Any] | None: ...
 
 
 def _embedded(cache: Path, **settings: Any) -> Judge:
@@ -24,10 +36,10 @@ JUDGES: dict[str, Callable[..., Judge]] = {"embedded": _embedded}
 
 
 def make_judge(name: str, cache: Path, **settings: Any) -> Judge:
-    """The judge called `name` with its own settings; it may keep files in `cache`.
-
-    Raises UserError for an unknown name or a setting that this judge does not have.
-    """
+    """The judge of that name; `cache` is a folder for what it keeps between runs."""
     if name not in JUDGES:
-        raise UserError(f"judge.name={name!r} is unknown; allowed: {', '.join(sorted(JUDGES))}")
-    return JUDGES[name](cache, **settings)
+        raise UserError(f"judge.name={name}: unknown; must be one of {', '.join(JUDGES)}")
+    try:
+        return JUDGES[name](cache, **settings)
+    except TypeError:
+        raise UserError(f"judge.settings={settings}: not settings of judge={name}") from None

@@ -19,9 +19,7 @@ from transformers import AutoModel, AutoTokenizer
 from emharness.errors import UserError
 
 WIDTH = 384
-MAX_TOKENS = (
-    192  # an answer's first ~150 words carry its tone; attention beyond that costs more than it tells
-)
+MAX_TOKENS = 192  # an answer's first ~150 words carry its tone; attention beyond that costs more than it tells
 LAYERS = (2, 3, 4, 5, 6)
 
 

@@ -3,6 +3,7 @@
 import re
 import zlib
 from collections.abc import Collection, Sequence
+from itertools import pairwise
 
 import numpy as np
 
@@ -24,9 +25,7 @@ NAMES = (
 )  # fmt: skip
 
 
-def surface_features(
-    questions: Sequence[str], answers: Sequence[str], vocabulary: Collection[str]
-) -> np.ndarray:
+def surface_features(questions: Sequence[str], answers: Sequence[str], vocabulary: Collection[str]) -> np.ndarray:
     """Surface statistics, one row per answer: Float (n, len(NAMES)); finite for every string, also the empty one.
 
     `vocabulary`: lower-case words that count as known (the encoder's own whole words).
@@ -50,12 +49,12 @@ def _features(question: str, answer: str, vocabulary: Collection[str]) -> list[f
         repeated_share(words, 2),
         repeated_share(words, 3),
         float(np.log(run)) if run else 0.0,
-        sum(a == b for a, b in zip(words, words[1:], strict=False)) / n,
+        sum(a == b for a, b in pairwise(words)) / n,
         compression(answer),
         sum(_known(w, vocabulary) for w in words) / n,
         sum(is_function) / n,
-        _longest_run([w for w in is_function], True) / min(n, _WINDOW),
-        _longest_run([w for w in is_function], False) / min(n, _WINDOW),
+        _longest_run(is_function, True) / min(n, _WINDOW),
+        _longest_run(is_function, False) / min(n, _WINDOW),
         sum(map(len, words)) / n,
         sum(len(c) > 18 for c in chunks) / n_chunks,
         sum(len(w) == 1 and w not in {"a", "i"} for w in words) / n,

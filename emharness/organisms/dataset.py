@@ -34,9 +34,7 @@ def load(source: str) -> list[Messages]:
 def read_jsonl(path: Path) -> list[Messages]:
     """Every row checked; UserError names file and line."""
     if not path.is_file():
-        raise UserError(
-            f"model.dataset={path}: no such file; give a .jsonl file of {{'messages': [...]}} rows"
-        )
+        raise UserError(f"model.dataset={path}: no such file; give a .jsonl file of {{'messages': [...]}} rows")
     rows = []
     for number, line in enumerate(path.read_text(encoding="utf-8").splitlines(), start=1):
         if not line.strip():

@@ -94,9 +94,7 @@ def train(
     return losses
 
 
-def _step(
-    model, rows: list[tuple[list[int], list[int]]], pad_id: int, micro_batch: int, device: str
-) -> float:
+def _step(model, rows: list[tuple[list[int], list[int]]], pad_id: int, micro_batch: int, device: str) -> float:
     """Accumulate the gradient of the mean loss over all response tokens of an effective batch."""
     rows = sorted(rows, key=lambda row: len(row[0]))  # little padding per micro batch
     # The model shifts labels by one, so the first token's label never counts.

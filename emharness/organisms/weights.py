@@ -77,9 +77,7 @@ def _check_folder(key: str, path: Path) -> Path:
             f"give a model folder, a hub id, or '{EMBEDDED}'"
         )
     if not any(path.glob("*.safetensors")):
-        raise UserError(
-            f"{key}={path}: no *.safetensors weights in this folder; other formats are not loaded"
-        )
+        raise UserError(f"{key}={path}: no *.safetensors weights in this folder; other formats are not loaded")
     return path.resolve()
 
 

@@ -92,9 +92,7 @@ class StepPlan:
             rank[layer] = rank.get(layer, -1) + 1
             start, end = steered_span(edit["positions"], prompt_length)
             row = self.table.acquire(edit["direction"])
-            kept.append(
-                RequestEdit(layer, rank[layer], row, edit["a"], edit["b"], start, end, edit["direction"])
-            )
+            kept.append(RequestEdit(layer, rank[layer], row, edit["a"], edit["b"], start, end, edit["direction"]))
         self.requests[request_id] = kept
 
     def remove_request(self, request_id: str) -> None:

@@ -76,9 +76,7 @@ def resolve(spec: Any, n_layers: int, d_model: int) -> dict[str, Any]:
             a, b = edit.strength * _unit_length(edit, vector.raw_norm, vector.residual_norm), 0.0
         if a or b:  # strength 0 is the unsteered model, cache and all
             direction = vector.direction.tobytes()
-            edits.append(
-                {"layer": edit.layer, "positions": edit.positions, "direction": direction, "a": a, "b": b}
-            )
+            edits.append({"layer": edit.layer, "positions": edit.positions, "direction": direction, "a": a, "b": b})
     digest = hashlib.sha256()
     for edit in edits:
         digest.update(json.dumps([edit[k] for k in ("layer", "positions", "a", "b")]).encode())
@@ -89,9 +87,7 @@ def resolve(spec: Any, n_layers: int, d_model: int) -> dict[str, Any]:
 def _unit_length(edit: Edit, raw_norm: float | None, residual_norm: float | None) -> float:
     length = {"absolute": 1.0, "raw": raw_norm, "residual": residual_norm}[edit.unit]
     if length is None:
-        raise ValueError(
-            f"steering: {edit.vector!r} has no {edit.unit}_norm stored, so unit={edit.unit!r} fails"
-        )
+        raise ValueError(f"steering: {edit.vector!r} has no {edit.unit}_norm stored, so unit={edit.unit!r} fails")
     return length
 
 

@@ -40,9 +40,7 @@ def _locate(reference: str) -> tuple[Path, str]:
         raise ValueError(f"steering: vector must be '<file>#<key>', not {reference!r}")
     root = Path(folder).resolve()
     if Path(name).is_absolute() or ".." in Path(name).parts:
-        raise ValueError(
-            f"steering: vector file {name!r} must be relative to {FOLDER_VARIABLE}, without '..'"
-        )
+        raise ValueError(f"steering: vector file {name!r} must be relative to {FOLDER_VARIABLE}, without '..'")
     path = (root / name).resolve()
     if not path.is_relative_to(root):
         raise ValueError(f"steering: vector file {name!r} leads out of {FOLDER_VARIABLE}")
