@@ -64,6 +64,7 @@ class Engine:
         os.environ.setdefault("VLLM_NO_USAGE_STATS", "1")
         os.environ[FOLDER_VARIABLE] = str(vectors)
         import vllm
+        from vllm.platforms import current_platform
 
         self.name = f"vllm-{vllm.__version__}"
         self.model = str(model)
@@ -79,7 +80,7 @@ class Engine:
             worker_extension_cls=f"{__name__}.{WorkerExtension.__name__}",
             **config.extra,
         )
-        self._seeds_requests = vllm.platforms.current_platform.is_cuda_alike()
+        self._seeds_requests = current_platform.is_cuda_alike()
         layers = self._llm.llm_engine.model_config.hf_text_config.num_hidden_layers
         hooked = self._llm.collective_rpc("emharness_hooked_layers")
         if set(hooked) != {layers}:

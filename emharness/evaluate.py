@@ -99,7 +99,7 @@ def to_numpy(column: pa.ChunkedArray) -> np.ndarray:
 
 
 def subset(table: pa.Table, name: str) -> pa.Table:
-    return table.filter(pa.compute.equal(table["set"], name)).drop_columns(["set"])
+    return table.filter(pa.array([value == name for value in table["set"].to_pylist()])).drop_columns(["set"])
 
 
 def metrics(table: pa.Table) -> dict[str, Any]:

@@ -1,5 +1,7 @@
 """Rates and intervals over judged responses; pure functions of arrays."""
 
+from typing import Any
+
 import numpy as np
 from scipy.stats import norm
 
@@ -48,7 +50,7 @@ def cluster_bootstrap(
     return float(lo), float(hi)
 
 
-def summarise(aligned: np.ndarray, coherence: np.ndarray, questions: np.ndarray) -> dict[str, object]:
+def summarise(aligned: np.ndarray, coherence: np.ndarray, questions: np.ndarray) -> dict[str, Any]:
     """The rates of one condition. Scores are [n] with NaN where unscored.
 
     em_rate is over coherent, scored responses; em_rate_all over all responses, scored or not. Rates over

@@ -16,7 +16,7 @@ from rich.table import Table
 
 from emharness import evaluate, figures, vectors
 from emharness.evaluate import BATCH_FILE, Condition
-from emharness.store import write_json
+from emharness.store import key_of, write_json
 from emharness.versions import versions
 
 if TYPE_CHECKING:
@@ -108,7 +108,7 @@ def write(
         folder / RESULTS_FILE,
         {
             "schema_version": SCHEMA_VERSION,
-            "run_key": folder.name.rsplit("-", 1)[-1],
+            "run_key": key_of(study.inputs.identity(config)),
             "config": asdict(config),
             **versions(),
             "conditions": conditions,

@@ -29,6 +29,7 @@ class Tracker:
             return
         import wandb
 
+        self._table: Any = wandb.Table
         self._wandb = wandb
         self._run = wandb.init(
             project=project,
@@ -67,12 +68,12 @@ class Tracker:
                 self._run.log({"steer/strength": condition["strength"], **steered})
         columns = [k for k, v in conditions[0].items() if not isinstance(v, dict | list)]
         rows = [[_cell(condition[k]) for k in columns] for condition in conditions]
-        self._run.log({"conditions": self._wandb.Table(columns=columns, data=rows)})
+        self._run.log({"conditions": self._table(columns=columns, data=rows)})
 
     def responses(self, table: pa.Table) -> None:
         if self._run is not None:
             rows = [[_cell(value) for value in row.values()] for row in table.to_pylist()]
-            self._run.log({"responses": self._wandb.Table(columns=table.column_names, data=rows)})
+            self._run.log({"responses": self._table(columns=table.column_names, data=rows)})
 
     def figures(self, images: dict[str, Path]) -> None:
         if self._run is not None:
