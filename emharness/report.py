@@ -167,3 +167,16 @@ def show(folder: Path) -> None:
 
 def _percent(rate: float | None) -> str:
     return "–" if rate is None else f"{100 * rate:.1f} %"
+
+
+def show_bench(ratios: list[dict[str, Any]], speeds: dict[str, list[float]]) -> None:
+    table = Table(title="ratios, median of repetitions in turns", title_justify="left")
+    for column in ("ratio", "median", "spread", "goal", "reached"):
+        table.add_column(column, justify="left" if column == "ratio" else "right", no_wrap=True)
+    for r in ratios:
+        goal = "" if r["goal"] is None else f"{r['goal']:.2f}"
+        reached = "" if r["goal"] is None else "yes" if r["median"] >= r["goal"] else "no"
+        table.add_row(r["name"], f"{r['median']:.3f}", f"{r['low']:.3f} – {r['high']:.3f}", goal, reached)
+    _console.print(table)
+    for name, values in speeds.items():
+        say(f"{name}: " + ", ".join(f"{value:.0f}" for value in values) + " tokens/s")

@@ -23,6 +23,7 @@ class Tracker:
         group: str | None,
         name: str,
         config: dict[str, Any],
+        job_type: str = "run",
     ):
         self._run = None
         if mode == "none":
@@ -35,7 +36,7 @@ class Tracker:
             project=project,
             entity=entity,
             group=group,
-            job_type="run",
+            job_type=job_type,
             name=name,
             config=config,
             mode="online" if mode == "online" else "offline",
@@ -66,9 +67,13 @@ class Tracker:
             if condition["target"] == conditions[0]["target"]:
                 steered = {f"steer/{k}": v for k, v in values.items()}
                 self._run.log({"steer/strength": condition["strength"], **steered})
-        columns = [k for k, v in conditions[0].items() if not isinstance(v, dict | list)]
-        rows = [[_cell(condition[k]) for k in columns] for condition in conditions]
-        self._run.log({"conditions": self._table(columns=columns, data=rows)})
+        self.table("conditions", conditions)
+
+    def table(self, name: str, rows: list[dict[str, Any]]) -> None:
+        """Rows with the same plain keys as a Table; nested values stay out."""
+        if self._run is not None:
+            columns = [k for k, v in rows[0].items() if not isinstance(v, dict | list)]
+            self._run.log({name: self._table(columns=columns, data=[[_cell(row[k]) for k in columns] for row in rows])})
 
     def responses(self, table: pa.Table) -> None:
         if self._run is not None:

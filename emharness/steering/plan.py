@@ -5,6 +5,7 @@ passes; a pass has at most one edit per token, and the r-th edit that a request 
 is in pass r, so edits of one request act in its order while a pass is one vectorised update.
 """
 
+import itertools
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -13,15 +14,17 @@ import torch
 
 from emharness.steering.spec import steered_span
 
+_CAPACITY = 8  # rows of an idle vector table
+
 
 class VectorTable:
     """Directions of the living requests, `[capacity, d_model]` float32, shared by content, freed by count."""
 
     def __init__(self, d_model: int, device: torch.device):
-        self.rows = torch.zeros(8, d_model, device=device)
+        self.rows = torch.zeros(_CAPACITY, d_model, device=device)
         self._row_of: dict[bytes, int] = {}
         self._count: dict[bytes, int] = {}
-        self._free = list(range(8))
+        self._free = list(range(_CAPACITY))
 
     def __len__(self) -> int:
         return len(self._row_of)
@@ -44,20 +47,31 @@ class VectorTable:
         if self._count[direction] == 0:
             del self._count[direction]
             self._free.append(self._row_of.pop(direction))
+            if not self._row_of:  # idle: the memory of a large batch goes back
+                self.rows = self.rows[:_CAPACITY].clone()
+                self._free = list(range(_CAPACITY))
 
 
 @dataclass(frozen=True)
-class RequestEdit:
-    """One edit of one living request, with its place in the vector table."""
+class RequestEdits:
+    """The edits of one living request as columns [n_edits], and what they hold in the vector table."""
 
-    layer: int
-    rank: int  # how many edits of the same request precede it at this layer
-    row: int
-    a: float
-    b: float
-    start: int
-    end: int | None
-    direction: bytes
+    columns: np.ndarray  # see COLUMNS
+    directions: list[bytes]
+
+
+COLUMNS = np.dtype(
+    [
+        ("layer", np.int64),
+        ("rank", np.int64),  # how many edits of the same request precede it at this layer
+        ("row", np.int64),  # of the vector table
+        ("a", np.float32),
+        ("b", np.float32),
+        ("start", np.int64),  # steered absolute positions [start, end)
+        ("end", np.int64),
+    ]
+)
+_FOREVER = np.iinfo(np.int64).max
 
 
 @dataclass(frozen=True)
@@ -77,7 +91,7 @@ class StepPlan:
     d_model: int
     device: torch.device
     table: VectorTable = field(init=False)
-    requests: dict[str, list[RequestEdit]] = field(default_factory=dict)
+    requests: dict[str, RequestEdits] = field(default_factory=dict)
     passes: dict[int, list[Pass]] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
@@ -86,48 +100,56 @@ class StepPlan:
     def add_request(self, request_id: str, edits: list[dict[str, Any]], prompt_length: int) -> None:
         """Register a request with the resolved edits of `spec.resolve`."""
         rank: dict[int, int] = {}
-        kept = []
-        for edit in edits:
+        columns = np.empty(len(edits), COLUMNS)
+        for i, edit in enumerate(edits):
             layer = edit["layer"]
             rank[layer] = rank.get(layer, -1) + 1
             start, end = steered_span(edit["positions"], prompt_length)
             row = self.table.acquire(edit["direction"])
-            kept.append(RequestEdit(layer, rank[layer], row, edit["a"], edit["b"], start, end, edit["direction"]))
-        self.requests[request_id] = kept
+            columns[i] = (layer, rank[layer], row, edit["a"], edit["b"], start, _FOREVER if end is None else end)
+        self.requests[request_id] = RequestEdits(columns, [edit["direction"] for edit in edits])
 
     def remove_request(self, request_id: str) -> None:
-        for edit in self.requests.pop(request_id, ()):
-            self.table.release(edit.direction)
+        removed = self.requests.pop(request_id, None)
+        for direction in removed.directions if removed else ():
+            self.table.release(direction)
 
     def begin_step(self, spans: list[tuple[str, int, int, int]]) -> None:
         """Make the passes of a step from (request id, first flat index, first position, n tokens)."""
-        cells: dict[tuple[int, int], list[tuple[int, int, RequestEdit]]] = {}
-        for request_id, flat, position, n in spans:
-            for edit in self.requests.get(request_id, ()):
-                first = max(position, edit.start)
-                last = position + n if edit.end is None else min(position + n, edit.end)
-                if first < last:
-                    key = (edit.layer, edit.rank)
-                    cells.setdefault(key, []).append((flat + first - position, last - first, edit))
         self.passes = {}
-        for (layer, _rank), members in sorted(cells.items()):
-            self.passes.setdefault(layer, []).append(self._make_pass(members))
-
-    def _make_pass(self, members: list[tuple[int, int, RequestEdit]]) -> Pass:
-        counts = np.array([n for _, n, _ in members])
-        tokens = np.concatenate([np.arange(flat, flat + n) for flat, n, _ in members])
-        edits = [edit for _, _, edit in members]
-
-        def spread(values: list[float], dtype: type) -> torch.Tensor:
-            return torch.from_numpy(np.repeat(np.array(values, dtype=dtype), counts)).to(self.device)
-
-        ablates = any(edit.b for edit in edits)
-        return Pass(
-            tokens=torch.from_numpy(tokens).to(self.device),
-            rows=spread([edit.row for edit in edits], np.int64),
-            a=spread([edit.a for edit in edits], np.float32)[:, None],
-            b=spread([edit.b for edit in edits], np.float32)[:, None] if ablates else None,
-        )
+        spans = [span for span in spans if span[0] in self.requests]
+        if not spans:
+            return
+        parts = [self.requests[span[0]].columns for span in spans]
+        edits = np.concatenate(parts)
+        n_edits = [len(part) for part in parts]
+        flat, position, n = (np.repeat(np.array(values), n_edits) for values in list(zip(*spans, strict=True))[1:])
+        first = np.maximum(position, edits["start"])
+        counts = np.minimum(position + n, edits["end"]) - first
+        key = edits["layer"] * (edits["rank"].max() + 1) + edits["rank"]
+        kept = np.flatnonzero(counts > 0)
+        kept = kept[np.argsort(key[kept], kind="stable")]
+        if not len(kept):
+            return
+        edits, counts, key = edits[kept], counts[kept], key[kept]
+        ends = np.cumsum(counts)
+        # Flat token indices of every (edit, token) pair, edits one after another.
+        tokens = np.arange(ends[-1]) + np.repeat((flat + first - position)[kept] - (ends - counts), counts)
+        cells = edits[np.repeat(np.arange(len(edits)), counts)]
+        columns = {name: torch.from_numpy(cells[name].copy()).to(self.device) for name in ("row", "a", "b")}
+        flat_tokens = torch.from_numpy(tokens).to(self.device)
+        bounds = np.flatnonzero(np.diff(key, prepend=-1, append=-1))
+        for begin, stop in itertools.pairwise(bounds.tolist()):
+            part = slice(int(ends[begin] - counts[begin]), int(ends[stop - 1]))
+            ablates = bool(edits["b"][begin:stop].any())
+            self.passes.setdefault(int(edits["layer"][begin]), []).append(
+                Pass(
+                    tokens=flat_tokens[part],
+                    rows=columns["row"][part],
+                    a=columns["a"][part, None],
+                    b=columns["b"][part, None] if ablates else None,
+                )
+            )
 
     def end_step(self) -> None:
         self.passes = {}

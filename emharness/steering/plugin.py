@@ -2,28 +2,32 @@
 
     admission     InputProcessor.process_inputs   refuse or resolve the spec, before anything is queued
     prefix cache  generate_block_hash_extra_keys  steered blocks are shared only between equal specs
-    model         load_model                      a hook on every decoder layer calls the plan
-    batch         _prepare_inputs                 the plan of the step, from the runner's own batch
+    model         load_model                      a hook on every decoder layer calls `op.steer`
+    compile cache VllmConfig.compute_hash         graphs with the hooks are never taken for plain ones
+    batch         _update_states, _prepare_inputs the plan of the step, from the runner's own batch
 
 An exception inside the forward pass would leave its request waiting for ever, so everything that can
 be wrong is refused at admission and the engine receives self-contained edits.
 """
 
 import functools
+import hashlib
 import inspect
 import sys
 from typing import Any
 
 from emharness.blocks import decoder_layers
-from emharness.steering import spec
+from emharness.steering import op, spec
 from emharness.steering.plan import StepPlan
 
 PLAN = "_emharness_plan"  # attribute of a model runner
+GRAPH = 1  # raise when what the hooks put into compiled graphs changes
 _MARK = "_emharness_original"
 
 
 def register() -> None:
     """Entry point of the `vllm.general_plugins` group; runs in every vLLM process, any number of times."""
+    from vllm.config import VllmConfig
     from vllm.v1.core import kv_cache_utils
     from vllm.v1.engine.input_processor import InputProcessor
     from vllm.v1.worker.gpu_model_runner import GPUModelRunner
@@ -33,6 +37,8 @@ def register() -> None:
     for name, module in list(sys.modules.items()):  # vLLM modules that imported it by name before us
         if name.startswith("vllm.") and vars(module).get(original.__name__) is original:
             setattr(module, original.__name__, kv_cache_utils.generate_block_hash_extra_keys)
+    _wrap(VllmConfig, "compute_hash", _mark_graphs)
+    _wrap(GPUModelRunner, "_update_states", _forget_finished)
     _wrap(GPUModelRunner, "_prepare_inputs", _plan_step)
     _wrap(GPUModelRunner, "_model_forward", _finish_step)
     _wrap(GPUModelRunner, "load_model", _hook_layers)
@@ -69,8 +75,8 @@ def _admit(process_inputs: Any, processor: Any, *args: Any, **kwargs: Any) -> An
     config = processor.vllm_config
     if getattr(config, "use_v2_model_runner", False):
         raise ValueError("steering: vLLM's V2 model runner is not supported; set VLLM_USE_V2_MODEL_RUNNER=0")
-    if not config.model_config.enforce_eager:
-        raise ValueError("steering: the engine must run eager; start it with enforce_eager=True")
+    if config.device_config.device_type != "cpu" and not config.model_config.enforce_eager:
+        raise ValueError("steering: CUDA graphs would replay without the edits; start with enforce_eager=True")
     if config.parallel_config.pipeline_parallel_size > 1 or config.speculative_config is not None:
         raise ValueError("steering: pipeline parallelism and speculative decoding are not supported")
     model = config.model_config
@@ -109,24 +115,27 @@ def _hook_layers(load_model: Any, runner: Any, *args: Any, **kwargs: Any) -> Any
     result = load_model(runner, *args, **kwargs)
     plan = StepPlan(runner.model_config.get_hidden_size(), runner.device)
     setattr(runner, PLAN, plan)
+    op.activate(plan)
     n_layers = runner.model_config.hf_text_config.num_hidden_layers
-    layers = decoder_layers(runner.get_model(), n_layers)
-    for index, layer in enumerate(layers):
-        layer.register_forward_hook(functools.partial(_after_layer, plan, index))
+    for index, layer in enumerate(decoder_layers(runner.get_model(), n_layers)):
+        layer.register_forward_hook(op.LayerHook(index))
     return result
 
 
-def _after_layer(plan: StepPlan, index: int, _layer: Any, _inputs: Any, output: Any) -> None:
-    """Forward hook: vLLM's blocks return (hidden, residual), whose sum is the residual stream, or the stream."""
-    hidden, residual = output if isinstance(output, tuple) else (output, None)
-    plan.apply(index, hidden, residual)
+def _mark_graphs(compute_hash: Any, config: Any, *args: Any, **kwargs: Any) -> str:
+    return hashlib.sha256(f"{compute_hash(config, *args, **kwargs)} steered {GRAPH}".encode()).hexdigest()[:10]
+
+
+def _forget_finished(update: Any, runner: Any, scheduler_output: Any, *args: Any) -> Any:
+    for request_id in scheduler_output.finished_req_ids:
+        getattr(runner, PLAN).remove_request(request_id)
+    return update(runner, scheduler_output, *args)
 
 
 def _plan_step(prepare: Any, runner: Any, scheduler_output: Any, num_scheduled: Any, *args: Any) -> Any:
     result = prepare(runner, scheduler_output, num_scheduled, *args)
     plan: StepPlan = getattr(runner, PLAN)
-    for request_id in plan.requests.keys() - runner.requests.keys():  # finished or aborted
-        plan.remove_request(request_id)
+    op.activate(plan)
     batch = runner.input_batch
     spans = []
     flat = 0

@@ -1,0 +1,67 @@
+"""Speed of steered vLLM as ratios within one run: python launch/bench.py [parts=[hf]] [repetitions=3]"""
+
+import sys
+import tempfile
+import time
+from dataclasses import asdict
+from pathlib import Path
+from typing import Any
+
+import hydra
+from omegaconf import DictConfig, OmegaConf
+
+from emharness import bench
+from emharness.cli import launcher
+from emharness.errors import UserError
+from emharness.store import write_json
+from emharness.track import Tracker
+from emharness.versions import versions
+
+
+def run(cfg: DictConfig) -> None:
+    config: bench.BenchConfig = OmegaConf.to_object(cfg)  # type: ignore[assignment]
+    if unknown := set(config.parts) - set(bench.PARTS):
+        raise UserError(f"parts={sorted(unknown)}: must be among {', '.join(bench.PARTS)}")
+    from transformers import AutoTokenizer
+
+    from emharness import questions, report, session
+    from emharness.extract import prompt_ids
+    from emharness.organisms import weights
+
+    store = session.store()
+    model = weights.base_folder(config.base.source, store)
+    shape = weights.model_shape(model)
+    tokenizer = AutoTokenizer.from_pretrained(model)
+    prompts = [prompt_ids(tokenizer, q.messages()) for q in questions.load_questions("broad", "questions")]
+    ratios: list[dict[str, Any]] = []
+    speeds: dict[str, list[float]] = {}
+    with tempfile.TemporaryDirectory() as folder:
+        bench.save_vectors(Path(folder), max(config.specs), *shape, config.seed)
+        for part in config.parts:
+            report.say(f"bench: {part} …")
+            some, measured = bench.BENCHMARKS[part](config, model, Path(folder), shape, prompts)
+            ratios += some
+            speeds |= measured
+    result = {
+        "base": config.base.name,
+        "machine": bench.machine(),
+        **versions(),
+        "ratios": ratios,
+        "tokens_per_s": speeds,
+    }
+    path = store.root / "bench" / time.strftime("%Y%m%d-%H%M%S") / "bench.json"
+    write_json(path, {"schema_version": 1, "config": asdict(config), **result})
+    wandb = config.wandb
+    tracker = Tracker(
+        config.tracker, wandb.project, wandb.entity, wandb.group, f"bench·{config.base.name}", result, job_type="bench"
+    )
+    tracker.table("bench", ratios)
+    tracker.finish()
+    report.show_bench(ratios, speeds)
+    print(f"results: {path}", flush=True)
+
+
+if __name__ == "__main__":
+    conf = str(Path(__file__).resolve().parent.parent / "conf")
+    main = hydra.main(version_base="1.3", config_path=conf, config_name="bench")(launcher(run))
+    sys.exit(main())
