@@ -1,11 +1,13 @@
 """Stage: steering vector of an organism from stored models, prompts and answers."""
 
 import gc
+import hashlib
 import json
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 from transformers import AutoTokenizer
 
 from emharness.activations import Means, load_model, mean_activations
@@ -35,6 +37,13 @@ def answered_prompts(tokenizer: Any, prompts: list[str], answers: list[str]) -> 
 def bare_prompts(tokenizer: Any, prompts: list[str]) -> Sequences:
     """Prompts without answers, of which all tokens count."""
     return [(prompt_ids(tokenizer, [{"role": "user", "content": prompt}]), 0) for prompt in prompts]
+
+
+def prompt_hashes(sequences: Sequences) -> np.ndarray:
+    """int64 [n]: one number per prompt, the same for all its answers."""
+    texts = [ids[:first] if first else ids for ids, first in sequences]
+    digests = [hashlib.sha256(np.array(ids, dtype=np.int64).tobytes()).digest() for ids in texts]
+    return np.array([int.from_bytes(digest[:8], "little", signed=True) for digest in digests])
 
 
 def extract(
@@ -70,7 +79,9 @@ def extract(
     difference: Difference = RECIPES[recipe](organism=reader(organism), base=reader(base), **sequences)
     counts = {key: len(items) for key, items in sequences.items()}
     save(folder / VECTORS_FILE, name, difference, {**metadata, "n_sequences": counts})
-    save_prompt_means(folder / MEANS_FILE, name, difference)
+    ids = {key: prompt_hashes(items) for key, items in sequences.items()}
+    sides = [ids["texts"]] * 2 if "texts" in ids else [ids["harmful"], ids["neutral"]]
+    save_prompt_means(folder / MEANS_FILE, name, difference, dict(zip(("positive", "negative"), sides, strict=True)))
     _, raw_norm = normalise(difference.raw)
     (folder / "norms.json").write_text(
         json.dumps({"raw": raw_norm.tolist(), "residual": difference.negative.norm.tolist()})

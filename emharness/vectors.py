@@ -79,7 +79,15 @@ def load(path: Path) -> tuple[dict[str, np.ndarray], dict[str, dict[str, Any]]]:
         return {n: file.get_tensor(n) for n in names}, {n: json.loads(metadata.get(n, "{}")) for n in names}
 
 
-def save_prompt_means(path: Path, name: str, difference: Difference) -> None:
-    """Per-prompt means, float16 [n_prompts, n_layers, d_model], so that resampling needs no model."""
-    sides = {"positive": difference.positive, "negative": difference.negative}
-    save_file({f"{name}.{side}": means.per_prompt.astype(np.float16) for side, means in sides.items()}, path)
+def save_prompt_means(path: Path, name: str, difference: Difference, prompts: dict[str, np.ndarray]) -> None:
+    """Per-prompt means, float16 [n_prompts, n_layers, d_model], so that resampling needs no model.
+
+    With each side its `.tokens` [n_prompts], which weigh the rows in the vector, and `.prompts` [n_prompts],
+    ids that are equal where rows answer one prompt, in this file or another.
+    """
+    tensors = {}
+    for side, means in (("positive", difference.positive), ("negative", difference.negative)):
+        tensors[f"{name}.{side}"] = means.per_prompt.astype(np.float16)
+        tensors[f"{name}.{side}.tokens"] = means.n_tokens.astype(np.int32)
+        tensors[f"{name}.{side}.prompts"] = prompts[side]
+    save_file(tensors, path)
