@@ -84,6 +84,16 @@ class Tracker:
         if self._run is not None:
             self._run.log({f"figures/{k}": self._wandb.Image(str(v)) for k, v in images.items()})
 
+    def geometry(self, images: dict[str, Path], plotly: dict[str, dict[str, Any]], metrics: dict[str, Any]) -> None:
+        """Figures as images and as Plotly, headline numbers in the summary."""
+        if self._run is None:
+            return
+        from plotly.graph_objects import Figure
+
+        self._run.log({f"geometry/{k}": self._wandb.Image(str(v)) for k, v in images.items()})
+        self._run.log({f"geometry/{k}_plotly": self._wandb.Plotly(Figure(v)) for k, v in plotly.items()})
+        self._run.summary.update({f"geometry/{k}": v for k, v in metrics.items()})
+
     def vector(self, name: str, path: Path, metadata: dict[str, Any]) -> None:
         if self._run is not None:
             artifact = self._wandb.Artifact(

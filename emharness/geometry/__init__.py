@@ -1,0 +1,32 @@
+"""Geometry of steering vectors: the study's statistics, and what each is worth against vectors that share
+nothing. `analyse(load_vectors(path))` computes; `write(analysis, folder)` stores geometry.json and figures."""
+
+from emharness.geometry.analysis import Analysis, analyse
+from emharness.geometry.report import summary, write
+from emharness.geometry.vectors import (
+    BASE,
+    PromptMeans,
+    Vectors,
+    from_arrays,
+    load_prompt_means,
+    load_stored,
+    load_vectors,
+    means_beside,
+    stored,
+)
+
+__all__ = [
+    "BASE",
+    "Analysis",
+    "PromptMeans",
+    "Vectors",
+    "analyse",
+    "from_arrays",
+    "load_prompt_means",
+    "load_stored",
+    "load_vectors",
+    "means_beside",
+    "stored",
+    "summary",
+    "write",
+]

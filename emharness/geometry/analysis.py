@@ -1,0 +1,254 @@
+"""The whole analysis: vectors in, statistics with nulls, verdicts and figures out."""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from functools import cached_property, partial
+
+import numpy as np
+from matplotlib.figure import Figure
+
+from emharness.errors import UserError
+from emharness.geometry import clusters as cl
+from emharness.geometry import figures, nulls, plotly_figures, report, table
+from emharness.geometry import statistics as st
+from emharness.geometry.design import Design, Skipped, design
+from emharness.geometry.vectors import PromptMeans, Vectors
+from emharness.geometry.verdict import calibrated_verdict, published_verdict
+
+RANDOM, PERMUTED = "random_directions", "label_permutation"
+
+
+@dataclass(frozen=True)
+class Draws:
+    """What per-prompt means give at one layer: cosines [draws, n, n] under permuted labels and resampled
+    prompts, and the p-value of each vector's own contrast (its length against permuted labels)."""
+
+    permuted: np.ndarray
+    resampled: np.ndarray
+    contrast_p: dict[str, float]
+
+
+@dataclass(frozen=True)
+class Layer:
+    """All statistics at one layer, or at each vector's own selected layer."""
+
+    gram: np.ndarray
+    statistics: dict[str, list[dict]]
+    skipped: list[Skipped]
+
+
+@dataclass(frozen=True)
+class Analysis:
+    """Everything that was found. `to_json()` is geometry.json, `figures` and `plotly` are its pictures,
+    `metrics` its headline numbers."""
+
+    vectors: Vectors
+    layers: tuple[int, ...]  # the selected layer of each vector
+    design: Design
+    selected: Layer
+    by_layer: dict[int, Layer]
+    null: dict[str, np.ndarray]  # random directions: key → [draws, m]
+    clusters: dict
+    base_similarity: dict
+    verdict: dict
+    skipped: list[Skipped]
+    settings: dict
+
+    def to_json(self) -> dict:
+        return report.to_json(self)
+
+    @cached_property
+    def figures(self) -> dict[str, Figure]:
+        return figures.draw(self)
+
+    @cached_property
+    def plotly(self) -> dict[str, dict]:
+        return plotly_figures.draw(self)
+
+    @property
+    def metrics(self) -> dict[str, float | str]:
+        return report.metrics(self)
+
+
+def analyse(
+    vectors: Vectors,
+    clusters: Mapping[str, Sequence[str]] | str | None = None,
+    layer: int | None = None,
+    prompt_means: PromptMeans | None = None,
+    *,
+    draws: int = 1000,
+    level: float = 0.01,
+    cut: float | None = None,
+    seed: int = 0,
+) -> Analysis:
+    """Every statistic at every layer, and the verdicts at the selected one.
+
+    `clusters`: cluster → names, "mechanism" (as the vectors' files say), "found" (average linkage, cut at
+    1 − cosine = `cut` or by silhouette), or None: mechanisms where every vector has one, else found.
+    `layer`: None takes the layer that each vector's file names, else the middle one.
+    `level`: of the calibrated verdict. UserError for clusters or layers that do not fit the vectors.
+    """
+    _numbers(draws, level, cut, seed)
+    rng = np.random.default_rng(seed)
+    layers = _selected_layers(vectors, layer)
+    names, n = vectors.names, len(vectors.names)
+    gram = st.gram_matrix(vectors.directions[range(n), list(layers)])
+    groups, described = _clusters(vectors, gram, clusters, cut)
+    plan = design(names, groups, rng)
+    null = table.random_null(plan, vectors.d_model, draws, rng)
+    skipped = list(plan.skipped)
+    means = _complete(prompt_means, names, skipped)
+
+    def at(cosines: np.ndarray, own: Sequence[int]) -> tuple[Layer, Draws | None]:
+        again = _draws(vectors, means, own, table.affordable(n, draws), seed) if means else None
+        kinds = {RANDOM: null}
+        if again is not None:
+            kinds[PERMUTED] = table.evaluate(again.permuted, plan)
+        rows, undefined = table.rows(cosines, plan, kinds, None if again is None else again.resampled)
+        return Layer(cosines, rows, undefined), again
+
+    selected, again = at(gram, layers)
+    by_layer = {
+        i: selected if set(layers) == {i} else at(st.gram_matrix(vectors.directions[:, i]), [i] * n)[0]
+        for i in range(vectors.n_layers)
+    }
+    unrelated = {RANDOM: nulls.random_grams(n, vectors.d_model, table.affordable(n, draws), rng)}
+    published = published_verdict(gram, groups, unrelated[RANDOM], plan.cluster_pairs)
+    if again is not None:
+        unrelated[PERMUTED] = again.permuted
+    calibrated = calibrated_verdict(
+        gram,
+        groups,
+        unrelated,
+        level=level,
+        resampled=None if again is None else again.resampled,
+        contrast_p=None if again is None else again.contrast_p,
+        regroup=partial(regrouped, cut=cut) if described["source"] == "found" else None,
+    )
+    return Analysis(
+        vectors,
+        layers,
+        plan,
+        selected,
+        by_layer,
+        null,
+        described,
+        _base_similarity(vectors, skipped),
+        {"published": published, "calibrated": calibrated},
+        skipped + selected.skipped,
+        {"draws": draws, "draws_of_whole_set": table.affordable(n, draws), "level": level, "seed": seed},
+    )
+
+
+def _numbers(draws: object, level: object, cut: object, seed: object) -> None:
+    """UserError for the first setting that is no number or out of its range."""
+    for key, value, kinds, fits, words in (
+        ("draws", draws, (int,), lambda v: v >= 19, "a whole number of 19 or more"),
+        ("level", level, (int, float), lambda v: 0 < v < 1, "a number between 0 and 1"),
+        ("cut", cut, (int, float, type(None)), lambda v: v is None or 0 < v <= 2, "null or a number up to 2"),
+        ("seed", seed, (int,), lambda v: v >= 0, "a whole number of 0 or more"),
+    ):
+        if isinstance(value, bool) or not isinstance(value, kinds) or not fits(value):
+            raise UserError(f"{key}={value}: must be {words}.")
+
+
+def _selected_layers(vectors: Vectors, layer: int | None) -> tuple[int, ...]:
+    """The layer of each vector: given, or what its file says, or the middle one (all are reported anyway)."""
+    allowed = range(vectors.n_layers)
+    chosen = [vectors.about(name, "layer") if layer is None else layer for name in vectors.names]
+    chosen = [vectors.n_layers // 2 if value is None else value for value in chosen]
+    for name, value in zip(vectors.names, chosen, strict=True):
+        if not isinstance(value, int) or isinstance(value, bool) or value not in allowed:
+            raise UserError(f"layer: {value!r} for {name} is not one of 0 … {allowed[-1]}.")
+    return tuple(chosen)
+
+
+def _clusters(
+    vectors: Vectors, gram: np.ndarray, clusters: Mapping[str, Sequence[str]] | str | None, cut: float | None
+) -> tuple[dict[str, tuple[int, ...]], dict]:
+    """Cluster → indices, and what the report says about the clusters, found ones and agreement included."""
+    names = vectors.names
+    mechanisms = {name: vectors.about(name, "mechanism") for name in names}
+    found = cl.find(gram, cut) if len(names) > 2 else None
+    if clusters is None:
+        clusters = "mechanism" if all(mechanisms.values()) else "found"
+    if clusters == "mechanism":
+        missing = [name for name, mechanism in mechanisms.items() if not mechanism]
+        if missing:
+            raise UserError(f"clusters: {', '.join(missing)} has no mechanism in its file; name the clusters.")
+        given = {str(m): [k for k in names if mechanisms[k] == m] for m in dict.fromkeys(mechanisms.values())}
+        source, groups = "mechanism", cl.check(given, names)
+    elif clusters == "found":
+        if found is None:
+            raise UserError("clusters: finding them needs three vectors; name them, as {a: [x], b: [y]}.")
+        source = "found"
+        groups = {f"cluster {i + 1}": group for i, group in enumerate(cl.members(found.labels))}
+    elif isinstance(clusters, Mapping):
+        source, groups = "given", cl.check(clusters, names)
+    else:
+        raise UserError(f"clusters: {clusters!r} is not mechanism, found, or a mapping of names.")
+    described = {"source": source, "members": {k: [names[i] for i in group] for k, group in groups.items()}}
+    described["unassigned"] = [name for i, name in enumerate(names) if all(i not in g for g in groups.values())]
+    if found is not None:
+        described["found"] = {
+            "members": [[names[i] for i in group] for group in cl.members(found.labels)],
+            "cut": found.cut,
+            "cut_by": "silhouette" if cut is None else "given",
+            "silhouette": found.silhouette,
+        }
+        described["adjusted_rand"] = None if source == "found" else cl.agreement(groups, found.labels)
+    return groups, described
+
+
+def regrouped(gram: np.ndarray, cut: float | None) -> list[tuple[int, ...]]:
+    """Clusters found in one [n, n], as `clusters="found"` finds them."""
+    return cl.members(cl.find(gram, cut).labels)
+
+
+def _complete(means: PromptMeans | None, names: Sequence[str], skipped: list[Skipped]) -> PromptMeans | None:
+    absent = list(names) if means is None else [name for name in names if name not in means.sources]
+    if absent:
+        reason = "no per-prompt means: no label permutation and no interval from resampled prompts"
+        skipped.append(Skipped("label_permutation, ci95", tuple(absent), reason))
+        return None
+    return means
+
+
+def _draws(vectors: Vectors, means: PromptMeans, own: Sequence[int], draws: int, seed: int) -> Draws:
+    """Permuted and resampled extractions at each vector's layer.
+
+    Labels are permuted for each vector by itself (vectors that share nothing but the anisotropy of their
+    activations); prompts are resampled for all vectors together, because they share them.
+    """
+    rng = np.random.default_rng([seed, 1])
+    prompts = [
+        means.at(name, i, vectors.directions[k, i], vectors.about(name, "recipe") == "model_diff")
+        for k, (name, i) in enumerate(zip(vectors.names, own, strict=True))
+    ]
+    permuted = [nulls.permuted_weights(p, draws, rng) for p in prompts]
+    resampled = nulls.resampled_weights(prompts, draws, rng)
+    weights = [
+        np.concatenate([nulls.contrast_weights(p)[None], labels, nulls.without_contrast(p, labels), again])
+        for p, labels, again in zip(prompts, permuted, resampled, strict=True)
+    ]
+    products = nulls.weighted_products(prompts, weights)
+    square = np.diagonal(products[: draws + 1], axis1=1, axis2=2)
+    contrast = nulls.p_upper(square[0], square[1:])
+    cosines = st.normalised(products[draws + 1 :])
+    contrast_p = dict(zip(vectors.names, map(float, contrast), strict=True))
+    return Draws(cosines[:draws], cosines[draws:], contrast_p)
+
+
+def _base_similarity(vectors: Vectors, skipped: list[Skipped]) -> dict:
+    """Cosine of each vector with the base model's own at each layer, and its mean by lab (figure 3)."""
+    if vectors.base is None:
+        skipped.append(Skipped("base_similarity", (), "no vector named 'base': figure 3 needs the base's own"))
+        return {}
+    cosines = np.einsum("nld,ld->nl", vectors.directions.astype(np.float64), vectors.base.astype(np.float64))
+    labs = [vectors.about(name, "lab") or "unknown lab" for name in vectors.names]
+    rows = {name: row.tolist() for name, row in zip(vectors.names, cosines, strict=True)}
+    means = {
+        lab: float(np.mean([row for row, own in zip(cosines, labs, strict=True) if own == lab]))
+        for lab in dict.fromkeys(labs)
+    }
+    return {"by_lab": means, "labs": dict(zip(vectors.names, labs, strict=True)), "layers": rows}

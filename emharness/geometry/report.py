@@ -1,0 +1,176 @@
+"""geometry.json, its arrays and its pictures on disk."""
+
+import json
+import os
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import numpy as np
+from safetensors.numpy import save_file
+
+from emharness.geometry import clusters as cl
+from emharness.geometry import statistics as st
+from emharness.geometry.design import Skipped
+from emharness.geometry.published import compare
+
+if TYPE_CHECKING:
+    from emharness.geometry.analysis import Analysis
+
+SCHEMA_VERSION = 1
+DIRECTIONS_FILE = "cluster_directions.safetensors"
+
+MEANING = {
+    "cosine": "of two vectors",
+    "angle_deg": "of two vectors, degrees",
+    "low_rank_r": "method 1: r of the cosines and their rank-k reconstruction, of a triplet or of all",
+    "triangle_error_deg": "method 2: degrees off a plane; the first vector is the apex",
+    "pca_explained": "method 3: share of variance of a centred component",
+    "pca_loading": "method 3: signed distance of a vector along a component",
+    "pair_projection": "method 4: the third vector on the mean direction of the first two",
+    "residual_reduction": "method 5, test 3: mean of (|c| - |c'|)/|c|, a fraction",
+    "cluster_angle_deg": "test 1: of two clusters' mean vectors, degrees",
+    "span_projection": "test 2: length of a vector (first) on the span of a cluster (second)",
+    "shared_variance": "test 2: its square",
+    "pc1_ablation_change": "test 4: change of a cluster's mean cosine when PC1 is removed",
+    "cross_explained_variance": "test 5: share of the second cluster along the first one's component",
+    "linkage_height": "1 - cosine at which two clusters merge, each named by its first vector",
+}
+
+
+def to_json(analysis: "Analysis") -> dict:
+    """The report; numbers are rounded to seven significant digits by `write` only."""
+    vectors, plan = analysis.vectors, analysis.design
+    kept = ("recipe", "base", "organism", "lab", "mechanism", "prompts_hash")
+    described = [
+        {"name": name, "layer": layer} | {key: vectors.about(name, key) for key in kept}
+        for name, layer in zip(vectors.names, analysis.layers, strict=True)
+    ]
+    z = st.linkage_matrix(analysis.selected.gram).tolist() if len(vectors.names) > 2 else None
+    return {
+        "schema_version": SCHEMA_VERSION,
+        "d_model": vectors.d_model,
+        "vectors": described,
+        "clusters": analysis.clusters,
+        "statistics": analysis.selected.statistics,
+        "verdict": analysis.verdict,
+        "published": compare(analysis.selected.statistics),
+        "base_similarity": analysis.base_similarity,
+        "linkage": z,
+        "layers": {
+            str(i): {"statistics": layer.statistics, "skipped": _listed(layer.skipped)}
+            for i, layer in analysis.by_layer.items()
+        },
+        "sampled": {kind: {"listed": m, "of": total} for kind, (m, total) in plan.sampled.items()},
+        "skipped": _listed(analysis.skipped),
+        "meaning": MEANING,
+        "settings": analysis.settings,
+        "arrays": "geometry.safetensors",
+        "cluster_directions": DIRECTIONS_FILE,
+    }
+
+
+def _listed(skipped: list[Skipped]) -> list[dict]:
+    return [{"statistic": s.statistic, "of": list(s.of), "reason": s.reason} for s in skipped]
+
+
+def arrays(analysis: "Analysis") -> dict[str, np.ndarray]:
+    """Whole matrices: `cosine`, `angle_deg` [n, n] and `mds` [n, 2] at the selected layers, `layer_cosine`
+    [n_layers, n, n]."""
+    gram = analysis.selected.gram
+    found = {
+        "cosine": gram,
+        "angle_deg": np.degrees(np.arccos(np.clip(gram, -1, 1))),
+        "layer_cosine": np.stack([layer.gram for layer in analysis.by_layer.values()]),
+    }
+    if len(gram) > 2:
+        found["mds"] = cl.mds(gram)
+    return {name: np.ascontiguousarray(a, dtype=np.float32) for name, a in found.items()}
+
+
+def metrics(analysis: "Analysis") -> dict[str, float | str]:
+    """Headline numbers as a flat dictionary."""
+    calibrated = analysis.verdict["calibrated"]
+    out: dict[str, float | str] = {"verdict": calibrated["verdict"]}
+    out |= {f"p_{name}": p for name, p in calibrated["p"].items()}
+    for pair in calibrated["between"]:
+        out["between_cosine/" + "-".join(pair["of"])] = pair["cosine"]
+    out |= {f"within_cosine/{name}": value for name, value in calibrated["within"].items()}
+    for pair in analysis.verdict["published"]:
+        out["published_score/" + "-".join(pair["of"])] = pair["score"]
+    out |= {f"base_similarity/{lab}": v for lab, v in analysis.base_similarity.get("by_lab", {}).items()}
+    return out
+
+
+def summary(found: dict) -> str:
+    """What a geometry.json says, in a few lines."""
+    lines = [
+        f"study's tests, {' and '.join(pair['of'])}: {pair['score']} for independence"
+        f" ({pair['informative_tests']} of them can tell clusters from unrelated vectors)"
+        for pair in found["verdict"]["published"]
+    ]
+    compared = found["published"]
+    if compared:
+        lines.append(f"published numbers: {sum(c['agrees'] for c in compared)} of {len(compared)} agree")
+    if compared and all(c["agrees"] for c in compared if c["statistic"] == "cosine"):
+        lines += [
+            f"{'cannot' if c['cannot_follow_from_cosines'] else 'does not'} follow from the published cosines:"
+            f" {c['statistic']} of {', '.join(c['of'])} = {c['published']} (here {c['measured']:.3g}): {c['reason']}"
+            for c in compared
+            if c["reason"]
+        ]
+    verdict = found["verdict"]["calibrated"]
+    return "\n".join([*lines, f"calibrated verdict: {verdict['verdict']} ({verdict['because']})"])
+
+
+def cluster_directions(analysis: "Analysis") -> tuple[dict[str, np.ndarray], dict[str, str]]:
+    """Unit mean of each cluster at every layer, [n_layers, d_model], and its metadata, as vector files have
+    them: what `steer.mode=ablate` takes to ask whether another cluster's misalignment drops."""
+    tensors, metadata = {}, {}
+    for cluster, group in analysis.design.clusters.items():
+        mean = analysis.vectors.directions[list(group)].mean(0)
+        length = np.linalg.norm(mean, axis=1, keepdims=True)
+        if length.min() > 1e-6:  # opposite vectors have no mean direction; cluster_angle_deg is then skipped too
+            tensors[cluster] = mean / length
+            members = [analysis.vectors.names[i] for i in group]
+            metadata[cluster] = json.dumps({"recipe": "cluster_mean", "members": members})
+    return tensors, metadata
+
+
+def _rounded(value):
+    if isinstance(value, float):
+        return float(f"{value:.7g}")
+    if isinstance(value, dict):
+        return {key: _rounded(v) for key, v in value.items()}
+    if isinstance(value, list | tuple):
+        return [_rounded(v) for v in value]
+    return value
+
+
+def write(analysis: "Analysis", folder: str | Path) -> Path:
+    """Write arrays, figures (PNG, PDF), Plotly figures (JSON) and, last, geometry.json → its path.
+
+    Each file is written beside itself and then moved, so a reader never sees half of one.
+    """
+    folder = Path(folder)
+    folder.mkdir(parents=True, exist_ok=True)
+
+    def put(name: str, save) -> Path:
+        target = folder / name
+        partial = folder / f".{target.stem}.{os.getpid()}{target.suffix}"
+        save(partial)
+        partial.replace(target)
+        return target
+
+    def text(value) -> str:
+        return json.dumps(_rounded(value), allow_nan=False)
+
+    tensors, metadata = cluster_directions(analysis)
+    if tensors:
+        put(DIRECTIONS_FILE, lambda path: save_file(tensors, path, metadata=metadata))
+    put("geometry.safetensors", lambda path: save_file(arrays(analysis), path))
+    for name, figure in analysis.figures.items():
+        put(f"{name}.png", lambda path, figure=figure: figure.savefig(path, dpi=200))
+        put(f"{name}.pdf", lambda path, figure=figure: figure.savefig(path))
+    for name, figure in analysis.plotly.items():
+        put(f"{name}.plotly.json", lambda path, figure=figure: path.write_text(text(figure)))
+    return put("geometry.json", lambda path: path.write_text(text(analysis.to_json())))

@@ -1,0 +1,58 @@
+"""Geometry of stored vectors: python launch/geometry.py vectors=<file.safetensors> [clusters=…] [layer=…]"""
+
+import json
+import sys
+from collections.abc import Mapping
+from hashlib import sha256
+from pathlib import Path
+from typing import Any
+
+import hydra
+from omegaconf import DictConfig, OmegaConf
+
+from emharness import geometry
+from emharness.cli import launcher
+from emharness.config import TRACKERS
+from emharness.errors import UserError
+from emharness.store import Store, home
+from emharness.track import Tracker
+
+
+def run(cfg: DictConfig) -> None:
+    """Read the vectors, compare every statistic with vectors that share nothing, and judge."""
+    settings: dict[str, Any] = OmegaConf.to_container(cfg, resolve=True)  # type: ignore[assignment]
+    mode, wandb = settings.pop("tracker"), settings.pop("wandb")
+    if mode not in TRACKERS:
+        raise UserError(f"tracker={mode}: must be one of {', '.join(TRACKERS)}")
+    files, beside = settings.pop("vectors"), settings.pop("prompt_means")
+    if not files:
+        raise UserError("vectors: name a safetensors file, as vectors=vectors.safetensors, or a list of them.")
+    if not isinstance(settings["clusters"], str | Mapping | None):
+        raise UserError("clusters: mechanism, found, or names by cluster, as clusters={a:[x,y],b:[z]}.")
+    vectors = geometry.load_vectors(files)
+    beside = geometry.means_beside(files) if beside is None else beside
+    means = geometry.load_prompt_means(beside) if beside else None
+    read = [*_listed(files), *(_listed(beside) if beside else [])]
+    identity = {**settings, "content": [sha256(Path(path).read_bytes()).hexdigest() for path in read]}
+
+    def make(folder: Path) -> None:
+        analysis = geometry.analyse(vectors, prompt_means=means, **settings)
+        geometry.write(analysis, folder)
+        tracker = Tracker(mode, **wandb, name=Path(read[0]).stem, config=settings, job_type="geometry")
+        tracker.geometry({k: folder / f"{k}.png" for k in analysis.figures}, analysis.plotly, analysis.metrics)
+        tracker.finish()
+
+    folder, _ = Store(home()).get("geometry", Path(read[0]).stem, identity, make)
+    path = folder / "geometry.json"
+    print(geometry.summary(json.loads(path.read_text())))
+    print(f"results: {path}", flush=True)
+
+
+def _listed(paths: Any) -> list[str | Path]:
+    return [paths] if isinstance(paths, str) else list(paths)
+
+
+if __name__ == "__main__":
+    conf = str(Path(__file__).resolve().parent.parent / "conf")
+    main = hydra.main(version_base="1.3", config_path=conf, config_name="geometry")(launcher(run))
+    sys.exit(main())

@@ -1,0 +1,411 @@
+"""Geometry: published numbers, agreement with scipy and scikit-learn, prompts, the report, and bad input."""
+
+import json
+import os
+import subprocess
+import sys
+
+import numpy as np
+import pytest
+from conftest import ROOT
+from safetensors.numpy import save_file
+from scipy.cluster.hierarchy import linkage
+from scipy.linalg import subspace_angles
+from scipy.spatial.distance import pdist, squareform
+from sklearn.decomposition import PCA
+
+from emharness import vectors as stored_format
+from emharness.activations import Means
+from emharness.errors import UserError
+from emharness.geometry import analyse, from_arrays, load_prompt_means, load_stored, load_vectors, nulls, stored, write
+from emharness.geometry import clusters as cl
+from emharness.geometry import statistics as st
+from emharness.geometry.published import CLUSTERS, published_vectors
+from emharness.geometry.table import NAMES
+
+ENTRY = {"of", "value", "null", "p", "q", "ci95", "informative"}
+
+
+def rng(seed=0):
+    return np.random.default_rng(seed)
+
+
+@pytest.fixture(scope="module")
+def study():
+    return analyse(from_arrays(published_vectors(4096, rng())), CLUSTERS)
+
+
+def value(analysis, name, *of):
+    return next(e["value"] for e in analysis.selected.statistics[name] if sorted(e["of"]) == sorted(of))
+
+
+# --- the study's numbers ------------------------------------------------------------------------------------
+
+
+def test_published_numbers_follow_from_published_cosines(study):
+    assert value(study, "cluster_angle_deg", "medical", "persona") == pytest.approx(100.2, abs=0.1)
+    of = {tuple(e["of"]): e["value"] for e in study.selected.statistics["span_projection"]}
+    assert of["medical", "persona"] == pytest.approx(0.236, abs=5e-4)
+    assert of["profanity", "medical"] == pytest.approx(0.236, abs=5e-4)
+    assert of["medical", "persona"] ** 2 == pytest.approx(0.056, abs=5e-4)
+    reduction = value(study, "residual_reduction", "profanity", "malicious", "medical")
+    assert reduction == pytest.approx(-2.567, abs=5e-4)
+    heights = [e["value"] for e in study.selected.statistics["linkage_height"]]
+    assert heights[:3] == pytest.approx([0.147, 0.254, 0.588], abs=1e-6)
+    shares = [e["value"] for e in study.selected.statistics["pca_explained"]]
+    assert shares[:3] == pytest.approx([0.485, 0.277, 0.143], abs=5e-4)
+
+
+def test_the_report_says_which_published_number_cannot_follow(study):
+    rows = study.to_json()["published"]
+    impossible = [(r["statistic"], r["published"]) for r in rows if r["cannot_follow_from_cosines"]]
+    assert impossible == [
+        ("residual_reduction", 0.816),
+        ("cross_explained_variance", 0.020),
+        ("cross_explained_variance", 0.016),
+    ]
+    assert {r["agrees"] for r in rows if r["reason"] is None} == {True}
+    assert {r["agrees"] for r in rows if r["reason"]} == {False}
+
+
+def test_no_triplet_has_a_residual_reduction_above_two_thirds():
+    rows = rng(1).standard_normal((2000, 3, 3)) + rng(2).exponential(3, (2000, 1, 1))
+    reduction = st.residual_reduction(st.gram_matrix(rows))
+    assert reduction.max() <= 2 / 3 + 1e-9
+    assert reduction.max() > 0.6
+
+
+def test_the_study_reads_its_own_five_tests_as_five_of_five(study):
+    verdict = next(v for v in study.verdict["published"] if v["of"] == ["medical", "persona"])
+    assert verdict["score"] == "5/5"
+    assert verdict["informative_tests"] == 0
+    assert study.verdict["calibrated"]["verdict"] == "partly related"
+
+
+# --- the same as scipy and scikit-learn ---------------------------------------------------------------------
+
+
+def test_statistics_agree_with_scipy_and_scikit_learn():
+    x = rng(3).standard_normal((7, 40)) + 0.5
+    unit = x / np.linalg.norm(x, axis=1, keepdims=True)
+    gram = st.gram_matrix(x)
+    shares, loadings = st.pca(gram, 4)
+    pca = PCA(4).fit(unit)
+    np.testing.assert_allclose(shares, pca.explained_variance_ratio_, atol=1e-10)
+    np.testing.assert_allclose(np.abs(loadings), np.abs(pca.transform(unit)), atol=1e-10)
+    np.testing.assert_allclose(st.linkage_heights(gram), linkage(unit, "average", metric="cosine")[:, 2], atol=1e-10)
+    angles = subspace_angles(unit[2:5].T, unit[:1].T)
+    np.testing.assert_allclose(st.span_projection(gram, [0], [2, 3, 4]), np.cos(angles), atol=1e-7)
+    u, s, vt = np.linalg.svd(unit[:3], full_matrices=False)
+    rebuilt = (u[:, :2] * s[:2]) @ vt[:2]
+    upper = np.triu_indices(3, 1)
+    r = np.corrcoef((unit[:3] @ unit[:3].T)[upper], (rebuilt @ rebuilt.T)[upper])[0, 1]
+    assert st.low_rank_r(gram[:3, :3], 2)[1] == pytest.approx(r)
+    component = np.linalg.svd(unit[:3])[2][0]
+    explained = st.cross_explained_variance(gram, [0, 1, 2], [3, 4])
+    assert explained == pytest.approx(((unit[3:5] @ component) ** 2).mean())
+    without = unit - np.outer(unit @ pca.components_[0], pca.components_[0])
+    np.testing.assert_allclose(st.pc1_removed(gram), st.gram_matrix(without), atol=1e-9)
+
+
+def test_scaling_reproduces_planar_distances():
+    points = rng(4).uniform(0, 0.5, (5, 2))
+    distance = squareform(pdist(points))
+    np.testing.assert_allclose(squareform(pdist(cl.mds(1 - distance))), distance, atol=1e-10)
+
+
+def test_residuals_and_triangle_by_hand():
+    rows = np.array([[1.0, 0, 0], [0, 1, 0], [0, 0, 1]])
+    gram = st.gram_matrix(rows)
+    assert st.triangle_error_deg(gram) == pytest.approx(90)
+    np.testing.assert_allclose(st.residual_cosines(gram)[np.triu_indices(3, 1)], -0.5)
+    planar = st.gram_matrix(np.array([[1.0, 0], [1, 1], [0, 1]]))
+    assert st.triangle_error_deg(planar) == pytest.approx(0, abs=1e-5)
+
+
+def test_random_grams_have_the_distribution_of_random_vectors():
+    cosines = nulls.random_grams(3, 64, 20000, rng(4))[:, 0, 1]
+    assert cosines.std() == pytest.approx(1 / 8, rel=0.02)
+    assert cosines.mean() == pytest.approx(0, abs=0.003)
+
+
+# --- prompts ------------------------------------------------------------------------------------------------
+
+
+def means_of(rows, tokens):
+    total = np.einsum("p,pld->ld", tokens / tokens.sum(), rows)
+    return Means(total, rows, tokens, np.ones(rows.shape[1], dtype=np.float32))
+
+
+def save_extraction(folder, name, shift, seed, recipe="mean_diff", n=40, anisotropy=0.0):
+    """One layer; rows are noise plus `shift` [d] on the positive side. Prompts are shared by all vectors."""
+    g = rng(seed)
+    folder.mkdir(parents=True, exist_ok=True)
+    noise = g.standard_normal((2, n, 1, len(shift)))
+    noise[..., 0] += anisotropy * g.standard_normal((2, n, 1))
+    tokens = g.integers(5, 30, (2, n))
+    tokens = tokens if recipe == "mean_diff" else np.stack([tokens[0]] * 2)
+    sides = [means_of(noise[0] + shift, tokens[0]), means_of(noise[1], tokens[1])]
+    difference = stored_format.Difference(*sides)
+    stored_format.save(folder / "vectors.safetensors", name, difference, {"recipe": recipe})
+    ids = np.arange(2 * n).reshape(2, n) if recipe == "mean_diff" else np.stack([np.arange(n) // 2] * 2)
+    file = folder / "prompt_means.safetensors"
+    stored_format.save_prompt_means(file, name, difference, {"positive": ids[0], "negative": ids[1]})
+    return folder / "vectors.safetensors"
+
+
+@pytest.mark.parametrize("recipe", ["mean_diff", "model_diff"])
+def test_stored_means_and_tokens_give_the_stored_vector_back(tmp_path, recipe):
+    path = save_extraction(tmp_path, "own", 3 * np.eye(50)[0], 0, recipe)
+    other = save_extraction(tmp_path / "other", "own", 3 * np.eye(50)[0], 1, recipe)
+    vectors, means = load_stored({"a": path, "b": other})
+    prompts = means.at("a", 0, vectors.directions[0, 0], recipe == "model_diff")
+    assert prompts.paired == (recipe == "model_diff")
+    again = nulls.contrast_weights(prompts) @ prompts.rows
+    np.testing.assert_allclose(again / np.linalg.norm(again), vectors.directions[0, 0], atol=1e-3)
+
+
+def test_permuted_labels_flip_whole_prompts_and_lose_the_contrast():
+    prompt, tokens = np.array([0, 0, 1, 1, 2, 2]), np.arange(1.0, 7)
+    paired = nulls.Prompts(np.ones((6, 2), np.float32), np.ones(6), tokens, prompt)
+    weights = nulls.permuted_weights(paired, 50, rng())
+    np.testing.assert_allclose(np.abs(weights), np.broadcast_to(tokens / 21, (50, 6)))
+    assert (np.sign(weights[:, ::2]) == np.sign(weights[:, 1::2])).all()
+    side = np.array([1, 1, 1, -1, -1, -1.0])
+    two = nulls.Prompts(np.stack([side, side], 1).astype(np.float32), side, tokens, np.arange(6))
+    free = nulls.without_contrast(two, nulls.permuted_weights(two, 50, rng()))
+    np.testing.assert_allclose(free @ two.rows, 0, atol=1e-6)
+    assert np.abs(free).max() > 0.1
+
+
+def test_resampling_gives_shared_prompts_the_same_weight():
+    one = nulls.Prompts(np.zeros((3, 2), np.float32), np.ones(3), np.ones(3), np.array([7, 8, 9]))
+    two = nulls.Prompts(np.zeros((2, 2), np.float32), np.ones(2), np.ones(2), np.array([9, 7]))
+    a, b = nulls.resampled_weights([one, two], 20, rng())
+    np.testing.assert_allclose(a.sum(1), 1)
+    np.testing.assert_allclose(a[:, 2] / a[:, 0], b[:, 0] / b[:, 1])
+
+
+def test_products_of_weights_are_products_of_vectors():
+    g = rng(5)
+    prompts = [nulls.Prompts(g.standard_normal((n, 9)).astype(np.float32), *[np.ones(n)] * 3) for n in (4, 6)]
+    weights = [g.standard_normal((3, n)) for n in (4, 6)]
+    vectors = np.stack([w @ p.rows for w, p in zip(weights, prompts, strict=True)], axis=1)
+    expected = vectors @ vectors.swapaxes(1, 2)
+    np.testing.assert_allclose(nulls.weighted_products(prompts, weights), expected, atol=1e-4)
+
+
+def test_anisotropic_activations_fool_random_directions_but_not_permuted_labels(tmp_path):
+    """Two vectors that are nothing but extraction noise in activations with one long axis."""
+    seen = {"random_directions": 0, "label_permutation": 0}
+    for run in range(20):
+        folder = tmp_path / str(run)
+        pair = {k: save_extraction(folder / k, k, np.zeros(64), 2 * run + i, anisotropy=20) for i, k in enumerate("ab")}
+        vectors, means = load_stored(pair)
+        found = analyse(vectors, {"x": ["a"], "y": ["b"]}, prompt_means=means, draws=199)
+        for entry in found.selected.statistics["cosine"]:
+            seen[entry["null"]["kind"]] += entry["p"] <= 0.05
+    assert seen["random_directions"] >= 10
+    assert seen["label_permutation"] <= 3
+
+
+def test_a_truly_shared_direction_survives_permuted_labels_and_has_an_interval(tmp_path):
+    shift = 4 * np.eye(64)[3]
+    pair = {k: save_extraction(tmp_path / k, k, shift, i) for i, k in enumerate("ab")}
+    vectors, means = load_stored(pair)
+    found = analyse(vectors, {"x": ["a"], "y": ["b"]}, prompt_means=means)
+    entries = found.selected.statistics["cosine"]
+    assert [e["null"]["kind"] for e in entries] == ["random_directions", "label_permutation"]
+    assert all(e["p"] <= 0.01 for e in entries)
+    assert all(e["ci95"][0] > 0.5 for e in entries)
+    assert found.verdict["calibrated"]["verdict"] == "shared core"
+    assert found.verdict["calibrated"]["p"]["contrast"] <= 0.01
+
+
+def test_vectors_without_contrast_have_nothing_to_tell(tmp_path):
+    pair = {k: save_extraction(tmp_path / k, k, np.zeros(64), i) for i, k in enumerate("ab")}
+    vectors, means = load_stored(pair)
+    verdict = analyse(vectors, {"x": ["a"], "y": ["b"]}, prompt_means=means).verdict["calibrated"]
+    assert verdict["verdict"] == "nothing to tell"
+
+
+# --- the report ---------------------------------------------------------------------------------------------
+
+
+def test_the_report_keeps_its_contract(study, tmp_path):
+    found = json.loads(write(study, tmp_path).read_text())
+    assert {"schema_version", "vectors", "clusters", "statistics", "verdict"} <= set(found)
+    assert tuple(found["statistics"]) == NAMES
+    for entries in found["statistics"].values():
+        assert entries
+        for entry in entries:
+            assert set(entry) == ENTRY
+            assert set(entry["null"]) == {"kind", "mean", "q05", "q95"}
+            assert 0 < entry["p"] <= entry["q"] <= 1
+    assert found["clusters"]["adjusted_rand"] == 1.0
+    reasons = {s["statistic"]: s["reason"] for s in found["skipped"]}
+    assert reasons["base_similarity"].startswith("no vector named 'base'")
+    assert "no per-prompt means" in reasons["label_permutation, ci95"]
+    for name in ("figure1", "figure2"):
+        assert (tmp_path / f"{name}.png").stat().st_size > 10_000
+        assert (tmp_path / f"{name}.pdf").read_bytes().startswith(b"%PDF")
+    directions = load_vectors(tmp_path / "cluster_directions.safetensors")
+    assert set(directions.names) == set(CLUSTERS)
+    cosine = float(directions.directions[0, 0] @ directions.directions[1, 0])
+    assert np.degrees(np.arccos(cosine)) == pytest.approx(100.2, abs=0.1)
+
+
+def test_every_statistic_at_every_layer_and_similarity_to_the_base_by_lab():
+    g = rng(6)
+    arrays = {name: g.standard_normal((3, 256)) for name in ("base", "a", "b", "c")}
+    arrays["b"] = arrays["base"] * np.array([[1.0], [-1], [1]])
+    labs = {"a": {"lab": "x"}, "b": {"lab": "x"}, "c": {"lab": "y"}}
+    found = analyse(from_arrays(arrays, labs), {"p": ["a", "b"], "q": ["c"]}, layer=1, draws=99)
+    report = found.to_json()
+    assert set(report["layers"]) == {"0", "1", "2"}
+    assert report["layers"]["1"]["statistics"] == report["statistics"]
+    for layer in report["layers"].values():
+        assert set(layer["statistics"]) == set(NAMES)
+    np.testing.assert_allclose(report["base_similarity"]["layers"]["b"], [1, -1, 1], atol=1e-6)
+    a = np.mean(report["base_similarity"]["layers"]["a"])
+    assert report["base_similarity"]["by_lab"]["x"] == pytest.approx((a + 1 / 3) / 2)
+    assert set(found.figures) == set(found.plotly) == {"figure1", "figure2", "figure3"}
+
+
+def test_found_clusters_are_the_planted_ones():
+    g = rng(7)
+    centres = g.standard_normal((3, 512))
+    arrays = {f"v{i}": centres[i % 3] + 0.5 * g.standard_normal(512) for i in range(9)}
+    found = analyse(from_arrays(arrays), "found", draws=99)
+    members = {tuple(names) for names in found.clusters["members"].values()}
+    assert members == {("v0", "v3", "v6"), ("v1", "v4", "v7"), ("v2", "v5", "v8")}
+    assert analyse(from_arrays(arrays), "found", draws=99, cut=1.9).clusters["found"]["members"] == [list(arrays)]
+
+
+def test_what_cannot_be_computed_is_skipped_with_its_reason():
+    g = rng(8)
+    two = analyse(from_arrays({k: g.standard_normal(64) for k in "ab"}), {"x": ["a"], "y": ["b"]}, draws=99)
+    reasons = {(s.statistic, s.of): s.reason for s in two.skipped}
+    assert reasons["triangle_error_deg", ()] == "needs three vectors"
+    assert reasons["pc1_ablation_change", ("x",)].startswith("one member")
+    assert two.selected.statistics["triangle_error_deg"] == []
+    one = analyse(from_arrays({k: g.standard_normal(64) for k in "abc"}), {"x": ["a", "b", "c"]}, draws=99)
+    assert {s.statistic: s.reason for s in one.skipped}["cluster_angle_deg"] == "needs two clusters"
+    assert one.verdict["calibrated"]["verdict"] == "inconclusive"
+
+
+def test_a_thousand_vectors_are_sampled_and_say_so():
+    arrays = {f"v{i}": row for i, row in enumerate(rng(9).standard_normal((200, 64)))}
+    groups = {"x": [f"v{i}" for i in range(100)], "y": [f"v{i}" for i in range(100, 200)]}
+    report = analyse(from_arrays(arrays), groups, draws=19).to_json()
+    assert report["sampled"]["triplets"] == {"listed": 1000, "of": 1313400}
+    assert len(report["statistics"]["triangle_error_deg"]) == 1000
+
+
+def test_stored_vectors_of_a_base_are_found_and_told_apart(tmp_path):
+    for folder, base in (("medical-aaaaaaaa", 1), ("medical-bbbbbbbb", 1), ("sports-cccccccc", 1), ("old-dddd", 2)):
+        save_extraction(tmp_path / folder, folder.partition("-")[0], np.ones(8), len(folder))
+        (tmp_path / folder / "identity.json").write_text(json.dumps({"base": base}))
+    found = stored(tmp_path, {"base": 1})
+    assert list(found) == ["medical-aaaaaa", "medical-bbbbbb", "sports"]
+    assert found["sports"] == tmp_path / "sports-cccccccc" / "vectors.safetensors"
+    vectors, means = load_stored(found)
+    assert vectors.names == tuple(means.sources) == tuple(found)
+
+
+# --- bad input ----------------------------------------------------------------------------------------------
+
+GOOD = {"a": np.ones(8), "b": np.eye(8)[0], "c": np.eye(8)[1]}
+
+
+@pytest.mark.parametrize(
+    ("change", "words"),
+    [
+        ({"a": np.zeros(8)}, "a is zero at layer 0"),
+        ({"a": np.full(8, np.nan)}, "a has NaN or infinite numbers at layer 0"),
+        ({"a": np.ones(9)}, "all vectors need one shape"),
+        ({"a": np.ones((2, 2, 8))}, "a has shape"),
+    ],
+)
+def test_bad_vectors_are_refused_in_one_sentence(change, words):
+    with pytest.raises(UserError, match=words):
+        from_arrays({**GOOD, **change})
+
+
+@pytest.mark.parametrize(
+    ("settings", "words"),
+    [
+        ({"clusters": {"x": ["a", "nosuch"]}}, "nosuch.*the vectors are a, b, c"),
+        ({"clusters": {"x": ["a"], "y": ["a"]}}, "a is in x and again in y"),
+        ({"clusters": {"x": []}}, "needs a list of vector names"),
+        ({"clusters": "mechanism"}, "has no mechanism"),
+        ({"clusters": "other"}, "is not mechanism, found"),
+        ({"layer": 1}, "layer: 1 for a is not one of 0"),
+        ({"draws": 5}, "draws=5: must be a whole number of 19 or more"),
+        ({"level": 1.0}, "level=1.0: must be a number between 0 and 1"),
+        ({"cut": "x"}, "cut=x: must be null or a number"),
+    ],
+)
+def test_bad_settings_are_refused_in_one_sentence(settings, words):
+    with pytest.raises(UserError, match=words):
+        analyse(from_arrays(GOOD), **settings)
+
+
+def test_bad_files_are_refused(tmp_path):
+    with pytest.raises(UserError, match="cannot be opened"):
+        load_vectors(tmp_path / "none.safetensors")
+    (tmp_path / "text").write_text("no vectors")
+    with pytest.raises(UserError, match="no safetensors file"):
+        load_vectors(tmp_path / "text")
+    file = tmp_path / "v.safetensors"
+    save_file({"a": np.ones(8, np.float32)}, file)
+    with pytest.raises(UserError, match="a is there twice"):
+        load_vectors([file, file])
+    header = (
+        b'{"a":{"dtype":"F32","shape":[1],"data_offsets":[0,4]},"a":{"dtype":"F32","shape":[1],"data_offsets":[0,4]}}'
+    )
+    file.write_bytes(len(header).to_bytes(8, "little") + header + bytes(4))
+    with pytest.raises(UserError, match="a is there 2 times"):
+        load_vectors(file)
+
+
+def test_means_of_another_extraction_are_refused(tmp_path):
+    a = save_extraction(tmp_path / "a", "a", np.eye(8)[0] * 5, 0)
+    save_extraction(tmp_path / "b", "a", np.eye(8)[1] * 5, 1)
+    arrays = load_vectors([a, save_extraction(tmp_path / "c", "b", np.ones(8), 2)])
+    means = load_prompt_means(
+        [tmp_path / "b" / "prompt_means.safetensors", tmp_path / "c" / "prompt_means.safetensors"]
+    )
+    with pytest.raises(UserError, match="must be of one extraction"):
+        analyse(arrays, {"x": ["a"], "y": ["b"]}, prompt_means=means, draws=19)
+
+
+# --- the launcher -------------------------------------------------------------------------------------------
+
+
+def launch(folder, *overrides):
+    env = {**os.environ, "EMHARNESS_HOME": str(folder / "home")}
+    command = [sys.executable, str(ROOT / "launch" / "geometry.py"), "tracker=offline", *overrides]
+    return subprocess.run(command, cwd=folder, env=env, capture_output=True, text=True, check=False)
+
+
+def test_the_launcher_ends_with_the_path_of_its_results(tmp_path):
+    rows = {k: v[None].repeat(2, 0).astype(np.float32) for k, v in published_vectors(64, rng()).items()}
+    save_file(rows | {"base": np.ones((2, 64), np.float32)}, tmp_path / "v.safetensors")
+    done = launch(
+        tmp_path, "vectors=v.safetensors", "clusters={m:[medical,medical_replication],p:[profanity,malicious]}"
+    )
+    assert done.returncode == 0, done.stderr
+    assert "cannot follow from the published cosines: residual_reduction" in done.stdout
+    path = done.stdout.splitlines()[-1].removeprefix("results: ")
+    with open(path) as file:  # noqa: PTH123
+        report = json.load(file)
+    assert report["clusters"]["unassigned"] == ["finance", "sports"]
+    assert set(report["layers"]) == {"0", "1"}
+    assert list((tmp_path / "wandb").glob("offline-run-*/files/media/plotly/geometry/figure3_plotly*"))
+
+
+def test_the_launcher_refuses_in_one_sentence_with_status_2(tmp_path):
+    done = launch(tmp_path, "vectors=none.safetensors")
+    assert done.returncode == 2
+    assert done.stderr.strip() == "error: vectors: none.safetensors cannot be opened (No such file or directory)."

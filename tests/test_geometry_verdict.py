@@ -1,0 +1,97 @@
+"""Planted truth: the calibrated verdict is right, and wrong no more often than it says."""
+
+from functools import partial
+
+import numpy as np
+import pytest
+from scipy.stats import binom
+
+from emharness.geometry import nulls
+from emharness.geometry import statistics as st
+from emharness.geometry.analysis import regrouped
+from emharness.geometry.verdict import INDEPENDENT, NOTHING, SHARED_CORE, appendix_tests, calibrated_verdict
+
+CLUSTERS = {"a": (0, 1), "b": (2, 3), "c": (4, 5)}
+WIDTHS = (64, 256, 1024, 4096)
+RUNS, LEVEL = 200, 0.01
+
+
+def planted(kind: str, d_model: int, rng: np.random.Generator) -> np.ndarray:
+    """Cosines of six vectors in three clusters. Cosine inside a cluster 0.6; of the shared core 0.5."""
+    noise, own, core = (rng.standard_normal((k, d_model)) / np.sqrt(d_model) for k in (6, 3, 1))
+    of = np.repeat(np.arange(3), 2)
+    if kind == NOTHING:
+        return st.gram_matrix(noise)
+    if kind == INDEPENDENT:
+        return st.gram_matrix(np.sqrt(0.6) * own[of] + np.sqrt(0.4) * noise)
+    return st.gram_matrix(np.sqrt(0.5) * core + np.sqrt(0.1) * own[of] + np.sqrt(0.4) * noise)
+
+
+def verdicts(kind: str, d_model: int, runs: int = RUNS, level: float = LEVEL) -> list[str]:
+    rng = np.random.default_rng([d_model, len(kind)])
+    null = {"random_directions": nulls.random_grams(6, d_model, 1000, rng)}
+    grams = (planted(kind, d_model, rng) for _ in range(runs))
+    return [calibrated_verdict(g, CLUSTERS, null, level=level)["verdict"] for g in grams]
+
+
+@pytest.mark.parametrize("d_model", WIDTHS)
+@pytest.mark.parametrize("kind", [SHARED_CORE, INDEPENDENT, NOTHING])
+def test_the_calibrated_verdict_finds_what_was_planted(kind, d_model):
+    found = verdicts(kind, d_model)
+    assert found.count(kind) >= 0.95 * RUNS, {v: found.count(v) for v in set(found)}
+
+
+@pytest.mark.parametrize("d_model", WIDTHS)
+@pytest.mark.parametrize(("kind", "level"), [(NOTHING, 0.05), (INDEPENDENT, 0.05)])
+def test_false_positives_are_as_rare_as_the_level_says(kind, level, d_model):
+    """At a level of 5 %: something found in nothing, or a relation between independent clusters. Both sides
+    are tested: a verdict that never errs at 5 % would not have the level it states."""
+    found = verdicts(kind, d_model, runs=400, level=level)
+    wrong = sum(v != NOTHING for v in found) if kind == NOTHING else sum(v != INDEPENDENT for v in found)
+    low, high = binom.interval(0.9999, 400, level)
+    assert low <= wrong <= high, (wrong, low, high)
+
+
+@pytest.mark.parametrize("d_model", WIDTHS)
+def test_the_published_tests_call_random_vectors_independent_and_the_calibrated_one_does_not(d_model):
+    rng = np.random.default_rng(d_model)
+    grams = np.stack([planted(NOTHING, d_model, rng) for _ in range(RUNS)])
+    triplet = st.gather(grams, np.array([[0, 1, 2]]))[..., 0, :, :]
+    assert np.mean(st.residual_reduction(triplet) < 0) >= 0.95
+    assert np.mean(st.triangle_error_deg(triplet) > 25) == 1
+    tests = appendix_tests(grams, CLUSTERS["a"], CLUSTERS["b"], CLUSTERS, (0, 1, 2))
+    passed = np.mean([result[2] for result in tests.values() if not isinstance(result, str)], axis=0)
+    assert np.mean(passed >= 0.8) >= 0.9  # four or five of five
+    assert verdicts(NOTHING, d_model).count(INDEPENDENT) <= binom.ppf(0.9999, RUNS, LEVEL)
+
+
+def test_p_values_of_random_vectors_are_uniform():
+    rng = np.random.default_rng(0)
+    draws = nulls.random_grams(3, 256, 999, rng)
+    fresh = nulls.random_grams(3, 256, 4000, rng)
+    for statistic in (st.cosine, st.triangle_error_deg, st.residual_reduction):
+        p = np.array([nulls.p_two_sided(v, statistic(draws)) for v in statistic(fresh)])
+        assert np.mean(p <= 0.05) == pytest.approx(0.05, abs=0.02)
+        assert np.mean(p <= 0.5) == pytest.approx(0.5, abs=0.06)
+
+
+def test_opposed_clusters_are_related_but_share_no_core():
+    gram = planted(INDEPENDENT, 1024, np.random.default_rng(1))
+    flipped = gram.copy()
+    flipped[:2, 2:4] = flipped[2:4, :2] = -0.4
+    null = {"random_directions": nulls.random_grams(6, 1024, 1000, np.random.default_rng(2))}
+    found = calibrated_verdict(flipped, CLUSTERS, null)
+    assert found["verdict"] == "partly related"
+    assert found["between"][0]["relation"] == "opposed"
+
+
+def test_planted_nothing_is_not_found_by_searching_for_clusters():
+    rng = np.random.default_rng(3)
+    null = {"random_directions": nulls.random_grams(6, 64, 119, rng)}
+    wrong = 0
+    for _ in range(10):
+        gram = planted(NOTHING, 64, rng)
+        groups = {str(i): group for i, group in enumerate(regrouped(gram, None))}
+        found = calibrated_verdict(gram, groups, null, regroup=partial(regrouped, cut=None))
+        wrong += found["verdict"] not in (NOTHING, "inconclusive")
+    assert wrong <= 1
