@@ -15,9 +15,10 @@ from typing import Any
 
 from transformers import AutoTokenizer
 
-from emharness import evaluate, report, sweep
+from emharness import evaluate, geometry, report, sweep
 from emharness.config import Config, strengths
 from emharness.engines import Engines
+from emharness.errors import UserError
 from emharness.evaluate import Condition
 from emharness.extract import VECTORS_FILE, answered_prompts, bare_prompts, extract, prompt_ids
 from emharness.inputs import Inputs
@@ -47,6 +48,7 @@ class Study:
         self.config, self.inputs, self.store = config, inputs, store
         self.engines, self.tracker = engines, tracker
         self.stages: list[dict[str, Any]] = []
+        self.geometry: dict[str, str] = {}  # where geometry.json is, or why there is none
 
     def run(self, folder: Path) -> None:
         """All stages; the report goes into `folder`."""
@@ -74,6 +76,7 @@ class Study:
                 steer.positions,
             )
             tables.append(self.judged(base, condition, (vectors, reference)))
+        self.geometry = self.analyse(base, vectors, layer)
         report.write(folder, self, [*tables, on_organism], base, organism, vectors, layer, sweep_folder)
 
     def stage(self, kind: str, name: str, identity: Identity, make: Callable[[Path], None]) -> Path:
@@ -146,7 +149,7 @@ class Study:
 
     def vector(self, base: Model, organism: Model) -> Path:
         """Folder with the organism's vector and per-prompt means."""
-        config, name = self.config.vector, self.config.model.name
+        config, name = self.config.vector, geometry.BASE if organism is base else organism.name
         if config.recipe == "model_diff":
             prompts = self.inputs.extraction_prompts
             folders = [self.answers(model) for model in (organism, base)]
@@ -199,6 +202,36 @@ class Study:
             )
 
         return self.stage("vectors", name, identity, make)
+
+    def analyse(self, base: Model, vectors: Path, layer: int) -> dict[str, str]:
+        """Geometry of all stored vectors that were made like this one; {"skipped": why} where it has none."""
+        own = json.loads((vectors / "identity.json").read_text())
+        keys = ["base", "recipe", "skip_tokens", "code"]
+        if self.config.vector.recipe == "mean_diff":  # the base has a vector of its own only by this recipe
+            self.vector(base, base)
+            keys.append("prompts")
+        files = geometry.stored(vectors.parent, {key: own[key] for key in keys})
+        identity = {
+            "vectors": {name: path.parent.name for name, path in files.items()},
+            "layer": layer,
+            "seed": self.config.seed,
+            "code": CODE,
+        }
+
+        def make(folder: Path) -> None:
+            found, means = geometry.load_stored(files)
+            analysis = geometry.analyse(found, layer=layer, prompt_means=means, seed=self.config.seed)
+            geometry.write(analysis, folder)
+            self.tracker.geometry(
+                {name: folder / f"{name}.png" for name in analysis.figures}, analysis.plotly, analysis.metrics
+            )
+
+        try:
+            folder = self.stage("geometry", base.name, identity, make)
+        except UserError as error:  # too few vectors, or old ones that do not fit: the run itself is whole
+            report.say(f"geometry: skipped: {error}")
+            return {"skipped": str(error)}
+        return {"results": str(folder / "geometry.json")}
 
     def layer(self, base: Model, vectors: Path) -> tuple[int, Path | None]:
         """The layer to steer at: given, or found by a sweep (whose folder is returned)."""

@@ -116,6 +116,7 @@ def write(
             "sweep": sweep,
             "vectors": str(vector_folder / "vectors.safetensors"),
             "judge_card": judge.card(),
+            "geometry": study.geometry,
             "stages": study.stages,
             "engine_starts": study.engines.started,
         },
