@@ -108,7 +108,7 @@ def cosines(analysis: "Analysis") -> Figure:
 def structure(analysis: "Analysis") -> Figure:
     """Figure 2: (A) variance explained (B) two components (C) loadings (D) dendrogram (E) scaling."""
     figure = Figure(figsize=(PAGE, 4.7), layout="constrained")
-    top, bottom = np.ravel(figure.subfigures(2, 1, height_ratios=(1, 1.12)))
+    top, bottom = figure.subfigures(2, 1, squeeze=False, height_ratios=(1, 1.12))[:, 0]
     a, b, c = top.subplots(1, 3, width_ratios=(1, 1.15, 0.9))
     d, e = bottom.subplots(1, 2, width_ratios=(1.15, 1))
     gram, names = analysis.selected.gram, analysis.vectors.names

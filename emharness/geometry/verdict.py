@@ -39,17 +39,16 @@ def appendix_tests(
     gram: np.ndarray,
     a: Sequence[int],
     b: Sequence[int],
-    clusters: Clusters,
+    change: np.ndarray | None,
     triplet: Sequence[int] | None,
 ) -> dict[str, tuple[str, np.ndarray, np.ndarray] | str]:
     """The five tests of one pair of clusters, [..., n, n] → test → (criterion, value [...], passes [...]), or
     why the test is not possible.
 
     Test 2 takes the longest projection either way, test 3 the `triplet` (see `crossed_triplet`), test 4 the
-    mean absolute change over all clusters. Its criterion is inferred: the study speaks of a differential, not
-    proportional, effect.
+    mean of `change`, all clusters' absolute changes (see `pc1_changes`). Its criterion is inferred: the study
+    speaks of a differential, not proportional, effect.
     """
-    plural = [c for c in clusters.values() if len(c) > 1]
     out: dict[str, tuple[str, np.ndarray, np.ndarray] | str] = {}
     angle = st.cluster_angle_deg(gram, a, b)
     out["1 cluster angle (degrees)"] = ("≥ 45", angle, angle >= SHARED_ANGLE_DEG)
@@ -62,8 +61,7 @@ def appendix_tests(
         out[test3] = ("< 0", reduction, reduction < 0)
     else:
         out[test3] = "neither cluster has two members"
-    if len(plural) > 1:
-        change = np.abs(st.pc1_ablation_change(gram, plural))
+    if change is not None:
         out[test4] = ("smallest < half of the largest", change.mean(-1), change.min(-1) < change.max(-1) / 2)
     else:
         out[test4] = "needs two clusters of two members"
@@ -74,6 +72,12 @@ def appendix_tests(
     else:
         out[test5] = "neither cluster has two members"
     return out
+
+
+def pc1_changes(gram: np.ndarray, clusters: Clusters) -> np.ndarray | None:
+    """Absolute changes of test 4, [..., n, n] → [..., n_clusters]; None below two clusters of two members."""
+    plural = [c for c in clusters.values() if len(c) > 1]
+    return np.abs(st.pc1_ablation_change(gram, plural)) if len(plural) > 1 else None
 
 
 def crossed_triplet(gram: np.ndarray, a: Sequence[int], b: Sequence[int]) -> tuple[int, ...] | None:
@@ -98,11 +102,11 @@ def published_verdict(
 
     `informative` is false where they pass it in more than one draw of twenty.
     """
-    out = []
+    out, change, null_change = [], pc1_changes(gram, clusters), pc1_changes(null, clusters)
     for x, y in pairs:
         triplet = crossed_triplet(gram, clusters[x], clusters[y])
-        seen = appendix_tests(gram, clusters[x], clusters[y], clusters, triplet)
-        random = appendix_tests(null, clusters[x], clusters[y], clusters, triplet)
+        seen = appendix_tests(gram, clusters[x], clusters[y], change, triplet)
+        random = appendix_tests(null, clusters[x], clusters[y], null_change, triplet)
         tests = []
         for test, result in seen.items():
             chance = random[test]
