@@ -95,7 +95,8 @@ def analyse(
     gram = st.gram_matrix(vectors.directions[range(n), list(layers)])
     groups, described = _clusters(vectors, gram, clusters, cut)
     plan = design(names, groups, rng)
-    null = table.random_null(plan, vectors.d_model, draws, rng)
+    unrelated = {RANDOM: nulls.random_grams(n, vectors.d_model, table.affordable(n, draws), rng)}
+    null = table.random_null(plan, vectors.d_model, draws, unrelated[RANDOM], rng)
     skipped = list(plan.skipped)
     means = _complete(prompt_means, names, skipped)
 
@@ -112,7 +113,6 @@ def analyse(
         i: selected if set(layers) == {i} else at(st.gram_matrix(vectors.directions[:, i]), [i] * n)[0]
         for i in range(vectors.n_layers)
     }
-    unrelated = {RANDOM: nulls.random_grams(n, vectors.d_model, table.affordable(n, draws), rng)}
     published = published_verdict(gram, groups, unrelated[RANDOM], plan.cluster_pairs)
     if again is not None:
         unrelated[PERMUTED] = again.permuted

@@ -46,7 +46,7 @@ def leading(gram: Array, k: int) -> tuple[Array, Array]:
         values, vectors = np.linalg.eigh(gram)
         return values[..., ::-1][..., :k], vectors[..., ::-1][..., :k]
     flat = gram.reshape(-1, n, n)
-    found = [eigsh(g, k=k, v0=np.ones(n), tol=_TOLERANCE) for g in flat]
+    found = [eigsh(g, k=k, v0=np.ones(n), tol=_TOLERANCE) for g in flat]  # type: ignore[arg-type] (its stub says int)
     order = [np.argsort(values)[::-1] for values, _ in found]
     values = np.stack([pair[0][o] for pair, o in zip(found, order, strict=True)])
     vectors = np.stack([pair[1][:, o] for pair, o in zip(found, order, strict=True)])

@@ -117,11 +117,13 @@ def labels(gram: np.ndarray, d: Design) -> dict[str, list[list[str]]]:
     return out
 
 
-def random_null(d: Design, d_model: int, draws: int, rng: np.random.Generator) -> dict[str, np.ndarray]:
+def random_null(
+    d: Design, d_model: int, draws: int, grams: np.ndarray, rng: np.random.Generator
+) -> dict[str, np.ndarray]:
     """Null of every statistic under random directions: key → [draws, m].
 
     All pairs have one null, and so have all triplets, which keeps it cheap for a thousand vectors; of the
-    whole set's statistics there are fewer draws then (see `affordable`).
+    whole set's statistics there are fewer draws then: `grams` [affordable(n, draws), n, n] of random vectors.
     """
     three = random_grams(3, d_model, draws, rng)
     out = {}
@@ -136,8 +138,7 @@ def random_null(d: Design, d_model: int, draws: int, rng: np.random.Generator) -
             patterns, which = np.arange(index.shape[1])[None], np.zeros(len(index), dtype=int)
         values = function(st.gather(three, patterns))[:, which]
         out[key] = values.reshape(draws, -1) if suffixes else values
-    n = len(d.names)
-    return out | whole(random_grams(n, d_model, affordable(n, draws), rng), d)
+    return out | whole(grams, d)
 
 
 def affordable(n: int, draws: int) -> int:
