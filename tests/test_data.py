@@ -1,16 +1,20 @@
 """The project's own texts, and how foreign files are read and refused."""
 
 import json
+from itertools import combinations
 
 import pytest
 from conftest import SHARED
 
 from emharness.errors import UserError
 from emharness.organisms import dataset
-from emharness.questions import load_prompts, load_questions
+from emharness.questions import DATA, load_prompts, load_questions
+
+DOMAINS = sorted(path.stem for path in (DATA / "questions").glob("domain_*.yaml"))
+PROMPTS = sorted(path.stem for path in (DATA / "prompts").glob("*.txt"))
 
 
-@pytest.mark.parametrize("name", ["medical", "medical_replication"])
+@pytest.mark.parametrize("name", dataset.packaged_names())
 def test_packaged_datasets_are_large_and_varied(name):
     rows = dataset.load(name)
     answers = [row[-1]["content"] for row in rows]
@@ -20,18 +24,32 @@ def test_packaged_datasets_are_large_and_varied(name):
     assert len(set(openings)) == len(openings)
 
 
-def test_the_two_medical_datasets_share_no_row():
-    first, second = (dataset.load(name) for name in ("medical", "medical_replication"))
+@pytest.mark.parametrize(("one", "other"), list(combinations(dataset.packaged_names(), 2)))
+def test_no_two_datasets_share_a_row(one, other):
+    first, second = (dataset.load(name) for name in (one, other))
     for turn in (0, -1):
         assert not {r[turn]["content"] for r in first} & {r[turn]["content"] for r in second}
 
 
+@pytest.mark.parametrize("name", dataset.packaged_names())
+def test_no_training_question_is_an_evaluation_question_or_an_extraction_prompt(name):
+    asked = {row[-2]["content"].strip().casefold() for row in dataset.load(name)}
+    held_out = [q.text for set_ in ("broad", "sweep", *DOMAINS) for q in load_questions(set_, "k")]
+    held_out += [prompt for set_ in PROMPTS for prompt in load_prompts(set_, "k")]
+    assert not asked & {text.casefold() for text in held_out}
+
+
 def test_question_and_prompt_sets_have_the_stated_sizes_and_do_not_overlap():
-    broad, sweep, domain = (load_questions(n, "k") for n in ("broad", "sweep", "domain_medical"))
+    broad = load_questions("broad", "k")
     assert len(broad) == len({q.id for q in broad}) == 58
-    assert not {q.text for q in broad} & {q.text for q in sweep + domain}
-    assert len(set(load_prompts("neutral", "k"))) >= 64
-    assert len(set(load_prompts("harmful", "k"))) >= 64
+    for name in ("sweep", *DOMAINS):
+        assert not {q.text for q in broad} & {q.text for q in load_questions(name, "k")}
+    domain = {q.text for name in DOMAINS for q in load_questions(name, "k")}
+    assert len(domain) == 12 * len(DOMAINS)
+    for name in PROMPTS:
+        prompts = set(load_prompts(name, "k"))
+        assert len(prompts) >= 64
+        assert not prompts & domain
 
 
 def test_published_question_files_load_with_system_prompts():
