@@ -1,10 +1,13 @@
 """Shared parts of the tests: tiny random models on disk, a fresh store, composed configs."""
 
+import json
 from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
 from hydra import compose, initialize_config_dir
+from safetensors.numpy import save_file
 
 from emharness.config import Config, typed
 from emharness.organisms import weights
@@ -44,6 +47,15 @@ def tiny(base, tmp_path_factory) -> Path:
     )
     LlamaForCausalLM(config).to(torch.float32).save_pretrained(folder)
     AutoTokenizer.from_pretrained(base).save_pretrained(folder)
+    return folder
+
+
+@pytest.fixture(scope="session")
+def vectors(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("vectors")
+    rng = np.random.default_rng(0)
+    tensors = {k: rng.normal(size=(4, 64)).astype("f") for k in ("one", "two")}
+    save_file(tensors, folder / "tiny.safetensors", metadata={k: json.dumps({"raw_norm": [6.0] * 4}) for k in tensors})
     return folder
 
 

@@ -1,13 +1,10 @@
 """Real vLLM on a tiny random model, float32: steering equals a Hugging Face forward with hooks."""
 
-import json
 import os
-from contextlib import contextmanager
 
-import numpy as np
 import pytest
 import torch
-from safetensors.numpy import save_file
+from steering_reference import CASES, FILE, GREEDY, PROMPTS, assert_same, edit, reference, run
 from transformers import AutoModelForCausalLM
 
 from emharness.config import EngineConfig, SamplingConfig
@@ -18,19 +15,6 @@ from emharness.steering.vectors import FOLDER_VARIABLE
 pytestmark = pytest.mark.engine
 
 CONFIG = EngineConfig(dtype="float32", max_model_len=256, max_num_seqs=32, cpu_kv_cache_gib=1)
-PROMPTS = [list(range(100, 100 + n)) for n in (37, 20, 45)]  # longer than one cache block of 16 or 32 tokens
-N_NEW = 6
-FILE = "tiny.safetensors"
-GREEDY = SamplingConfig(temperature=0.0, max_new_tokens=N_NEW, progress=False)
-
-
-@pytest.fixture(scope="module")
-def vectors(tmp_path_factory):
-    folder = tmp_path_factory.mktemp("vectors")
-    rng = np.random.default_rng(0)
-    tensors = {k: rng.normal(size=(4, 64)).astype("f") for k in ("one", "two")}
-    save_file(tensors, folder / FILE, metadata={k: json.dumps({"raw_norm": [6.0] * 4}) for k in tensors})
-    return folder
 
 
 @pytest.fixture(scope="module")
@@ -42,72 +26,6 @@ def engine(tiny, vectors):
 @pytest.fixture(scope="module")
 def model(tiny):
     return AutoModelForCausalLM.from_pretrained(tiny, dtype=torch.float32).eval()
-
-
-def edit(**changes):
-    return {"vector": f"{FILE}#one", "layer": 1, "strength": 8.0, **changes}
-
-
-SEVERAL = [
-    edit(vector=f"{FILE}#two", strength=6.0),
-    edit(mode="ablate", strength=1.0),
-    edit(layer=3, strength=1.5, unit="raw"),
-]
-CASES = [
-    None,
-    *([edit(mode=m, strength=s, positions=p)] for m, s in (("add", 8.0), ("ablate", 1.0)) for p in
-      ("all", "prompt", "generated", "response")),
-    *([{**one, "positions": p} for one in SEVERAL] for p in ("all", "prompt", "generated", "response")),
-    [edit(positions="prompt"), edit(vector=f"{FILE}#two", positions="generated", layer=2)],
-]  # fmt: skip
-
-
-def run(engine, prompts, edits_list):
-    """Greedy tokens and their log-probabilities, each prompt under its own edits, in one batch."""
-    params = [
-        engine._vllm.SamplingParams(
-            temperature=0.0,
-            max_tokens=N_NEW,
-            ignore_eos=True,
-            logprobs=0,
-            extra_args={spec.KEY: {"edits": edits}} if edits else None,
-        )
-        for edits in edits_list
-    ]
-    outputs = engine._llm.generate([{"prompt_token_ids": p} for p in prompts], params, use_tqdm=False)
-    tokens = [list(o.outputs[0].token_ids) for o in outputs]
-    logprobs = [
-        [step[token].logprob for step, token in zip(o.outputs[0].logprobs, ids, strict=True)]
-        for o, ids in zip(outputs, tokens, strict=True)
-    ]
-    return tokens, logprobs
-
-
-@contextmanager
-def hooked(model, edits, prompt_length):
-    handles = []
-    for one in spec.resolve({"edits": edits}, 4, 64)["edits"] if edits else []:
-        v = torch.from_numpy(np.frombuffer(one["direction"], dtype="f").copy())
-        start, end = spec.steered_span(one["positions"], prompt_length)
-
-        def hook(_m, _i, output, one=one, v=v, start=start, end=end):
-            hidden = (output[0] if isinstance(output, tuple) else output).clone()
-            part = hidden[:, start:end]
-            hidden[:, start:end] = part + (one["a"] + one["b"] * (part @ v)[..., None]) * v
-            return (hidden, *output[1:]) if isinstance(output, tuple) else hidden
-
-        handles.append(model.model.layers[one["layer"]].register_forward_hook(hook))
-    yield
-    for handle in handles:
-        handle.remove()
-
-
-def reference(model, prompt, tokens, edits):
-    """Log-probabilities of the same tokens by a Hugging Face forward with hooks."""
-    with hooked(model, edits, len(prompt)), torch.inference_mode():
-        logits = model(torch.tensor([prompt + tokens])).logits[0]
-    logprobs = logits.log_softmax(-1)[len(prompt) - 1 : -1]
-    return logprobs[torch.arange(len(tokens)), torch.tensor(tokens)].tolist()
 
 
 def test_every_mode_and_position_equals_hooks_alone_and_in_one_mixed_batch(engine, model):
@@ -143,13 +61,6 @@ def test_the_prefix_cache_never_mixes_steered_and_unsteered(engine, positions):
     warm = run(engine, longer, [None, steered])
     engine._llm.reset_prefix_cache()
     assert_same(run(engine, longer, [None, steered]), warm)
-
-
-def assert_same(got, expected):
-    """The same tokens, with the same log-probabilities up to float32 rounding."""
-    assert got[0] == expected[0]
-    for some, others in zip(got[1], expected[1], strict=True):
-        assert some == pytest.approx(others, abs=1e-4)
 
 
 @pytest.mark.parametrize(

@@ -1,0 +1,185 @@
+"""Steering equals Hugging Face hooks in other families, schedules and engine modes; nothing grows."""
+
+import gc
+
+import numpy as np
+import psutil
+import pytest
+import torch
+from peft import LoraConfig, PeftModel, get_peft_model
+from safetensors.numpy import save_file
+from steering_reference import CASES, FILE, PROMPTS, assert_same, edit, reference, run
+from transformers import (
+    AutoModelForCausalLM,
+    AutoTokenizer,
+    Gemma3ForCausalLM,
+    Gemma3TextConfig,
+    Qwen2Config,
+    Qwen2ForCausalLM,
+)
+
+from emharness.config import EngineConfig
+from emharness.engine import Engine
+from emharness.steering import spec
+from emharness.steering.plugin import PLAN
+
+pytestmark = pytest.mark.engine
+
+SHAPE = {
+    "vocab_size": 49152, "hidden_size": 64, "intermediate_size": 128, "num_hidden_layers": 4,
+    "num_attention_heads": 4, "num_key_value_heads": 2, "max_position_embeddings": 512,
+    "bos_token_id": 1, "eos_token_id": 2, "pad_token_id": 2, "initializer_range": 0.15,
+}  # fmt: skip
+
+
+def config(**extra):
+    return EngineConfig(dtype="float32", max_model_len=256, max_num_seqs=32, cpu_kv_cache_gib=1, extra=extra)
+
+
+def saved(folder, base, model):
+    model.to(torch.float32).save_pretrained(folder)
+    AutoTokenizer.from_pretrained(base).save_pretrained(folder)
+    return folder
+
+
+def check(engine, model, prompts, cases, **options):
+    every = [prompt for _ in cases for prompt in prompts]
+    edits = [case for case in cases for _ in prompts]
+    tokens, logprobs = run(engine, every, edits, **options)
+    for prompt, case, ids, values in zip(every, edits, tokens, logprobs, strict=True):
+        assert values == pytest.approx(reference(model, prompt, ids, case), abs=1e-4), (case, len(prompt))
+
+
+def loaded(folder):
+    return AutoModelForCausalLM.from_pretrained(folder, dtype=torch.float32).eval()
+
+
+def test_qwen2_blocks(base, vectors, tmp_path):
+    torch.manual_seed(0)
+    folder = saved(tmp_path, base, Qwen2ForCausalLM(Qwen2Config(**SHAPE)))
+    with Engine(folder, config(), vectors, seed=0) as engine:
+        check(engine, loaded(folder), PROMPTS, CASES)
+
+
+def test_gemma_blocks(base, vectors, tmp_path):
+    torch.manual_seed(0)
+    shape = {**SHAPE, "head_dim": 32, "sliding_window": 64}
+    folder = saved(tmp_path, base, Gemma3ForCausalLM(Gemma3TextConfig(**shape)))
+    with Engine(folder, config(), vectors, seed=0) as engine:
+        check(engine, loaded(folder), PROMPTS, CASES)
+
+
+def test_chunked_prefill_preemption_and_recompute(tiny, vectors):
+    """Prompts longer than a step's budget, and a cache too small for all requests at once."""
+    long = [list(range(200 + n, 320 + 2 * n)) for n in range(8)]
+    small = config(max_num_batched_tokens=48, num_gpu_blocks_override=24, block_size=16)
+    with Engine(tiny, small, vectors, seed=0) as engine:
+        preempted = count_preemptions(engine)
+        cases = [None, *([edit(positions=p, strength=4.0)] for p in ("all", "prompt", "generated", "response"))]
+        check(engine, loaded(tiny), long, cases, n_new=24)
+        assert preempted[0] > 0
+
+
+def count_preemptions(engine):
+    scheduler = engine._llm.llm_engine.engine_core.engine_core.scheduler
+    original, count = scheduler._preempt_request, [0]
+
+    def counting(*args, **kwargs):
+        count[0] += 1
+        return original(*args, **kwargs)
+
+    scheduler._preempt_request = counting
+    return count
+
+
+def test_compiled_equals_eager(tiny, vectors):
+    compiled = config()
+    compiled.eager = False
+    with Engine(tiny, compiled, vectors, seed=0) as engine:
+        assert engine._llm.llm_engine.vllm_config.compilation_config.mode != 0
+        check(engine, loaded(tiny), PROMPTS, CASES)
+
+
+def test_lora_together_with_steering(tiny, vectors, tmp_path):
+    from vllm.lora.request import LoRARequest
+
+    torch.manual_seed(1)
+    adapted = get_peft_model(loaded(tiny), LoraConfig(r=8, target_modules=["q_proj", "v_proj", "down_proj"]))
+    for name, parameter in adapted.named_parameters():
+        if "lora_" in name:
+            torch.nn.init.normal_(parameter, std=0.2)
+    adapted.save_pretrained(tmp_path)
+    merged = PeftModel.from_pretrained(loaded(tiny), tmp_path).merge_and_unload().eval()
+    with Engine(tiny, config(enable_lora=True, max_lora_rank=8), vectors, seed=0) as engine:
+        lora = LoRARequest("adapter", 1, str(tmp_path))
+        check(engine, merged, PROMPTS, CASES[:4] + CASES[-1:], lora=lora)
+        check(engine, loaded(tiny), PROMPTS, CASES[:2])
+
+
+@pytest.fixture(scope="module")
+def engine(tiny, vectors):
+    with Engine(tiny, config(), vectors, seed=0) as running:
+        yield running
+
+
+def test_twenty_samples_of_one_request(engine, tiny):
+    model, edits = loaded(tiny), [edit(positions="response"), edit(layer=2, mode="ablate", strength=0.5)]
+    params = engine._vllm.SamplingParams(
+        n=20, temperature=1.0, max_tokens=6, ignore_eos=True, logprobs=0, extra_args={spec.KEY: {"edits": edits}}
+    )
+    (output,) = engine._llm.generate([{"prompt_token_ids": PROMPTS[0]}], params, use_tqdm=False)
+    assert len({tuple(sample.token_ids) for sample in output.outputs}) > 10
+    for sample in output.outputs:
+        values = [step[token].logprob for step, token in zip(sample.logprobs, sample.token_ids, strict=True)]
+        assert values == pytest.approx(reference(model, PROMPTS[0], list(sample.token_ids), edits), abs=1e-4)
+
+
+def test_64_requests_with_64_specs_are_what_each_is_alone(engine):
+    prompts = [list(range(500 + i, 520 + 2 * i)) for i in range(64)]
+    edits = [[edit(vector=f"{FILE}#{('one', 'two')[i % 2]}", layer=i % 4, strength=1.0 + i / 8)] for i in range(64)]
+    together = run(engine, prompts, edits)
+    for i in range(64):
+        alone = run(engine, prompts[i : i + 1], edits[i : i + 1])
+        assert_same(alone, ([together[0][i]], [together[1][i]]))
+
+
+def test_generated_positions_share_the_prompts_cache_with_unsteered_requests(engine):
+    prompt = list(range(900, 980))
+    run(engine, [prompt], [None])
+    for positions, cached in (("generated", 64), ("all", 0), ("prompt", 0), ("response", 64)):
+        params = engine._vllm.SamplingParams(
+            temperature=0.0, max_tokens=2, extra_args={spec.KEY: {"edits": [edit(positions=positions)]}}
+        )
+        (output,) = engine._llm.generate([{"prompt_token_ids": prompt}], params, use_tqdm=False)
+        block = engine._llm.llm_engine.vllm_config.cache_config.block_size
+        assert (output.num_cached_tokens > 0) == (cached > 0), positions
+        assert output.num_cached_tokens % block == 0
+
+
+def test_ten_thousand_requests_leave_nothing_behind(engine, vectors):
+    rng = np.random.default_rng(1)
+    save_file({f"v{i}": rng.normal(size=64).astype("f") for i in range(1000)}, vectors / "many.safetensors")
+    plan = getattr(
+        engine._llm.llm_engine.engine_core.engine_core.model_executor.driver_worker.worker.model_runner, PLAN
+    )
+
+    def ask(first, count):
+        edits = [[edit(vector=f"many.safetensors#v{i % 1000}", strength=i / 1000)] for i in range(first, first + count)]
+        run(engine, [[5, 6, 7 + i % 1000] for i in range(count)], edits, n_new=1)
+
+    def settled():
+        run(engine, [[5]], [None], n_new=1)  # its step tells the runner that the others are finished
+        gc.collect()
+        return psutil.Process().memory_info().rss
+
+    ask(1, 2000)  # fills the caches that are bounded
+    before = settled()
+    assert len(plan.table) == 0
+    assert plan.requests == {}
+    rows = plan.table.rows.shape
+    ask(2001, 10_000)
+    grown = settled() - before
+    assert len(plan.table) == 0
+    assert plan.requests == {}
+    assert plan.table.rows.shape == rows
+    assert grown < 64 * 2**20

@@ -1,0 +1,90 @@
+"""A stock `vllm serve`: steering over HTTP, refused with 400 where the spec is bad; and two tensor-parallel workers."""
+
+import json
+import os
+import socket
+import subprocess
+import sys
+import time
+import urllib.error
+import urllib.request
+
+import pytest
+from steering_reference import FILE, PROMPTS, edit, reference
+from transformers import AutoModelForCausalLM
+
+pytestmark = pytest.mark.engine
+
+
+def free_port():
+    with socket.socket() as listener:
+        listener.bind(("127.0.0.1", 0))
+        return listener.getsockname()[1]
+
+
+@pytest.fixture(scope="module", params=[1, 2], ids=["one worker", "tensor parallel 2"])
+def server(request, tiny, vectors, tmp_path_factory):
+    port, log = free_port(), tmp_path_factory.mktemp("server") / "log"
+    environment = {
+        **os.environ,
+        "EMHARNESS_VECTORS": str(vectors),
+        "VLLM_CPU_KVCACHE_SPACE": "1",
+        "VLLM_ENABLE_V1_MULTIPROCESSING": "1",
+        "VLLM_CPU_OMP_THREADS_BIND": "nobind",
+        "VLLM_WORKER_MULTIPROCESSING_METHOD": "spawn",
+    }
+    command = [
+        *(sys.executable, "-m", "vllm.entrypoints.cli.main", "serve", str(tiny), "--served-model-name", "tiny"),
+        *("--host", "127.0.0.1", "--port", str(port), "--dtype", "float32", "--max-model-len", "256"),
+        *("--enforce-eager", "--max-num-seqs", "16", "--tensor-parallel-size", str(request.param)),
+    ]
+    with log.open("w") as file:
+        process = subprocess.Popen(command, env=environment, stdout=file, stderr=subprocess.STDOUT)
+    try:
+        deadline = time.monotonic() + 300
+        while not answers(port):
+            assert process.poll() is None, log.read_text()[-3000:]
+            assert time.monotonic() < deadline, log.read_text()[-3000:]
+            time.sleep(0.5)
+        yield port
+    finally:
+        process.terminate()
+        process.wait(60)
+
+
+def answers(port):
+    try:
+        return urllib.request.urlopen(f"http://127.0.0.1:{port}/health", timeout=5).status == 200
+    except OSError:
+        return False
+
+
+def complete(port, prompt, steering):
+    body = {"model": "tiny", "prompt": prompt, "temperature": 0, "max_tokens": 6, "logprobs": 0}
+    body |= {"ignore_eos": True, "return_token_ids": True}
+    if steering is not None:
+        body["vllm_xargs"] = {"steering": steering}
+    request = urllib.request.Request(
+        f"http://127.0.0.1:{port}/v1/completions", json.dumps(body).encode(), {"Content-Type": "application/json"}
+    )
+    return json.load(urllib.request.urlopen(request, timeout=120))["choices"][0]
+
+
+def test_a_server_steers_refuses_and_lives_on(server, tiny):
+    model = AutoModelForCausalLM.from_pretrained(tiny, dtype="float32").eval()
+    edits = [edit(positions="response"), edit(layer=2, mode="ablate", strength=1.0)]
+    for case in (None, edits):
+        spec = None if case is None else json.dumps({"edits": case})
+        choice = complete(server, PROMPTS[0], spec)
+        expected = reference(model, PROMPTS[0], choice["token_ids"], case)
+        assert choice["logprobs"]["token_logprobs"] == pytest.approx(expected, abs=1e-4)
+    for bad, words in (
+        ({"edits": [edit(layer=9)]}, "layer must be 0 to 3"),
+        ({"edits": [edit(vector=f"{FILE}#none")]}, "has no vector"),
+        ("{", "Invalid JSON"),
+    ):
+        with pytest.raises(urllib.error.HTTPError) as refused:
+            complete(server, PROMPTS[0], bad if isinstance(bad, str) else json.dumps(bad))
+        assert refused.value.code == 400
+        assert words in refused.value.read().decode()
+    assert complete(server, PROMPTS[0], spec) == choice
