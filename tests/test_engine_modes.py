@@ -56,7 +56,8 @@ def loaded(folder):
 
 def test_qwen2_blocks(base, vectors, tmp_path):
     torch.manual_seed(0)
-    folder = saved(tmp_path, base, Qwen2ForCausalLM(Qwen2Config(**SHAPE)))
+    heads = {**SHAPE, "num_attention_heads": 2, "num_key_value_heads": 1}  # 32 wide, as the CPU backend needs
+    folder = saved(tmp_path, base, Qwen2ForCausalLM(Qwen2Config(**heads)))
     with Engine(folder, config(), vectors, seed=0) as engine:
         check(engine, loaded(folder), PROMPTS, CASES)
 
@@ -71,12 +72,12 @@ def test_gemma_blocks(base, vectors, tmp_path):
 
 def test_chunked_prefill_preemption_and_recompute(tiny, vectors):
     """Prompts longer than a step's budget, and a cache too small for all requests at once."""
-    long = [list(range(200 + n, 320 + 2 * n)) for n in range(8)]
-    small = config(max_num_batched_tokens=48, num_gpu_blocks_override=24, block_size=16)
+    long = [list(range(200 + n, 256 + 2 * n)) for n in range(8)]
+    small = config(max_num_batched_tokens=48, num_gpu_blocks_override=16, block_size=32)
     with Engine(tiny, small, vectors, seed=0) as engine:
         preempted = count_preemptions(engine)
         cases = [None, *([edit(positions=p, strength=4.0)] for p in ("all", "prompt", "generated", "response"))]
-        check(engine, loaded(tiny), long, cases, n_new=24)
+        check(engine, loaded(tiny), long, cases, n_new=40)
         assert preempted[0] > 0
 
 
@@ -144,15 +145,15 @@ def test_64_requests_with_64_specs_are_what_each_is_alone(engine):
 
 
 def test_generated_positions_share_the_prompts_cache_with_unsteered_requests(engine):
-    prompt = list(range(900, 980))
+    prompt = list(range(900, 1100))  # longer than a cache block, which has 128 tokens on a CPU
     run(engine, [prompt], [None])
-    for positions, cached in (("generated", 64), ("all", 0), ("prompt", 0), ("response", 64)):
+    for positions, cached in (("generated", True), ("all", False), ("prompt", False), ("response", True)):
         params = engine._vllm.SamplingParams(
             temperature=0.0, max_tokens=2, extra_args={spec.KEY: {"edits": [edit(positions=positions)]}}
         )
         (output,) = engine._llm.generate([{"prompt_token_ids": prompt}], params, use_tqdm=False)
         block = engine._llm.llm_engine.vllm_config.cache_config.block_size
-        assert (output.num_cached_tokens > 0) == (cached > 0), positions
+        assert (output.num_cached_tokens > 0) == cached, positions
         assert output.num_cached_tokens % block == 0
 
 
@@ -172,12 +173,12 @@ def test_ten_thousand_requests_leave_nothing_behind(engine, vectors):
         gc.collect()
         return psutil.Process().memory_info().rss
 
-    ask(1, 2000)  # fills the caches that are bounded
+    ask(1, 10_000)  # fills the caches that are bounded, and the allocator's own
     before = settled()
     assert len(plan.table) == 0
     assert plan.requests == {}
     rows = plan.table.rows.shape
-    ask(2001, 10_000)
+    ask(10_001, 10_000)
     grown = settled() - before
     assert len(plan.table) == 0
     assert plan.requests == {}

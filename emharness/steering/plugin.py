@@ -72,7 +72,18 @@ def _admit(process_inputs: Any, processor: Any, *args: Any, **kwargs: Any) -> An
     extra = getattr(params, "extra_args", None)
     if not extra or extra.get(spec.KEY) is None:
         return process_inputs(processor, *args, **kwargs)
-    config = processor.vllm_config
+    try:
+        resolved = _checked(extra[spec.KEY], processor.vllm_config)
+    except ValueError as error:
+        raise _refusal(str(error)) from None
+    params = params.clone()
+    params.extra_args = {**extra, spec.KEY: resolved}
+    bound.arguments["params"] = params
+    return process_inputs(*bound.args, **bound.kwargs)
+
+
+def _checked(request: Any, config: Any) -> dict[str, Any]:
+    """The resolved spec; ValueError if it is bad or this engine cannot do it."""
     if getattr(config, "use_v2_model_runner", False):
         raise ValueError("steering: vLLM's V2 model runner is not supported; set VLLM_USE_V2_MODEL_RUNNER=0")
     if config.device_config.device_type != "cpu" and not config.model_config.enforce_eager:
@@ -80,12 +91,16 @@ def _admit(process_inputs: Any, processor: Any, *args: Any, **kwargs: Any) -> An
     if config.parallel_config.pipeline_parallel_size > 1 or config.speculative_config is not None:
         raise ValueError("steering: pipeline parallelism and speculative decoding are not supported")
     model = config.model_config
-    n_layers = model.hf_text_config.num_hidden_layers
-    resolved = spec.resolve(extra[spec.KEY], n_layers, model.get_hidden_size())
-    params = params.clone()
-    params.extra_args = {**extra, spec.KEY: resolved}
-    bound.arguments["params"] = params
-    return process_inputs(*bound.args, **bound.kwargs)
+    return spec.resolve(request, model.hf_text_config.num_hidden_layers, model.get_hidden_size())
+
+
+def _refusal(message: str) -> ValueError:
+    """A ValueError in Python, HTTP 400 from a server: newer vLLM knows a client's mistake by a class of its own."""
+    from vllm import exceptions
+
+    known: Any = getattr(exceptions, "VLLMValidationError", ValueError)
+    kind = known if issubclass(known, ValueError) else type("SteeringError", (known, ValueError), {})
+    return kind(message)
 
 
 def _resolved(params: Any) -> dict[str, Any] | None:
