@@ -8,7 +8,7 @@ import pytest
 import torch
 from peft import LoraConfig, PeftModel, get_peft_model
 from safetensors.numpy import save_file
-from steering_reference import CASES, FILE, PROMPTS, assert_same, edit, reference, run
+from steering_reference import CASES, FILE, PROMPTS, assert_same, edit, hooked, reference, run
 from transformers import (
     AutoModelForCausalLM,
     AutoTokenizer,
@@ -22,6 +22,7 @@ from emharness.config import EngineConfig
 from emharness.engine import Engine
 from emharness.steering import spec
 from emharness.steering.plugin import PLAN
+from emharness.steering.record import recorded
 
 pytestmark = pytest.mark.engine
 
@@ -133,6 +134,41 @@ def test_twenty_samples_of_one_request(engine, tiny):
     for sample in output.outputs:
         values = [step[token].logprob for step, token in zip(sample.logprobs, sample.token_ids, strict=True)]
         assert values == pytest.approx(reference(model, PROMPTS[0], list(sample.token_ids), edits), abs=1e-4)
+
+
+@pytest.mark.parametrize("positions", ["all", "prompt", "generated", "response"])
+def test_recorded_means_equal_the_hidden_states(engine, tiny, positions):
+    """In one batch with steered, plain and other recording requests; the prompt has been cached before."""
+    model, n_new = loaded(tiny), 6
+    run(engine, PROMPTS, [None] * 3)
+    asked = {"layers": [0, 2], "positions": positions}
+    cases = [{"record": asked}, {"edits": [edit(layer=1, strength=3.0)], "record": asked}, {"edits": [edit()]}]
+    prompts = [prompt for prompt in PROMPTS for _ in cases]
+    params = [
+        engine._vllm.SamplingParams(temperature=0.0, max_tokens=n_new, ignore_eos=True, extra_args={spec.KEY: case})
+        for _ in PROMPTS
+        for case in cases
+    ]
+    outputs = engine._llm.generate([{"prompt_token_ids": p} for p in prompts], params, use_tqdm=False)
+    for i, (prompt, output) in enumerate(zip(prompts, outputs, strict=True)):
+        case = cases[i % 3]
+        if "record" not in case:
+            assert not output.kv_transfer_params
+            continue
+        means, n_tokens = recorded(output.kv_transfer_params)
+        fed = prompt + list(output.outputs[0].token_ids)[:-1]
+        start, end = spec.steered_span(positions, len(prompt))
+        assert n_tokens == len(range(len(fed))[start:end])
+        with hooked(model, case.get("edits"), len(prompt)), torch.inference_mode():
+            states = model(torch.tensor([fed]), output_hidden_states=True).hidden_states
+        for layer, mean in zip(asked["layers"], means, strict=True):
+            np.testing.assert_allclose(mean, states[layer + 1][0, start:end].mean(0), atol=1e-4)
+
+
+def test_recording_many_samples_at_once_is_refused(engine):
+    params = engine._vllm.SamplingParams(n=2, extra_args={spec.KEY: {"record": {"layers": [0]}}})
+    with pytest.raises(ValueError, match="record needs n=1"):
+        engine._llm.generate([{"prompt_token_ids": PROMPTS[0]}], params, use_tqdm=False)
 
 
 def test_64_requests_with_64_specs_are_what_each_is_alone(engine):

@@ -66,7 +66,10 @@ def test_integer_strengths_are_numbers():
     [
         ({"edits": []}, "at least 1"),
         ({"edits": [edit()] * 257}, "at most 256"),
-        ({}, "edits: Field required"),
+        ({}, "at least 1 edit"),
+        ({"record": {"layers": []}}, "at least 1"),
+        ({"record": {"layers": [LAYERS]}}, "layer must be 0 to 2"),
+        ({"record": {"layers": [0], "positions": "last"}}, "positions"),
         ("{not json", "Invalid JSON"),
         ({"edits": [edit()], "more": 1}, "more"),
         ({"edits": [edit(colour="red")]}, "colour"),

@@ -85,6 +85,24 @@ class Pass:
 
 
 @dataclass
+class Recording:
+    """Sum of one request's residuals at the recorded layers, over positions [start, end)."""
+
+    layers: list[int]
+    start: int
+    end: int
+    total: torch.Tensor  # [n_layers, d_model] float32
+    n_tokens: int = 0
+
+    def claim(self, position: int, n: int) -> tuple[int, int]:
+        """The not yet recorded part [first, last) of a span; recomputed positions are not counted again."""
+        first = max(position, self.start + self.n_tokens)
+        last = max(first, min(position + n, self.end))
+        self.n_tokens += last - first
+        return first, last
+
+
+@dataclass
 class StepPlan:
     """The edits of all living requests, and the passes of the current step."""
 
@@ -93,6 +111,8 @@ class StepPlan:
     table: VectorTable = field(init=False)
     requests: dict[str, RequestEdits] = field(default_factory=dict)
     passes: dict[int, list[Pass]] = field(default_factory=dict)
+    recordings: dict[str, Recording] = field(default_factory=dict)
+    taps: dict[int, list[tuple[slice, torch.Tensor]]] = field(default_factory=dict)  # layer → tokens, their sum
 
     def __post_init__(self) -> None:
         self.table = VectorTable(self.d_model, self.device)
@@ -109,14 +129,26 @@ class StepPlan:
             columns[i] = (layer, rank[layer], row, edit["a"], edit["b"], start, _FOREVER if end is None else end)
         self.requests[request_id] = RequestEdits(columns, [edit["direction"] for edit in edits])
 
+    def add_recording(self, request_id: str, record: dict[str, Any], prompt_length: int) -> None:
+        start, end = steered_span(record["positions"], prompt_length)
+        total = torch.zeros(len(record["layers"]), self.d_model, device=self.device)
+        self.recordings[request_id] = Recording(record["layers"], start, _FOREVER if end is None else end, total)
+
     def remove_request(self, request_id: str) -> None:
+        self.recordings.pop(request_id, None)
         removed = self.requests.pop(request_id, None)
         for direction in removed.directions if removed else ():
             self.table.release(direction)
 
     def begin_step(self, spans: list[tuple[str, int, int, int]]) -> None:
         """Make the passes of a step from (request id, first flat index, first position, n tokens)."""
-        self.passes = {}
+        self.passes, self.taps = {}, {}
+        for request_id, flat, position, n in spans:
+            if recording := self.recordings.get(request_id):
+                first, last = recording.claim(position, n)
+                tokens = slice(flat + first - position, flat + last - position)
+                for layer, total in zip(recording.layers, recording.total, strict=True):
+                    self.taps.setdefault(layer, []).append((tokens, total))
         spans = [span for span in spans if span[0] in self.requests]
         if not spans:
             return
@@ -152,10 +184,10 @@ class StepPlan:
             )
 
     def end_step(self) -> None:
-        self.passes = {}
+        self.passes, self.taps = {}, {}
 
     def apply(self, layer: int, hidden: torch.Tensor, residual: torch.Tensor | None) -> None:
-        """Edit `hidden` [n_tokens, d_model] in place so that hidden + residual is the edited stream."""
+        """Edit `hidden` [n_tokens, d_model] in place so that hidden + residual is the edited stream; record it."""
         for step in self.passes.get(layer, ()):
             directions = self.table.rows[step.rows]
             h = hidden[step.tokens].float()
@@ -164,3 +196,6 @@ class StepPlan:
                 stream = h if residual is None else h + residual[step.tokens].float()
                 amount = amount + step.b * (stream * directions).sum(-1, keepdim=True)
             hidden[step.tokens] = (h + amount * directions).to(hidden.dtype)
+        for tokens, total in self.taps.get(layer, ()):
+            stream = hidden[tokens].float() if residual is None else hidden[tokens].float() + residual[tokens].float()
+            total += stream.sum(0)

@@ -4,6 +4,7 @@
     prefix cache  generate_block_hash_extra_keys  steered blocks are shared only between equal specs
     model         load_model                      a hook on every decoder layer calls `op.steer`
     compile cache VllmConfig.compute_hash         graphs with the hooks are never taken for plain ones
+    recording     Scheduler.update_from_output    recorded means leave with the finished request's output
     batch         _update_states, _prepare_inputs the plan of the step, from the runner's own batch
 
 An exception inside the forward pass would leave its request waiting for ever, so everything that can
@@ -17,10 +18,10 @@ import sys
 from typing import Any
 
 from emharness.blocks import decoder_layers
-from emharness.steering import op, spec
+from emharness.steering import op, record, spec
 from emharness.steering.plan import StepPlan
+from emharness.steering.record import PLAN
 
-PLAN = "_emharness_plan"  # attribute of a model runner
 GRAPH = 1  # raise when what the hooks put into compiled graphs changes
 _MARK = "_emharness_original"
 
@@ -29,6 +30,8 @@ def register() -> None:
     """Entry point of the `vllm.general_plugins` group; runs in every vLLM process, any number of times."""
     from vllm.config import VllmConfig
     from vllm.v1.core import kv_cache_utils
+    from vllm.v1.core.sched.scheduler import Scheduler
+    from vllm.v1.engine.core import EngineCore
     from vllm.v1.engine.input_processor import InputProcessor
     from vllm.v1.worker.gpu_model_runner import GPUModelRunner
 
@@ -37,6 +40,8 @@ def register() -> None:
     for name, module in list(sys.modules.items()):  # vLLM modules that imported it by name before us
         if name.startswith("vllm.") and vars(module).get(original.__name__) is original:
             setattr(module, original.__name__, kv_cache_utils.generate_block_hash_extra_keys)
+    _wrap(EngineCore, "__init__", record.keep_executor)
+    _wrap(Scheduler, "update_from_output", record.attach)
     _wrap(VllmConfig, "compute_hash", _mark_graphs)
     _wrap(GPUModelRunner, "_update_states", _forget_finished)
     _wrap(GPUModelRunner, "_prepare_inputs", _plan_step)
@@ -77,6 +82,10 @@ def _admit(process_inputs: Any, processor: Any, *args: Any, **kwargs: Any) -> An
     except ValueError as error:
         raise _refusal(str(error)) from None
     params = params.clone()
+    if resolved["record"]:
+        if params.n != 1 or processor.vllm_config.scheduler_config.async_scheduling:
+            raise _refusal("steering: record needs n=1 and an engine with async_scheduling=False")
+        params.skip_reading_prefix_cache = True  # cached positions would not pass through the layers
     params.extra_args = {**extra, spec.KEY: resolved}
     bound.arguments["params"] = params
     return process_inputs(*bound.args, **bound.kwargs)
@@ -105,7 +114,7 @@ def _refusal(message: str) -> ValueError:
 
 def _resolved(params: Any) -> dict[str, Any] | None:
     resolved = (getattr(params, "extra_args", None) or {}).get(spec.KEY)
-    return resolved if resolved and resolved["edits"] else None
+    return resolved if resolved and (resolved["edits"] or resolved["record"]) else None
 
 
 def _separate_blocks(extra_keys: Any, request: Any, start: int, end: int, *args: Any) -> Any:
@@ -116,7 +125,7 @@ def _separate_blocks(extra_keys: Any, request: Any, start: int, end: int, *args:
     """
     keys, next_mm = extra_keys(request, start, end, *args)
     resolved = _resolved(request.sampling_params)
-    if resolved:
+    if resolved and resolved["edits"]:
         length = request.num_prompt_tokens
         kinds = {edit["positions"] for edit in resolved["edits"]}
         first = min(spec.steered_span(kind, length)[0] for kind in kinds)
@@ -161,6 +170,8 @@ def _plan_step(prepare: Any, runner: Any, scheduler_output: Any, num_scheduled: 
         if resolved:
             if request_id not in plan.requests:
                 plan.add_request(request_id, resolved["edits"], state.num_prompt_tokens)
+                if resolved["record"]:
+                    plan.add_recording(request_id, resolved["record"], state.num_prompt_tokens)
             spans.append((request_id, flat, int(batch.num_computed_tokens_cpu[index]), n))
         flat += n
     plan.begin_step(spans)

@@ -2,9 +2,9 @@
 
 import hashlib
 import json
-from typing import Any, Literal
+from typing import Annotated, Any, Literal
 
-from pydantic import BaseModel, ConfigDict, Field, ValidationError
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
 
 from emharness.steering.vectors import load_vector
 
@@ -34,12 +34,31 @@ class Edit(BaseModel):
     positions: Positions = "all"
 
 
-class Steering(BaseModel):
-    """All edits of a request; edits at one layer act in the order given."""
+class Record(BaseModel):
+    """Return the mean residual after each of these decoder blocks (edits included) over the positions.
+
+    The last generated token is never fed back to the model, so it has no residual and is in no mean.
+    """
 
     model_config = ConfigDict(extra="forbid", strict=True)
 
-    edits: list[Edit] = Field(min_length=1, max_length=MAX_EDITS)
+    layers: list[Annotated[int, Field(ge=0)]] = Field(min_length=1, max_length=MAX_EDITS)
+    positions: Positions = "response"
+
+
+class Steering(BaseModel):
+    """All edits of a request, which act in the order given at a layer, and what it records."""
+
+    model_config = ConfigDict(extra="forbid", strict=True)
+
+    edits: list[Edit] = Field(default_factory=list, max_length=MAX_EDITS)
+    record: Record | None = None
+
+    @model_validator(mode="after")
+    def _asks_for_something(self) -> "Steering":
+        if not self.edits and self.record is None:
+            raise ValueError("edits must have at least 1 edit, unless record is given")
+        return self
 
 
 def parse(spec: Any) -> Steering:
@@ -56,13 +75,16 @@ def resolve(spec: Any, n_layers: int, d_model: int) -> dict[str, Any]:
     """Check a spec against the model and the vector files and make it self-contained.
 
     The result travels to the engine inside the request, so nothing is left there that could fail:
-    {"digest": str, "edits": [{"layer", "positions", "direction": d_model float32 as bytes, "a", "b"}]}
+    {"digest": str, "edits": [{"layer", "positions", "direction": d_model float32 as bytes, "a", "b"}],
+    "record": {"layers", "positions"} or None}
     with the one rule h ← h + (a + b · (h·v̂)) v̂ for both modes. Raises ValueError.
     """
     edits = []
-    for edit in parse(spec).edits:
-        if edit.layer >= n_layers:
-            raise ValueError(f"steering: layer must be 0 to {n_layers - 1} for this model, not {edit.layer}")
+    steering = parse(spec)
+    layers = [edit.layer for edit in steering.edits] + (steering.record.layers if steering.record else [])
+    if layers and max(layers) >= n_layers:
+        raise ValueError(f"steering: layer must be 0 to {n_layers - 1} for this model, not {max(layers)}")
+    for edit in steering.edits:
         vector = load_vector(edit.vector, edit.layer)
         if vector.direction.size != d_model:
             raise ValueError(
@@ -81,7 +103,8 @@ def resolve(spec: Any, n_layers: int, d_model: int) -> dict[str, Any]:
     for edit in edits:
         digest.update(json.dumps([edit[k] for k in ("layer", "positions", "a", "b")]).encode())
         digest.update(edit["direction"])
-    return {"digest": digest.hexdigest(), "edits": edits}
+    record = steering.record.model_dump() if steering.record else None
+    return {"digest": digest.hexdigest(), "edits": edits, "record": record}
 
 
 def _unit_length(edit: Edit, raw_norm: float | None, residual_norm: float | None) -> float:
