@@ -1,0 +1,49 @@
+"""The benchmark's arithmetic and its config; the speeds themselves are measured by launch/bench.py."""
+
+import subprocess
+import sys
+
+import pytest
+from conftest import ROOT
+from hydra import compose, initialize_config_dir
+
+from emharness import bench
+
+
+def test_a_ratio_is_taken_repetition_by_repetition():
+    found = bench.ratio("ratio_k64 one layer eager", [2.0, 9.0, 8.0], [1.0, 3.0, 8.0])
+    assert found == {
+        "name": "ratio_k64 one layer eager",
+        "median": 2.0,
+        "low": 1.0,
+        "high": 3.0,
+        "goal": 0.97,
+        "repetitions": 3,
+    }
+    assert bench.ratio("unknown", [1.0], [1.0])["goal"] is None
+
+
+def test_jobs_are_measured_in_turns_after_a_warm_up():
+    order = []
+
+    def job(name, tokens, seconds):
+        order.append(name)
+        return tokens, seconds
+
+    jobs = {"a": lambda: job("a", 10, 2.0), "b": lambda: job("b", 9, 3.0)}
+    assert bench.in_turns(jobs, 2) == {"a": [5.0, 5.0], "b": [3.0, 3.0]}
+    assert order == ["a", "b"] * 3
+
+
+@pytest.mark.parametrize("base", sorted(path.stem for path in (ROOT / "conf/base").glob("*.yaml")))
+def test_every_base_composes(base):
+    with initialize_config_dir(str(ROOT / "conf"), version_base="1.3"):
+        config = compose("bench", overrides=[f"base={base}"])
+    assert config.parts == list(bench.PARTS)
+
+
+def test_an_unknown_part_ends_in_one_sentence():
+    command = [sys.executable, "launch/bench.py", "parts=[speed]"]
+    done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, timeout=300, check=False)
+    assert done.returncode == 2
+    assert done.stderr.strip().endswith("error: parts=['speed']: must be among hf, specs, grid")
