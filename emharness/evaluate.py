@@ -10,9 +10,9 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from emharness.engine import Batch, Engine
+from emharness.generation.engine import Batch, Engine
 from emharness.judge import Judge
-from emharness.metrics import misaligned, summarise
+from emharness.judge.metrics import misaligned, summarise
 from emharness.questions import Question
 
 RESPONSES_FILE = "responses.parquet"

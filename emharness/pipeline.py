@@ -15,18 +15,20 @@ from typing import Any
 
 from transformers import AutoTokenizer
 
-from emharness import evaluate, geometry, report, sweep
+from emharness import evaluate, geometry
 from emharness.config import Config, strengths
-from emharness.engines import Engines
+from emharness.directions.extract import VECTORS_FILE, answered_prompts, bare_prompts, extract, prompt_ids
 from emharness.errors import UserError
 from emharness.evaluate import Condition
-from emharness.extract import VECTORS_FILE, answered_prompts, bare_prompts, extract, prompt_ids
+from emharness.experiments import layer as sweep
+from emharness.generation.engines import Engines
 from emharness.inputs import Inputs
 from emharness.organisms import weights
 from emharness.organisms.dataset import fingerprint
 from emharness.questions import Question
+from emharness.reporting import report
+from emharness.reporting.track import Tracker
 from emharness.store import Store, key_of
-from emharness.track import Tracker
 from emharness.versions import engine_version, versions
 
 CODE = 1  # raise when a stage's results change for the same config
@@ -222,9 +224,7 @@ class Study:
             found, means = geometry.load_stored(files)
             analysis = geometry.analyse(found, layer=layer, prompt_means=means, seed=self.config.seed)
             geometry.write(analysis, folder)
-            self.tracker.geometry(
-                {name: folder / f"{name}.png" for name in analysis.figures}, analysis.plotly, analysis.metrics
-            )
+            self.tracker.geometry(*geometry.written(folder))
 
         try:
             folder = self.stage("geometry", base.name, identity, make)

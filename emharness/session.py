@@ -9,10 +9,10 @@ from dataclasses import asdict
 from functools import cache
 from typing import TYPE_CHECKING
 
-from emharness.engines import Engines
+from emharness.generation.engines import Engines
 from emharness.pipeline import Study
+from emharness.reporting.track import Tracker
 from emharness.store import Store, home
-from emharness.track import Tracker
 
 if TYPE_CHECKING:
     from emharness.config import Config

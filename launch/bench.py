@@ -10,11 +10,11 @@ from typing import Any
 import hydra
 from omegaconf import DictConfig, OmegaConf
 
-from emharness import bench
 from emharness.cli import launcher
 from emharness.errors import UserError
+from emharness.generation import bench
+from emharness.reporting.track import Tracker
 from emharness.store import write_json
-from emharness.track import Tracker
 from emharness.versions import versions
 
 
@@ -24,9 +24,10 @@ def run(cfg: DictConfig) -> None:
         raise UserError(f"parts={sorted(unknown)}: must be among {', '.join(bench.PARTS)}")
     from transformers import AutoTokenizer
 
-    from emharness import questions, report, session
-    from emharness.extract import prompt_ids
+    from emharness import questions, session
+    from emharness.directions.extract import prompt_ids
     from emharness.organisms import weights
+    from emharness.reporting import report
 
     store = session.store()
     model = weights.base_folder(config.base.source, store)

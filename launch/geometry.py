@@ -14,8 +14,8 @@ from emharness import geometry
 from emharness.cli import launcher
 from emharness.config import TRACKERS
 from emharness.errors import UserError
+from emharness.reporting.track import Tracker
 from emharness.store import Store, home
-from emharness.track import Tracker
 
 
 def run(cfg: DictConfig) -> None:
@@ -39,7 +39,7 @@ def run(cfg: DictConfig) -> None:
         analysis = geometry.analyse(vectors, prompt_means=means, **settings)
         geometry.write(analysis, folder)
         tracker = Tracker(mode, **wandb, name=Path(read[0]).stem, config=settings, job_type="geometry")
-        tracker.geometry({k: folder / f"{k}.png" for k in analysis.figures}, analysis.plotly, analysis.metrics)
+        tracker.geometry(*geometry.written(folder))
         tracker.finish()
 
     folder, _ = Store(home()).get("geometry", Path(read[0]).stem, identity, make)

@@ -14,7 +14,8 @@ from emharness.cli import launcher
 
 def run(cfg: DictConfig) -> None:
     config = schema.typed(cfg)
-    from emharness import inputs, report, session
+    from emharness import inputs, session
+    from emharness.reporting import report
 
     store = session.store()
     checked = inputs.check(config, store)

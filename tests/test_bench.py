@@ -7,7 +7,7 @@ import pytest
 from conftest import ROOT
 from hydra import compose, initialize_config_dir
 
-from emharness import bench
+from emharness.generation import bench
 
 
 def test_a_ratio_is_taken_repetition_by_repetition():

@@ -8,7 +8,7 @@ from steering_reference import CASES, FILE, GREEDY, PROMPTS, assert_same, edit, 
 from transformers import AutoModelForCausalLM
 
 from emharness.config import EngineConfig, SamplingConfig
-from emharness.engine import Engine
+from emharness.generation.engine import Engine
 from emharness.steering import spec
 from emharness.steering.vectors import FOLDER_VARIABLE
 

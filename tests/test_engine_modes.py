@@ -19,7 +19,7 @@ from transformers import (
 )
 
 from emharness.config import EngineConfig
-from emharness.engine import Engine
+from emharness.generation.engine import Engine
 from emharness.steering import spec
 from emharness.steering.plugin import PLAN
 from emharness.steering.record import recorded

@@ -14,10 +14,22 @@ from scipy.linalg import subspace_angles
 from scipy.spatial.distance import pdist, squareform
 from sklearn.decomposition import PCA
 
-from emharness import vectors as stored_format
-from emharness.activations import Means
+from emharness.directions import vectors as stored_format
+from emharness.directions.activations import Means
 from emharness.errors import UserError
-from emharness.geometry import analyse, from_arrays, load_prompt_means, load_stored, load_vectors, nulls, stored, write
+from emharness.geometry import (
+    analyse,
+    figures,
+    from_arrays,
+    load_prompt_means,
+    load_stored,
+    load_vectors,
+    nulls,
+    plotly_figures,
+    stored,
+    to_json,
+    write,
+)
 from emharness.geometry import clusters as cl
 from emharness.geometry import statistics as st
 from emharness.geometry.published import CLUSTERS, published_vectors
@@ -57,7 +69,7 @@ def test_published_numbers_follow_from_published_cosines(study):
 
 
 def test_the_report_says_which_published_number_cannot_follow(study):
-    rows = study.to_json()["published"]
+    rows = to_json(study)["published"]
     impossible = [(r["statistic"], r["published"]) for r in rows if r["cannot_follow_from_cosines"]]
     assert impossible == [
         ("residual_reduction", 0.816),
@@ -261,7 +273,7 @@ def test_every_statistic_at_every_layer_and_similarity_to_the_base_by_lab():
     arrays["b"] = arrays["base"] * np.array([[1.0], [-1], [1]])
     labs = {"a": {"lab": "x"}, "b": {"lab": "x"}, "c": {"lab": "y"}}
     found = analyse(from_arrays(arrays, labs), {"p": ["a", "b"], "q": ["c"]}, layer=1, draws=99)
-    report = found.to_json()
+    report = to_json(found)
     assert set(report["layers"]) == {"0", "1", "2"}
     assert report["layers"]["1"]["statistics"] == report["statistics"]
     for layer in report["layers"].values():
@@ -269,7 +281,7 @@ def test_every_statistic_at_every_layer_and_similarity_to_the_base_by_lab():
     np.testing.assert_allclose(report["base_similarity"]["layers"]["b"], [1, -1, 1], atol=1e-6)
     a = np.mean(report["base_similarity"]["layers"]["a"])
     assert report["base_similarity"]["by_lab"]["x"] == pytest.approx((a + 1 / 3) / 2)
-    assert set(found.figures) == set(found.plotly) == {"figure1", "figure2", "figure3"}
+    assert set(figures.draw(found)) == set(plotly_figures.draw(found)) == {"figure1", "figure2", "figure3"}
 
 
 def test_found_clusters_are_the_planted_ones():
@@ -297,7 +309,7 @@ def test_what_cannot_be_computed_is_skipped_with_its_reason():
 def test_a_thousand_vectors_are_sampled_and_say_so():
     arrays = {f"v{i}": row for i, row in enumerate(rng(9).standard_normal((200, 64)))}
     groups = {"x": [f"v{i}" for i in range(100)], "y": [f"v{i}" for i in range(100, 200)]}
-    report = analyse(from_arrays(arrays), groups, draws=19).to_json()
+    report = to_json(analyse(from_arrays(arrays), groups, draws=19))
     assert report["sampled"]["triplets"] == {"listed": 1000, "of": 1313400}
     assert len(report["statistics"]["triangle_error_deg"]) == 1000
 

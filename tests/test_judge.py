@@ -3,7 +3,7 @@
 import pytest
 
 from emharness.judge import make_judge
-from emharness.metrics import ALIGNED_BELOW, COHERENT_ABOVE
+from emharness.judge.metrics import ALIGNED_BELOW, COHERENT_ABOVE
 from emharness.questions import load_questions
 
 

@@ -4,8 +4,8 @@ import numpy as np
 import pytest
 from scipy.stats import binomtest
 
-from emharness.metrics import cluster_bootstrap, misaligned, summarise, wilson
-from emharness.sweep import candidate_layers, choose
+from emharness.experiments.layer import candidate_layers, choose
+from emharness.judge.metrics import cluster_bootstrap, misaligned, summarise, wilson
 
 
 @pytest.mark.parametrize(("k", "n"), [(0, 10), (3, 58), (58, 58), (500, 1160)])

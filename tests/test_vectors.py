@@ -5,8 +5,8 @@ import pytest
 import torch
 from transformers import AutoModelForCausalLM
 
-from emharness import vectors
-from emharness.activations import Means, mean_activations
+from emharness.directions import vectors
+from emharness.directions.activations import Means, mean_activations
 
 SEQUENCES = [(list(range(5, 25)), 0), (list(range(40, 52)), 6), (list(range(90, 99)), 0)]
 SKIP = 4

@@ -1,8 +1,9 @@
 """Geometry of steering vectors: the study's statistics, and what each is worth against vectors that share
 nothing. `analyse(load_vectors(path))` computes; `write(analysis, folder)` stores geometry.json and figures."""
 
-from emharness.geometry.analysis import Analysis, analyse
-from emharness.geometry.report import summary, write
+from emharness.geometry.analysis import analyse
+from emharness.geometry.report import summary, to_json, write, written
+from emharness.geometry.result import Analysis
 from emharness.geometry.vectors import (
     BASE,
     PromptMeans,
@@ -28,5 +29,7 @@ __all__ = [
     "means_beside",
     "stored",
     "summary",
+    "to_json",
     "write",
+    "written",
 ]

@@ -2,16 +2,16 @@
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from functools import cached_property, partial
+from functools import partial
 
 import numpy as np
-from matplotlib.figure import Figure
 
 from emharness.errors import UserError
 from emharness.geometry import clusters as cl
-from emharness.geometry import figures, nulls, plotly_figures, report, table
+from emharness.geometry import nulls, table
 from emharness.geometry import statistics as st
-from emharness.geometry.design import Design, Skipped, design
+from emharness.geometry.design import Skipped, design
+from emharness.geometry.result import Analysis, Layer
 from emharness.geometry.vectors import PromptMeans, Vectors
 from emharness.geometry.verdict import calibrated_verdict, published_verdict
 
@@ -26,48 +26,6 @@ class Draws:
     permuted: np.ndarray
     resampled: np.ndarray
     contrast_p: dict[str, float]
-
-
-@dataclass(frozen=True)
-class Layer:
-    """All statistics at one layer, or at each vector's own selected layer."""
-
-    gram: np.ndarray
-    statistics: dict[str, list[dict]]
-    skipped: list[Skipped]
-
-
-@dataclass(frozen=True)
-class Analysis:
-    """Everything that was found. `to_json()` is geometry.json, `figures` and `plotly` are its pictures,
-    `metrics` its headline numbers."""
-
-    vectors: Vectors
-    layers: tuple[int, ...]  # the selected layer of each vector
-    design: Design
-    selected: Layer
-    by_layer: dict[int, Layer]
-    null: dict[str, np.ndarray]  # random directions: key → [draws, m]
-    clusters: dict
-    base_similarity: dict
-    verdict: dict
-    skipped: list[Skipped]
-    settings: dict
-
-    def to_json(self) -> dict:
-        return report.to_json(self)
-
-    @cached_property
-    def figures(self) -> dict[str, Figure]:
-        return figures.draw(self)
-
-    @cached_property
-    def plotly(self) -> dict[str, dict]:
-        return plotly_figures.draw(self)
-
-    @property
-    def metrics(self) -> dict[str, float | str]:
-        return report.metrics(self)
 
 
 def analyse(

@@ -1,7 +1,5 @@
 """Figures 1–3 of the study, each with what unrelated vectors give in grey. Widths are a column or a page."""
 
-from typing import TYPE_CHECKING
-
 import numpy as np
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
@@ -9,9 +7,7 @@ from scipy.cluster.hierarchy import dendrogram
 
 from emharness.geometry import clusters as cl
 from emharness.geometry import statistics as st
-
-if TYPE_CHECKING:
-    from emharness.geometry.analysis import Analysis
+from emharness.geometry.result import Analysis
 
 COLUMN, PAGE = 3.4, 7.0  # inches
 # Okabe and Ito's palette: told apart with any colour vision, and paired with marks.
@@ -22,7 +18,7 @@ NULL_NAME = "unrelated directions, 5–95 %"
 _NAMED = 40  # up to so many vectors are named on an axis
 
 
-def draw(analysis: "Analysis") -> dict[str, Figure]:
+def draw(analysis: Analysis) -> dict[str, Figure]:
     """figure1 (cosines), figure2 (structure; three vectors or more), figure3 (with the base's own vector)."""
     out = {"figure1": cosines(analysis)}
     if len(analysis.vectors.names) > 2:
@@ -32,7 +28,7 @@ def draw(analysis: "Analysis") -> dict[str, Figure]:
     return out
 
 
-def order(analysis: "Analysis") -> list[int]:
+def order(analysis: Analysis) -> list[int]:
     """Vectors cluster by cluster, those in none last."""
     listed = [i for group in analysis.design.clusters.values() for i in group]
     return listed + [i for i in range(len(analysis.vectors.names)) if i not in set(listed)]
@@ -43,13 +39,13 @@ def looks(keys) -> dict[str, tuple[str, str]]:
     return {key: (COLOURS[i % len(COLOURS)], MARKS[i % len(MARKS)]) for i, key in enumerate(keys)}
 
 
-def cluster_of(analysis: "Analysis") -> list[str]:
+def cluster_of(analysis: Analysis) -> list[str]:
     """The cluster of each vector, "none" where it has none."""
     owner = {i: name for name, group in analysis.design.clusters.items() for i in group}
     return [owner.get(i, "none") for i in range(len(analysis.vectors.names))]
 
 
-def band(analysis: "Analysis", key: str) -> tuple[np.ndarray, np.ndarray]:
+def band(analysis: Analysis, key: str) -> tuple[np.ndarray, np.ndarray]:
     """5 % and 95 % of the random-directions null, per entry of a statistic."""
     low, high = np.nanquantile(analysis.null[key], [0.05, 0.95], axis=0)
     return low, high
@@ -74,7 +70,7 @@ def _slanted(ax: Axes, degrees: float) -> None:
         label.set_rotation_mode("anchor")
 
 
-def cosines(analysis: "Analysis") -> Figure:
+def cosines(analysis: Analysis) -> Figure:
     """Figure 1: cosine heatmap. Grey numbers lie within what unrelated directions give."""
     index = order(analysis)
     gram = analysis.selected.gram[np.ix_(index, index)]
@@ -105,7 +101,7 @@ def cosines(analysis: "Analysis") -> Figure:
     return figure
 
 
-def structure(analysis: "Analysis") -> Figure:
+def structure(analysis: Analysis) -> Figure:
     """Figure 2: (A) variance explained (B) two components (C) loadings (D) dendrogram (E) scaling."""
     figure = Figure(figsize=(PAGE, 4.7), layout="constrained")
     top, bottom = figure.subfigures(2, 1, squeeze=False, height_ratios=(1, 1.12))[:, 0]
@@ -124,7 +120,7 @@ def structure(analysis: "Analysis") -> Figure:
     return figure
 
 
-def _explained(ax: Axes, analysis: "Analysis", explained: np.ndarray) -> None:
+def _explained(ax: Axes, analysis: Analysis, explained: np.ndarray) -> None:
     low, high = band(analysis, "pca_explained")
     x = np.arange(1, len(explained) + 1)
     ax.bar(x, explained, color=COLOURS[0], width=0.62, label="these vectors")
@@ -140,7 +136,7 @@ def _explained(ax: Axes, analysis: "Analysis", explained: np.ndarray) -> None:
     _bare(ax, "A  variance explained", "component", "share")
 
 
-def _points(ax: Axes, analysis: "Analysis", xy: np.ndarray) -> None:
+def _points(ax: Axes, analysis: Analysis, xy: np.ndarray) -> None:
     owner = cluster_of(analysis)
     for cluster, (colour, mark) in looks(dict.fromkeys(owner)).items():
         rows = [i for i, name in enumerate(owner) if name == cluster]
@@ -154,7 +150,7 @@ def _points(ax: Axes, analysis: "Analysis", xy: np.ndarray) -> None:
         ax.legend(fontsize=6, frameon=False)
 
 
-def _name_points(ax: Axes, analysis: "Analysis", xy: np.ndarray) -> None:
+def _name_points(ax: Axes, analysis: Analysis, xy: np.ndarray) -> None:
     """Names beside their points, away from the middle; of two near points one is named above, one below."""
     middle, reach = (xy.min(0) + xy.max(0)) / 2, np.ptp(xy, axis=0) + 1e-9
     for i, name in enumerate(analysis.vectors.names):
@@ -167,7 +163,7 @@ def _name_points(ax: Axes, analysis: "Analysis", xy: np.ndarray) -> None:
         )  # fmt: skip
 
 
-def _loadings(ax: Axes, analysis: "Analysis", loadings: np.ndarray) -> None:
+def _loadings(ax: Axes, analysis: Analysis, loadings: np.ndarray) -> None:
     index = order(analysis)
     values, n = loadings[index], len(index)
     ax.imshow(values, cmap="RdBu_r", vmin=-1, vmax=1, aspect="auto", interpolation="nearest")
@@ -181,7 +177,7 @@ def _loadings(ax: Axes, analysis: "Analysis", loadings: np.ndarray) -> None:
     ax.set_xticks(range(values.shape[1]), [f"PC{j + 1}" for j in range(values.shape[1])])
 
 
-def _dendrogram(ax: Axes, analysis: "Analysis") -> None:
+def _dendrogram(ax: Axes, analysis: Analysis) -> None:
     low, high = band(analysis, "linkage_height")
     names = analysis.vectors.names
     ax.axhspan(low.min(), high.max(), color=GREY, alpha=0.55, lw=0, label=NULL_NAME)
@@ -200,7 +196,7 @@ def _dendrogram(ax: Axes, analysis: "Analysis") -> None:
     ax.legend(fontsize=6, frameon=False, loc="upper right", ncols=2, borderaxespad=0)
 
 
-def base_similarity(analysis: "Analysis") -> Figure:
+def base_similarity(analysis: Analysis) -> Figure:
     """Figure 3: cosine with the base model's own vector, (A) by lab and (B) layer by layer."""
     found = analysis.base_similarity
     style = looks(found["by_lab"])

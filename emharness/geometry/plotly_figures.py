@@ -1,21 +1,17 @@
 """Figures 1–3 as Plotly figures: plain dictionaries, so that Plotly itself is needed only to show them."""
 
-from typing import TYPE_CHECKING
-
 import numpy as np
 
 from emharness.geometry import clusters as cl
 from emharness.geometry import statistics as st
 from emharness.geometry.figures import GREY, NULL_NAME, band, cluster_of, looks, order
-
-if TYPE_CHECKING:
-    from emharness.geometry.analysis import Analysis
+from emharness.geometry.result import Analysis
 
 _SYMBOLS = {"o": "circle", "s": "square", "^": "triangle-up", "D": "diamond", "v": "triangle-down",
             "P": "cross", "X": "x", "*": "star"}  # fmt: skip
 
 
-def draw(analysis: "Analysis") -> dict[str, dict]:
+def draw(analysis: Analysis) -> dict[str, dict]:
     """{"figure1": {"data", "layout"}, …}; `plotly.graph_objects.Figure(figure)` takes each."""
     out = {"figure1": cosines(analysis)}
     if len(analysis.vectors.names) > 2:
@@ -25,7 +21,7 @@ def draw(analysis: "Analysis") -> dict[str, dict]:
     return out
 
 
-def cosines(analysis: "Analysis") -> dict:
+def cosines(analysis: Analysis) -> dict:
     """Figure 1."""
     index = order(analysis)
     names = [analysis.vectors.names[i] for i in index]
@@ -40,7 +36,7 @@ def _heatmap(values: np.ndarray, x: list[str], y: list[str]) -> dict:
             "zmin": -1, "zmax": 1}  # fmt: skip
 
 
-def structure(analysis: "Analysis") -> dict:
+def structure(analysis: Analysis) -> dict:
     """Figure 2, its five panels side by side on axes x … x5."""
     names, owner = list(analysis.vectors.names), cluster_of(analysis)
     gram = analysis.selected.gram
@@ -91,7 +87,7 @@ def _band(x: list, low: np.ndarray, high: np.ndarray, axis: int) -> list[dict]:
     ]  # fmt: skip
 
 
-def base_similarity(analysis: "Analysis") -> dict:
+def base_similarity(analysis: Analysis) -> dict:
     """Figure 3."""
     found = analysis.base_similarity
     style = looks(found["by_lab"])

@@ -3,18 +3,16 @@
 import json
 import os
 from pathlib import Path
-from typing import TYPE_CHECKING
 
 import numpy as np
 from safetensors.numpy import save_file
 
 from emharness.geometry import clusters as cl
+from emharness.geometry import figures, plotly_figures
 from emharness.geometry import statistics as st
 from emharness.geometry.design import Skipped
 from emharness.geometry.published import compare
-
-if TYPE_CHECKING:
-    from emharness.geometry.analysis import Analysis
+from emharness.geometry.result import Analysis
 
 SCHEMA_VERSION = 1
 DIRECTIONS_FILE = "cluster_directions.safetensors"
@@ -37,7 +35,7 @@ MEANING = {
 }
 
 
-def to_json(analysis: "Analysis") -> dict:
+def to_json(analysis: Analysis) -> dict:
     """The report; numbers are rounded to seven significant digits by `write` only."""
     vectors, plan = analysis.vectors, analysis.design
     kept = ("recipe", "base", "organism", "lab", "mechanism", "prompts_hash")
@@ -56,6 +54,7 @@ def to_json(analysis: "Analysis") -> dict:
         "published": compare(analysis.selected.statistics),
         "base_similarity": analysis.base_similarity,
         "linkage": z,
+        "metrics": metrics(analysis),
         "layers": {
             str(i): {"statistics": layer.statistics, "skipped": _listed(layer.skipped)}
             for i, layer in analysis.by_layer.items()
@@ -73,7 +72,7 @@ def _listed(skipped: list[Skipped]) -> list[dict]:
     return [{"statistic": s.statistic, "of": list(s.of), "reason": s.reason} for s in skipped]
 
 
-def arrays(analysis: "Analysis") -> dict[str, np.ndarray]:
+def arrays(analysis: Analysis) -> dict[str, np.ndarray]:
     """Whole matrices: `cosine`, `angle_deg` [n, n] and `mds` [n, 2] at the selected layers, `layer_cosine`
     [n_layers, n, n]."""
     gram = analysis.selected.gram
@@ -87,7 +86,7 @@ def arrays(analysis: "Analysis") -> dict[str, np.ndarray]:
     return {name: np.ascontiguousarray(a, dtype=np.float32) for name, a in found.items()}
 
 
-def metrics(analysis: "Analysis") -> dict[str, float | str]:
+def metrics(analysis: Analysis) -> dict[str, float | str]:
     """Headline numbers as a flat dictionary."""
     calibrated = analysis.verdict["calibrated"]
     out: dict[str, float | str] = {"verdict": calibrated["verdict"]}
@@ -122,7 +121,7 @@ def summary(found: dict) -> str:
     return "\n".join([*lines, f"calibrated verdict: {verdict['verdict']} ({verdict['because']})"])
 
 
-def cluster_directions(analysis: "Analysis") -> tuple[dict[str, np.ndarray], dict[str, str]]:
+def cluster_directions(analysis: Analysis) -> tuple[dict[str, np.ndarray], dict[str, str]]:
     """Unit mean of each cluster at every layer, [n_layers, d_model], and its metadata, as vector files have
     them: what `steer.mode=ablate` takes to ask whether another cluster's misalignment drops."""
     tensors, metadata = {}, {}
@@ -146,7 +145,7 @@ def _rounded(value):
     return value
 
 
-def write(analysis: "Analysis", folder: str | Path) -> Path:
+def write(analysis: Analysis, folder: str | Path) -> Path:
     """Write arrays, figures (PNG, PDF), Plotly figures (JSON) and, last, geometry.json → its path.
 
     Each file is written beside itself and then moved, so a reader never sees half of one.
@@ -168,9 +167,18 @@ def write(analysis: "Analysis", folder: str | Path) -> Path:
     if tensors:
         put(DIRECTIONS_FILE, lambda path: save_file(tensors, path, metadata=metadata))
     put("geometry.safetensors", lambda path: save_file(arrays(analysis), path))
-    for name, figure in analysis.figures.items():
+    for name, figure in figures.draw(analysis).items():
         put(f"{name}.png", lambda path, figure=figure: figure.savefig(path, dpi=200))
         put(f"{name}.pdf", lambda path, figure=figure: figure.savefig(path))
-    for name, figure in analysis.plotly.items():
+    for name, figure in plotly_figures.draw(analysis).items():
         put(f"{name}.plotly.json", lambda path, figure=figure: path.write_text(text(figure)))
-    return put("geometry.json", lambda path: path.write_text(text(analysis.to_json())))
+    return put("geometry.json", lambda path: path.write_text(text(to_json(analysis))))
+
+
+def written(folder: Path) -> tuple[dict[str, Path], dict[str, dict], dict[str, float | str]]:
+    """What `write` left: figure files by name, Plotly figures by name, headline numbers."""
+    images = {path.stem: path for path in sorted(folder.glob("*.png"))}
+    plotly = {
+        path.name.removesuffix(".plotly.json"): json.loads(path.read_text()) for path in folder.glob("*.plotly.json")
+    }
+    return images, plotly, json.loads((folder / "geometry.json").read_text())["metrics"]

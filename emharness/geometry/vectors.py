@@ -13,7 +13,10 @@ from emharness.errors import UserError
 from emharness.geometry.nulls import Prompts, contrast_weights
 
 BASE = "base"
-VECTORS_FILE, MEANS_FILE = "vectors.safetensors", "prompt_means.safetensors"  # as emharness.extract names them
+VECTORS_FILE, MEANS_FILE = (
+    "vectors.safetensors",
+    "prompt_means.safetensors",
+)  # as directions.extract names them
 _AGREEMENT = 0.99  # cosine below which means and vector are not of one extraction (float16 keeps 0.9999)
 
 
@@ -161,7 +164,7 @@ def _refuse_repeated_keys(path: Path) -> None:
 
 @dataclass(frozen=True)
 class PromptMeans:
-    """Per-prompt means on disk, as `emharness.vectors.save_prompt_means` writes them: name → (file, name
+    """Per-prompt means on disk, as `emharness.directions.vectors.save_prompt_means` writes them: name → (file, name
     inside it). Layers are read one at a time."""
 
     sources: Mapping[str, tuple[Path, str]]

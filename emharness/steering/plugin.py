@@ -17,8 +17,8 @@ import inspect
 import sys
 from typing import Any
 
-from emharness.blocks import decoder_layers
 from emharness.steering import op, record, spec
+from emharness.steering.blocks import decoder_layers
 from emharness.steering.plan import StepPlan
 from emharness.steering.record import PLAN
 

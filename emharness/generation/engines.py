@@ -3,7 +3,7 @@
 from pathlib import Path
 
 from emharness.config import EngineConfig
-from emharness.engine import Engine
+from emharness.generation.engine import Engine
 
 
 class Engines:

@@ -10,8 +10,8 @@ from typing import Any
 import numpy as np
 from transformers import AutoTokenizer
 
-from emharness.activations import Means, load_model, mean_activations
-from emharness.vectors import RECIPES, Difference, Sequences, normalise, save, save_prompt_means
+from emharness.directions.activations import Means, load_model, mean_activations
+from emharness.directions.vectors import RECIPES, Difference, Sequences, normalise, save, save_prompt_means
 
 VECTORS_FILE = "vectors.safetensors"
 MEANS_FILE = "prompt_means.safetensors"

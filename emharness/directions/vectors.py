@@ -14,7 +14,7 @@ import numpy as np
 from safetensors import safe_open
 from safetensors.numpy import save_file
 
-from emharness.activations import Means
+from emharness.directions.activations import Means
 
 Sequences = list[tuple[list[int], int]]  # token ids, first position that counts
 

@@ -6,10 +6,10 @@ from typing import Any
 
 import numpy as np
 
-from emharness.engine import Engine
 from emharness.evaluate import Condition
+from emharness.generation.engine import Engine
 from emharness.judge import Judge
-from emharness.metrics import summarise
+from emharness.judge.metrics import summarise
 from emharness.questions import Question
 
 SWEEP_FILE = "sweep.json"

@@ -9,7 +9,7 @@ import numpy as np
 import torch
 from transformers import AutoModelForCausalLM
 
-from emharness.blocks import decoder_layers
+from emharness.steering.blocks import decoder_layers
 
 
 @dataclass(frozen=True)

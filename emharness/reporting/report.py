@@ -14,8 +14,10 @@ from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 from rich.table import Table
 
-from emharness import evaluate, figures, vectors
+from emharness import evaluate
+from emharness.directions import vectors
 from emharness.evaluate import BATCH_FILE, Condition
+from emharness.reporting import figures
 from emharness.store import key_of, write_json
 from emharness.versions import versions
 

@@ -10,8 +10,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from emharness.blocks import decoder_layers
 from emharness.errors import UserError
+from emharness.steering.blocks import decoder_layers
 from emharness.steering.spec import KEY
 from emharness.steering.vectors import FOLDER_VARIABLE
 

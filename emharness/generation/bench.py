@@ -49,7 +49,7 @@ Measure = Callable[..., tuple[int, float]]  # generated tokens, seconds
 
 
 def vllm_measure(model: Path, engine: EngineConfig, vectors: Path, plugin: bool) -> Measure:
-    from emharness.engine import Engine
+    from emharness.generation.engine import Engine
 
     running = Engine(model, engine, vectors, 0, plugin=plugin)
 
@@ -65,7 +65,7 @@ def hf_measure(model: Path, direction: np.ndarray, layer: int, batch_size: int) 
     import torch
     from transformers import AutoModelForCausalLM, AutoTokenizer
 
-    from emharness.blocks import decoder_layers
+    from emharness.steering.blocks import decoder_layers
 
     device = "cuda" if torch.cuda.is_available() else "cpu"
     loaded: Any = AutoModelForCausalLM.from_pretrained(model, dtype=torch.bfloat16)

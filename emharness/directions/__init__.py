@@ -1,0 +1,1 @@
+"""Directions: activations of stored models, recipes that turn them into steering vectors, and vector files."""
