@@ -3,12 +3,13 @@
 import functools
 import sys
 from collections.abc import Callable
+from pathlib import Path
 from typing import Any
 
 from hydra.core.hydra_config import HydraConfig
 from hydra.types import RunMode
 
-from emharness.errors import UserError
+from emharness.errors import Incomplete, UserError
 
 
 def launcher(run: Callable[..., None]) -> Callable[..., None]:
@@ -23,5 +24,16 @@ def launcher(run: Callable[..., None]) -> Callable[..., None]:
             if HydraConfig.get().mode == RunMode.MULTIRUN:
                 raise
             sys.exit(2)
+        except Incomplete as error:
+            print(f"error: {error}", file=sys.stderr, flush=True)
+            if HydraConfig.get().mode == RunMode.MULTIRUN:
+                raise
+            sys.exit(1)
 
     return wrapped
+
+
+def config_folders() -> list[Path]:
+    """Where this job's configs come from: the project's conf/ and a --config-dir, the latter first."""
+    sources = HydraConfig.get().runtime.config_sources
+    return [Path(source.path) for source in sources if source.schema == "file"][::-1]

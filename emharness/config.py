@@ -97,7 +97,7 @@ class SweepConfig:
 
 @dataclass
 class SteerConfig:
-    strength: Any = 1.0  # a number or a list of numbers
+    strength: Any = None  # a number or a list of numbers; None: the experiment's own list
     unit: str = "raw"
     mode: str = "add"
     positions: str = "all"
@@ -109,7 +109,18 @@ class EvalConfig:
     questions: str = "broad"
     samples: int = 20
     domain_samples: int = 5
+    control_samples: int = 4  # of each question, for each random direction at each dose
     limit: int | None = None  # first so many questions
+
+
+@dataclass
+class ExperimentConfig:
+    """What an experiment asks for where `vectors`, `targets` and `steer.strength` are not given."""
+
+    name: str = MISSING
+    vectors: list[str] = field(default_factory=list)  # organisms; "model" is the one that model= chooses
+    targets: list[str] = field(default_factory=list)  # organisms, and "base"
+    strengths: list[float] = field(default_factory=list)
 
 
 @dataclass
@@ -127,6 +138,9 @@ class WandbConfig:
 
 @dataclass
 class Config:
+    experiment: ExperimentConfig = field(default_factory=ExperimentConfig)
+    vectors: Any = None  # a name or a list of names; None: the experiment's own list
+    targets: Any = None
     base: BaseConfig = field(default_factory=BaseConfig)
     model: ModelConfig = field(default_factory=ModelConfig)
     train: TrainConfig = field(default_factory=TrainConfig)
@@ -136,6 +150,9 @@ class Config:
     steer: SteerConfig = field(default_factory=SteerConfig)
     eval: EvalConfig = field(default_factory=EvalConfig)
     judge: JudgeConfig = field(default_factory=JudgeConfig)
+    controls: int = 2  # random directions beside every steered condition
+    plan: str = "run"  # only: print the plan and stop
+    chunk: int = 2000  # responses that are generated and kept together; a kill loses at most one chunk
     tracker: str = "offline"
     wandb: WandbConfig = field(default_factory=WandbConfig)
     seed: int = 0
@@ -143,28 +160,38 @@ class Config:
 
 ConfigStore.instance().store(name="schema", node=Config)
 
+BASE = "base"  # the base as a target
 RECIPES = ("model_diff", "mean_diff")
 TRACKERS = ("offline", "online", "none")
 UNITS = ("absolute", "raw", "residual")
 MODES = ("add", "ablate")
+PLANS = ("run", "only")
 POSITIONS = ("all", "prompt", "generated", "response")
 
 
 def typed(cfg: DictConfig) -> Config:
     """The composed config as an object, every value that needs no file or model checked. Raises UserError."""
     config: Config = OmegaConf.to_object(cfg)  # type: ignore[assignment]
-    _one_of("vector.recipe", config.vector.recipe, RECIPES)
-    _one_of("tracker", config.tracker, TRACKERS)
-    _one_of("steer.unit", config.steer.unit, UNITS)
-    _one_of("steer.mode", config.steer.mode, MODES)
-    _one_of("steer.positions", config.steer.positions, POSITIONS)
+    one_of("vector.recipe", config.vector.recipe, RECIPES)
+    one_of("tracker", config.tracker, TRACKERS)
+    one_of("steer.unit", config.steer.unit, UNITS)
+    one_of("steer.mode", config.steer.mode, MODES)
+    one_of("steer.positions", config.steer.positions, POSITIONS)
     if config.steer.mode == "ablate":
         config.steer.unit = "absolute"  # ablation takes a plain factor
-    strengths(config.steer.strength)
+    one_of("plan", config.plan, PLANS)
+    if config.steer.strength is None:
+        config.steer.strength = config.experiment.strengths
+    config.steer.strength = strengths(config.steer.strength)
+    config.vectors = names(config.vectors, config.experiment.vectors, "vectors", {"model": config.model.name})
+    config.targets = names(config.targets, config.experiment.targets, "targets", {config.base.name: BASE})
     if config.layer != "sweep" and (isinstance(config.layer, bool) or not isinstance(config.layer, int)):
         raise UserError(f"layer={config.layer}: give 'sweep' or the number of a decoder block, counted from 0")
     for key, value in (
         ("eval.samples", config.eval.samples),
+        ("eval.domain_samples", config.eval.domain_samples),
+        ("eval.control_samples", config.eval.control_samples),
+        ("chunk", config.chunk),
         ("sweep.samples", config.sweep.samples),
         ("base.sampling.max_new_tokens", config.base.sampling.max_new_tokens),
         ("train.epochs", config.train.epochs),
@@ -173,18 +200,37 @@ def typed(cfg: DictConfig) -> Config:
     ):
         if value < 1:
             raise UserError(f"{key}={value}: must be 1 or more")
+    if config.controls < 0:
+        raise UserError(f"controls={config.controls}: must be 0 or more")
     return config
 
 
 def strengths(value: Any, key: str = "steer.strength") -> list[float]:
-    """A number or a list of numbers as a list of distinct finite floats, in the order given."""
+    """A number or a list of distinct numbers as finite floats, in the order given."""
     values = value if isinstance(value, list) else [value]
     for item in values:
         if isinstance(item, bool) or not isinstance(item, int | float) or not math.isfinite(item):
             raise UserError(f"{key}={item}: must be a finite number or a list of finite numbers")
     if not values:
         raise UserError(f"{key}=[]: must be a finite number or a list of finite numbers")
-    return list(dict.fromkeys(float(item) for item in values))
+    floats = [float(item) for item in values]
+    if repeated := [item for item in floats if floats.count(item) > 1]:
+        raise UserError(f"{key}={value}: {repeated[0]:g} occurs twice; give each strength once")
+    return floats
+
+
+def names(value: Any, default: list[str], key: str, aliases: dict[str, str]) -> list[str]:
+    """A name or a list of names, aliases replaced; `default` where none is given. UserError for none or repeats."""
+    given = default if value is None else value
+    listed = given.split(",") if isinstance(given, str) else given
+    if not isinstance(listed, list) or not all(isinstance(item, str) and item for item in listed):
+        raise UserError(f"{key}={given}: must be a name or a list of names")
+    if not listed and value is not None:
+        raise UserError(f"{key}=[]: give at least one name, or leave it out for the experiment's own list")
+    listed = [aliases.get(item, item) for item in listed]
+    if repeated := [item for item in listed if listed.count(item) > 1]:
+        raise UserError(f"{key}={given}: {repeated[0]} occurs twice; give each name once")
+    return listed
 
 
 def check_layer(layer: Any, n_layers: int, base: str) -> None:
@@ -192,6 +238,6 @@ def check_layer(layer: Any, n_layers: int, base: str) -> None:
         raise UserError(f"layer={layer}: {base} has layers 0 to {n_layers - 1}; give one of them or 'sweep'")
 
 
-def _one_of(key: str, value: str, allowed: tuple[str, ...]) -> None:
+def one_of(key: str, value: str, allowed: tuple[str, ...]) -> None:
     if value not in allowed:
         raise UserError(f"{key}={value}: must be one of {', '.join(allowed)}")

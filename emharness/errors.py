@@ -6,3 +6,7 @@ class UserError(Exception):
 
     Launchers print it without a traceback and exit with status 2.
     """
+
+
+class Incomplete(Exception):
+    """Some of the work failed and the rest is stored. Launchers print it and exit with status 1."""

@@ -2,12 +2,16 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable, Mapping
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
+from omegaconf import OmegaConf
+from omegaconf.errors import OmegaConfBaseException
+
 from emharness import questions
-from emharness.config import Config, check_layer, strengths
+from emharness.config import BASE, Config, ModelConfig, check_layer, strengths
 from emharness.errors import UserError
 from emharness.judge import Judge, make_judge
 from emharness.organisms import dataset, weights
@@ -16,49 +20,83 @@ from emharness.store import Store
 
 
 @dataclass(frozen=True)
+class Organism:
+    config: ModelConfig
+    published: Path | None  # None: it is trained from `rows`
+    published_identity: str | None
+    rows: list[dataset.Messages]
+    domain: list[Question]
+    prompts: list[str]  # extraction prompts, for recipe model_diff
+
+    @property
+    def identity(self) -> dict[str, Any]:
+        return {
+            "published": self.published_identity,
+            "rows": dataset.fingerprint(self.rows),
+            "texts": questions.fingerprint([self.domain, self.prompts]),
+        }
+
+
+@dataclass(frozen=True)
 class Inputs:
     base: Path | None  # None: the embedded one, which the base stage saves
     base_identity: dict[str, Any]
-    published: Path | None  # None: the organism is trained from `rows`
-    published_identity: str | None
-    rows: list[dataset.Messages]
+    n_layers: int
+    organisms: dict[str, Organism]  # the ones that vectors and targets name
     broad: list[Question]
-    domain: list[Question]
     sweep_questions: list[Question]
     neutral: list[str]
     harmful: list[str]
-    extraction_prompts: list[str]  # for recipe model_diff
     judge: Judge
 
     def identity(self, config: Config) -> dict[str, Any]:
         """What determines the results of a run: no paths, no tracker, no batch sizes."""
         science = asdict(config)
-        for key in ("tracker", "wandb"):
+        for key in ("tracker", "wandb", "plan", "chunk", "model"):
             del science[key]
+        science["experiment"] = config.experiment.name
         science["base"] = {
             "name": config.base.name,
             "identity": self.base_identity,
             "sampling": science["base"]["sampling"],
-            "dtype": config.base.engine.dtype,
+            "engine": engine_identity(config),
         }
         del science["base"]["sampling"]["progress"]
         del science["vector"]["batch_size"], science["train"]["micro_batch"]
-        for key in ("dataset", "questions", "prompts", "published", "source"):
-            del science["model"][key]
-        science["steer"]["strength"] = strengths(config.steer.strength)
         for group in ("eval", "sweep"):
             del science[group]["questions"]
-        content = (self.broad, self.domain, self.sweep_questions, self.neutral, self.harmful)
         science["content"] = {
-            "published": self.published_identity,
-            "rows": dataset.fingerprint(self.rows),
-            "texts": questions.fingerprint([*content, self.extraction_prompts]),
+            "organisms": {name: organism.identity for name, organism in self.organisms.items()},
+            "texts": questions.fingerprint([self.broad, self.sweep_questions, self.neutral, self.harmful]),
             "judge": self.judge.identity,
         }
         return science
 
 
-def check(config: Config, store: Store) -> Inputs:
+def engine_identity(config: Config) -> dict[str, Any]:
+    """What of the engine's settings changes its answers; how much it takes at a time does not."""
+    engine = config.base.engine
+    return {
+        "dtype": engine.dtype,
+        "max_model_len": engine.max_model_len,
+        "eager": engine.eager,
+        "extra": dict(engine.extra),
+    }
+
+
+def model_configs(folders: Iterable[Path], selected: ModelConfig) -> dict[str, ModelConfig]:
+    """Every organism that a `model/<name>.yaml` below the config folders describes; `selected` as it was composed."""
+    found: dict[str, ModelConfig] = {}
+    for path in (path for folder in folders for path in sorted(folder.glob("model/*.yaml"))):
+        try:
+            merged = OmegaConf.merge(OmegaConf.structured(ModelConfig), OmegaConf.load(path))
+            found[path.stem] = OmegaConf.to_object(merged)  # type: ignore[assignment]
+        except OmegaConfBaseException as error:
+            raise UserError(f"{path}: {str(error).splitlines()[0]}") from None
+    return found | {selected.name: selected}
+
+
+def check(config: Config, models: Mapping[str, ModelConfig], store: Store) -> Inputs:
     """Read all inputs. Raises UserError for the first thing that is wrong."""
     source = config.base.source
     if source == weights.EMBEDDED:
@@ -75,22 +113,16 @@ def check(config: Config, store: Store) -> Inputs:
         if not 0 <= layer < n_layers:
             raise UserError(f"sweep.layers={layer}: {config.base.name} has layers 0 to {n_layers - 1}")
     strengths(config.sweep.strengths, "sweep.strengths")
-
-    model = config.model
-    organism = model.source or model.published.get(config.base.name)
-    published = weights.fetch("model.source" if model.source else "model.published", organism) if organism else None
-    rows: list[dataset.Messages] = []
-    if published is None:
-        if model.dataset is None:
-            raise UserError(
-                f"model={model.name}: not published for base={config.base.name} and without a dataset; "
-                "give model.dataset (a .jsonl path or hub dataset id) or model.source (a folder or hub id)"
-            )
-        rows = dataset.load(model.dataset)
+    for key, names, allowed in (
+        ("vectors", config.vectors, list(models)),
+        ("targets", config.targets, [BASE, *models]),
+    ):
+        for name in names:
+            if name not in allowed:
+                raise UserError(f"{key}={name}: unknown; must be among {', '.join(sorted(allowed))}")
 
     limit = config.eval.limit
     broad = questions.load_questions(config.eval.questions, "eval.questions")[:limit]
-    domain = questions.load_questions(model.questions, "model.questions") if model.questions else []
     sweep_questions = questions.load_questions(config.sweep.questions, "sweep.questions")
     if config.layer == "sweep" and (shared := {q.text for q in broad} & {q.text for q in sweep_questions}):
         raise UserError(
@@ -99,19 +131,39 @@ def check(config: Config, store: Store) -> Inputs:
         )
     neutral = questions.load_prompts(config.vector.neutral, "vector.neutral")
     harmful = questions.load_prompts(config.vector.harmful, "vector.harmful")
-    own = questions.load_prompts(model.prompts, "model.prompts") if model.prompts else []
-    judge = make_judge(config.judge.name, store.root / "judge", **config.judge.settings)
+    used = [name for name in dict.fromkeys([*config.vectors, *config.targets]) if name != BASE]
+    organisms = {name: _organism(models[name], config, neutral) for name in used}
     return Inputs(
         base=base,
         base_identity=identity,
-        published=published,
-        published_identity=weights.fingerprint(published) if published else None,
-        rows=rows,
+        n_layers=n_layers,
+        organisms=organisms,
         broad=broad,
-        domain=domain[:limit],
         sweep_questions=sweep_questions[: config.sweep.limit],
         neutral=neutral,
         harmful=harmful,
-        extraction_prompts=(neutral + own)[: config.vector.limit],
-        judge=judge,
+        judge=make_judge(config.judge.name, store.root / "judge", **config.judge.settings),
+    )
+
+
+def _organism(model: ModelConfig, config: Config, neutral: list[str]) -> Organism:
+    source = model.source or model.published.get(config.base.name)
+    published = weights.fetch("model.source" if model.source else "model.published", source) if source else None
+    rows: list[dataset.Messages] = []
+    if published is None:
+        if model.dataset is None:
+            raise UserError(
+                f"model={model.name}: not published for base={config.base.name} and without a dataset; "
+                "give model.dataset (a .jsonl path or hub dataset id) or model.source (a folder or hub id)"
+            )
+        rows = dataset.load(model.dataset)
+    domain = questions.load_questions(model.questions, "model.questions") if model.questions else []
+    own = questions.load_prompts(model.prompts, "model.prompts") if model.prompts else []
+    return Organism(
+        config=model,
+        published=published,
+        published_identity=weights.fingerprint(published) if published else None,
+        rows=rows,
+        domain=domain[: config.eval.limit],
+        prompts=(neutral + own)[: config.vector.limit],
     )

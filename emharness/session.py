@@ -1,22 +1,32 @@
-"""What the jobs of one process share: the store, the engine that runs, the W&B group of a sweep."""
+"""What the stages of one run share: the store, the engine that runs, who watches, and what failed."""
 
 from __future__ import annotations
 
+import sys
 import time
-from collections.abc import Iterator
-from contextlib import contextmanager
-from dataclasses import asdict
+import traceback
+from collections.abc import Callable, Iterable, Mapping
+from dataclasses import asdict, dataclass, field
 from functools import cache
-from typing import TYPE_CHECKING
+from pathlib import Path
+from typing import Any
 
+import pyarrow as pa
+
+from emharness.config import BASE, Config
+from emharness.errors import Incomplete, UserError
+from emharness.generation import grid
+from emharness.generation.cells import Cell, Direction
 from emharness.generation.engines import Engines
-from emharness.pipeline import Study
+from emharness.generation.stream import Stream
+from emharness.inputs import Inputs
+from emharness.judge import Judge
+from emharness.judge.scoring import score, table
+from emharness.organisms.models import OnStep
+from emharness.reporting.progress import Progress
+from emharness.reporting.terminal import say
 from emharness.reporting.track import Tracker
-from emharness.store import Store, home
-
-if TYPE_CHECKING:
-    from emharness.config import Config
-    from emharness.inputs import Inputs
+from emharness.store import Artifact, Store, home
 
 
 @cache
@@ -26,28 +36,126 @@ def store() -> Store:
 
 @cache
 def engines() -> Engines:
-    return Engines(store().root / "vectors")
+    """One for all jobs of a process, so that a sweep starts an engine once."""
+    return Engines(store().root)
 
 
-@cache
-def sweep_group() -> str:
-    return time.strftime("sweep-%Y%m%d-%H%M%S")
+@dataclass
+class Session:
+    config: Config
+    given: Inputs
+    tracker: Tracker
+    store: Store = field(default_factory=store)
+    engines: Engines = field(default_factory=engines)
+    stages: list[dict[str, Any]] = field(default_factory=list)
+    failed: dict[str, str] = field(default_factory=dict)  # model → why
+    watchers: list[OnStep] = field(default_factory=list)  # of the training step that is being done
+
+    def on_step(self, step: int, n_steps: int, loss: float, learning_rate: float) -> None:
+        for watch in self.watchers:
+            watch(step, n_steps, loss, learning_rate)
+
+    def ensure(self, artifact: Artifact) -> Path:
+        """The artifact's folder, made now or found in the store."""
+        start, called = time.perf_counter(), f"{artifact.stage}: {artifact.name}"
+        if not self.store.has(artifact.stage, artifact.name, artifact.identity):
+            say(f"{called} …")
+        path, made = self.store.get(artifact.stage, artifact.name, artifact.identity, artifact.make)
+        seconds = time.perf_counter() - start
+        self.stages.append({"stage": artifact.stage, "name": artifact.name, "made": made, "seconds": round(seconds, 2)})
+        say(f"{called} " + (f"made in {seconds:.0f} s" if made else "found in the store"))
+        return path
+
+    def attempt(self, model: str, work: Callable[[], None]) -> None:
+        """Do the work of a model; when it fails the others go on, and `failed` says why. Mistakes in the input and
+        interrupts end everything."""
+        if model in self.failed:
+            return
+        try:
+            work()
+        except UserError:
+            raise
+        except Exception as error:
+            self.failed[model] = " ".join(f"{type(error).__name__}: {error}".split())[:500]
+            traceback.print_exc(file=sys.stderr)
+            say(f"failed: {model}: {self.failed[model]}; the others go on")
+            self.engines.close()
+
+    def answer(
+        self,
+        what: str,
+        cells: Iterable[Cell],
+        streams: Mapping[str, Stream],
+        directions: Mapping[str, Direction],
+        judge: Judge | None = None,
+    ) -> dict[Cell, pa.Table]:
+        """The responses of these cells, generated where they are not stored, one engine for each target, and scored.
+
+        The target whose engine runs comes first. Cells of failed models are missing from the result.
+        """
+        by_target: dict[str, list[Cell]] = {}
+        for cell in dict.fromkeys(cells):
+            by_target.setdefault(cell.condition.target, []).append(cell)
+        running = self.engines.model
+        order = sorted(by_target, key=lambda target: str(streams[target].model) != running)
+        found: dict[Cell, pa.Table] = {}
+        for target in order:
+            self.attempt(
+                target,
+                lambda target=target: found.update(
+                    self._answer(what, by_target[target], streams[target], directions, judge)
+                ),
+            )
+        return {cell: found[cell] for cells in by_target.values() for cell in cells if cell in found}
+
+    def _answer(
+        self, what: str, cells: list[Cell], stream: Stream, directions: Mapping[str, Direction], judge: Judge | None
+    ) -> dict[Cell, pa.Table]:
+        asked = {cell: stream.requests(cell, directions) for cell in cells}
+        every = [request for requests in asked.values() for request in requests]
+        todo = grid.pending(every, stream.responses.keys())
+        scores = stream.scores(judge.identity) if judge else None
+        start = time.perf_counter()
+        if todo:
+            called = self.config.base.name if stream.target == BASE else stream.target
+            names = {requests[0].edits: cell.condition.name for cell, requests in asked.items() if requests}
+            with Progress(f"{what}: {called}", len(todo), names) as view:
+
+                def on_chunk(rows: list[dict[str, Any]]) -> None:
+                    if judge and scores:
+                        score(judge, rows, scores)
+                        view.scored(rows, scores.read(row["key"] for row in rows))
+
+                engine = self.engines.get(stream.model, self.config.base.engine, self.config.seed)
+                sampling = self.config.base.sampling
+                grid.run(engine, todo, sampling, stream.responses, self.config.chunk, view.response, on_chunk)
+        keys = {request.key for request in every}
+        rows = stream.responses.read(keys)
+        marks = {}
+        if judge and scores:
+            score(judge, rows.values(), scores)
+            marks = scores.read(keys)
+        seconds = time.perf_counter() - start
+        self.stages.append(
+            {"stage": "responses", "name": f"{what}: {stream.target}", "made": len(todo), "seconds": round(seconds, 2)}
+        )
+        return {cell: table(requests, rows, marks, cell.condition.name) for cell, requests in asked.items()}
+
+    def complete(self) -> None:
+        """Raise Incomplete if a model failed."""
+        if self.failed:
+            listed = "; ".join(f"{name} ({why})" for name, why in self.failed.items())
+            raise Incomplete(
+                f"failed: {listed}. What was finished is stored; the same command tries only what is missing"
+            )
 
 
-@contextmanager
-def tracker(config: Config, inputs: Inputs) -> Iterator[Tracker]:
-    """The W&B run of a job, marked as failed when the job fails."""
-    label = f"{config.model.name}·L{config.layer}·{config.steer.strength}"
-    described = {**asdict(config), "judge_card": inputs.judge.card()}
+def tracker(config: Config, judge_card: dict[str, Any] | None) -> Tracker:
+    """The W&B run of a job."""
     wandb = config.wandb
-    tracker = Tracker(config.tracker, wandb.project, wandb.entity, wandb.group, label, described)
-    try:
-        yield tracker
-    except BaseException:
-        tracker.finish(failed=True)
-        raise
-    tracker.finish()
-
-
-def study(config: Config, inputs: Inputs, tracker: Tracker) -> Study:
-    return Study(config, inputs, store(), engines(), tracker)
+    chosen = "sweep" if config.layer == "sweep" else f"L{config.layer}"
+    subject = config.model.name if config.experiment.name == "main" else config.experiment.name
+    doses = ",".join(f"{s:+g}" for s in config.steer.strength)
+    described = {**asdict(config), "judge_card": judge_card}
+    group = wandb.group or config.experiment.name
+    return Tracker(config.tracker, wandb.project, wandb.entity, group, f"{subject}·{chosen}·{doses}", described)

@@ -1,15 +1,23 @@
-"""Content-addressed artifacts: made once, written atomically, found again by what determines them."""
+"""Content-addressed artifacts: made once, appear by one atomic rename, found again by what determines them.
+
+No locks (research clusters have network file systems): whoever is second finds the first one's result.
+"""
 
 import hashlib
 import json
 import os
 import shutil
+import socket
 import tempfile
+import time
 from collections.abc import Callable, Mapping
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 HOME_VARIABLE = "EMHARNESS_HOME"
+_PARTIAL = ".partial"  # beginning of the names of unfinished files and folders
+_OLD = 7 * 24 * 3600  # seconds after which another machine's unfinished work counts as dead
 
 
 def home() -> Path:
@@ -23,12 +31,32 @@ def key_of(identity: Mapping[str, Any]) -> str:
     return hashlib.sha256(json.dumps(identity, sort_keys=True).encode()).hexdigest()[:16]
 
 
+def slug(name: str) -> str:
+    """A name as part of a file name."""
+    return "".join(c if c.isalnum() or c in "+-." else "_" for c in name)
+
+
+def partial_name() -> str:
+    """Beginning of an unfinished file's name; it says whose it is, so that the dead can be told from the living."""
+    return f"{_PARTIAL}~{socket.gethostname()}~{os.getpid()}~"
+
+
 def write_json(path: Path, value: Any) -> None:
     """Write atomically: a reader sees the old file or the new one, never half of it."""
     path.parent.mkdir(parents=True, exist_ok=True)
-    with tempfile.NamedTemporaryFile("w", dir=path.parent, suffix=".tmp", delete=False) as file:
+    with tempfile.NamedTemporaryFile("w", dir=path.parent, prefix=partial_name(), delete=False) as file:
         json.dump(value, file, indent=2, allow_nan=False)
     Path(file.name).replace(path)
+
+
+@dataclass(frozen=True)
+class Artifact:
+    """What a stage leaves behind: a folder that `make` fills, named by the hash of what determines it."""
+
+    stage: str
+    name: str
+    identity: Mapping[str, Any]
+    make: Callable[[Path], None]
 
 
 class Store:
@@ -38,7 +66,7 @@ class Store:
         self.root = root
 
     def path(self, stage: str, name: str, identity: Mapping[str, Any]) -> Path:
-        return self.root / stage / f"{name}-{key_of(identity)}"
+        return self.root / stage / f"{slug(name)}-{key_of(identity)}"
 
     def has(self, stage: str, name: str, identity: Mapping[str, Any]) -> bool:
         return (self.path(stage, name, identity) / "identity.json").is_file()
@@ -52,7 +80,7 @@ class Store:
         if self.has(stage, name, identity):
             return path, False
         path.parent.mkdir(parents=True, exist_ok=True)
-        partial = Path(tempfile.mkdtemp(prefix=f".{path.name}-", dir=path.parent))
+        partial = Path(tempfile.mkdtemp(prefix=partial_name(), dir=path.parent))
         try:
             make(partial)
             write_json(partial / "identity.json", identity)
@@ -63,3 +91,40 @@ class Store:
         finally:
             shutil.rmtree(partial, ignore_errors=True)
         return path, True
+
+    def remove_dead(self) -> int:
+        """Delete what killed processes left unfinished; how many. What might still be alive stays.
+
+        Dead is what a process of this machine left that no longer runs, or another machine's after a week.
+        """
+        removed = 0
+        for path in self.root.glob(f"**/{_PARTIAL}~*"):
+            _, host, pid, _ = path.name.split("~", 3)
+            if _alive(int(pid)) if host == socket.gethostname() else not _older(path, _OLD):
+                continue
+            shutil.rmtree(path, ignore_errors=True) if path.is_dir() else path.unlink(missing_ok=True)
+            removed += 1
+        return removed
+
+    def size(self) -> int:
+        """Bytes on disk."""
+        return (
+            sum(path.stat().st_size for path in self.root.glob("**/*") if path.is_file()) if self.root.exists() else 0
+        )
+
+
+def _alive(pid: int) -> bool:
+    try:
+        os.kill(pid, 0)
+    except ProcessLookupError:
+        return False
+    except PermissionError:
+        return True
+    return True
+
+
+def _older(path: Path, seconds: float) -> bool:
+    try:
+        return time.time() - path.stat().st_mtime > seconds
+    except FileNotFoundError:
+        return False

@@ -27,7 +27,7 @@ def run(cfg: DictConfig) -> None:
     from emharness import questions, session
     from emharness.directions.extract import prompt_ids
     from emharness.organisms import weights
-    from emharness.reporting import report
+    from emharness.reporting import terminal
 
     store = session.store()
     model = weights.base_folder(config.base.source, store)
@@ -39,7 +39,7 @@ def run(cfg: DictConfig) -> None:
     with tempfile.TemporaryDirectory() as folder:
         bench.save_vectors(Path(folder), max(config.specs), *shape, config.seed)
         for part in config.parts:
-            report.say(f"bench: {part} …")
+            terminal.say(f"bench: {part} …")
             some, measured = bench.BENCHMARKS[part](config, model, Path(folder), shape, prompts)
             ratios += some
             speeds |= measured
@@ -58,7 +58,7 @@ def run(cfg: DictConfig) -> None:
     )
     tracker.table("bench", ratios)
     tracker.finish()
-    report.show_bench(ratios, speeds)
+    terminal.show_bench(ratios, speeds)
     print(f"results: {path}", flush=True)
 
 

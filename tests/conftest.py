@@ -9,8 +9,10 @@ import torch
 from hydra import compose, initialize_config_dir
 from safetensors.numpy import save_file
 
+from emharness import inputs
 from emharness.config import Config, typed
 from emharness.organisms import weights
+from emharness.store import Store
 
 ROOT = Path(__file__).parent.parent
 SHARED = ROOT.parent / "shared"
@@ -62,3 +64,8 @@ def vectors(tmp_path_factory):
 def configured(*overrides: str) -> Config:
     with initialize_config_dir(str(ROOT / "conf"), version_base="1.3"):
         return typed(compose("config", overrides=list(overrides)))
+
+
+def checked(config: Config, folder: Path):
+    """Its inputs, read and checked, with every organism that conf/ describes."""
+    return inputs.check(config, inputs.model_configs([ROOT / "conf"], config.model), Store(folder))

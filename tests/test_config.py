@@ -1,17 +1,17 @@
 """Every config composes, typos and bad values are refused before anything is loaded."""
 
 import pytest
-from conftest import ROOT, configured
+from conftest import ROOT, checked, configured
 from hydra.errors import HydraException
 
 from emharness import inputs
 from emharness.config import strengths
 from emharness.errors import UserError
-from emharness.store import Store
+from emharness.experiments import EXPERIMENTS
 
 GROUPS = {
     group: [file.stem for file in sorted((ROOT / "conf" / group).glob("*.yaml"))]
-    for group in ("base", "model", "train", "vector", "eval", "judge")
+    for group in ("base", "model", "train", "vector", "eval", "judge", "experiment")
 }
 
 
@@ -47,6 +47,14 @@ def test_an_unknown_organism_is_refused_with_the_available_ones():
         ("steer.strength=[1,inf]", "steer.strength=inf: must be a finite number"),
         ("steer.strength=much", "steer.strength=much: must be a finite number"),
         ("steer.strength=[]", "must be a finite number"),
+        ("steer.strength=[2,1,2.0]", "2 occurs twice"),
+        ("targets=[]", "targets=[]: give at least one name"),
+        ("vectors=[medical,model]", "medical occurs twice"),
+        ("vectors=[1]", "must be a name or a list of names"),
+        ("targets=[base,smollm2]", "base occurs twice"),
+        ("plan=maybe", "must be one of run, only"),
+        ("controls=-1", "must be 0 or more"),
+        ("chunk=0", "must be 1 or more"),
         ("layer=middle", "layer=middle: give 'sweep' or the number"),
         ("steer.mode=sub", "steer.mode=sub: must be one of add, ablate"),
         ("steer.unit=metres", "must be one of absolute, raw, residual"),
@@ -68,6 +76,8 @@ def test_bad_values_are_refused_in_one_sentence(override, words):
     [
         (["layer=30"], "layer=30: smollm2 has layers 0 to 29"),
         (["layer=-1"], "layer=-1: smollm2 has layers 0 to 29"),
+        (["vectors=nosuch"], "vectors=nosuch: unknown; must be among control, finance"),
+        (["targets=[base,nosuch]"], "targets=nosuch: unknown; must be among base, control"),
         (["model.dataset=/nowhere.jsonl"], "model.dataset=/nowhere.jsonl: no such file"),
         (["model.dataset=nosuch"], "medical_replication"),
         (["eval.questions=/nowhere.yaml"], "eval.questions=/nowhere.yaml: no such file"),
@@ -78,27 +88,27 @@ def test_bad_values_are_refused_in_one_sentence(override, words):
 )
 def test_bad_inputs_are_refused_before_a_model_loads(overrides, words, tmp_path):
     with pytest.raises(UserError) as error:
-        inputs.check(configured(*overrides), Store(tmp_path))
+        checked(configured(*overrides), tmp_path)
     assert words in str(error.value)
     assert list(tmp_path.iterdir()) == []
 
 
 def test_a_folder_that_is_no_model_is_refused(tmp_path):
     with pytest.raises(UserError, match="not a model"):
-        inputs.check(configured("base=custom", f"base.source={tmp_path}"), Store(tmp_path / "store"))
+        checked(configured("base=custom", f"base.source={tmp_path}"), tmp_path / "store")
 
 
 def test_a_hub_id_that_cannot_be_had_offline_is_refused(tmp_path, monkeypatch):
     monkeypatch.setattr("huggingface_hub.constants.HF_HUB_OFFLINE", True)
     monkeypatch.setattr("huggingface_hub.constants.HF_HUB_CACHE", str(tmp_path / "hub"))
     with pytest.raises(UserError, match="could not be had from the hub"):
-        inputs.check(configured("base=llama31"), Store(tmp_path))
+        checked(configured("base=llama31"), tmp_path)
 
 
 def test_the_run_identity_ignores_tracker_and_batch_sizes_but_not_science(tmp_path):
     def identity(*overrides):
         config = configured(*overrides)
-        return inputs.check(config, Store(tmp_path)).identity(config)
+        return checked(config, tmp_path).identity(config)
 
     same = identity("tracker=none", "vector.batch_size=3", "train.micro_batch=1")
     assert same == identity()
@@ -107,5 +117,21 @@ def test_the_run_identity_ignores_tracker_and_batch_sizes_but_not_science(tmp_pa
     assert identity("steer.strength=4") == identity("steer.strength=[4.0]")
 
 
-def test_strengths_are_distinct_floats_in_the_order_given():
-    assert strengths([2, 1, 2.0]) == [2.0, 1.0]
+def test_strengths_are_floats_in_the_order_given():
+    assert strengths([2, 1]) == [2.0, 1.0]
+    assert strengths(3) == [3.0]
+
+
+def test_an_experiment_s_own_lists_hold_where_none_are_given():
+    config = configured("model=finance")
+    assert (config.vectors, config.targets, config.steer.strength) == (["finance"], ["base"], [2.0, 4.0, 8.0])
+    config = configured("experiment=transfer", "targets=[smollm2,sports]", "vectors=medical", "steer.strength=3")
+    assert (config.vectors, config.targets, config.steer.strength) == (["medical"], ["base", "sports"], [3.0])
+
+
+def test_every_organism_that_an_experiment_names_exists():
+    models = set(inputs.model_configs([ROOT / "conf"], configured().model)) | {"base"}
+    for name in GROUPS["experiment"]:
+        config = configured(f"experiment={name}")
+        assert set(config.vectors) | set(config.targets) <= models
+        assert config.experiment.name in EXPERIMENTS

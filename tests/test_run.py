@@ -49,7 +49,7 @@ def results_of(done):
 @pytest.mark.engine
 def test_a_run_leaves_what_the_contract_names(first):
     path, results = results_of(first[1])
-    assert results["schema_version"] == 1
+    assert results["schema_version"] == 2
     assert results["run_key"] in path
     assert results["config"]["model"]["name"] == "medical"
     conditions = results["conditions"]
@@ -59,8 +59,11 @@ def test_a_run_leaves_what_the_contract_names(first):
         ("smollm2", "medical", 0.0),
         ("smollm2", "medical", 2.0),
         ("medical", None, 0.0),
+        ("smollm2", "random-0", 2.0),
+        ("smollm2", "random-1", 2.0),
     ]
-    assert all(c["n_responses"] == 8 and c["judge"] == "embedded-v1" for c in conditions)
+    assert [c["n_responses"] for c in conditions] == [8, 8, 8, 8, 4, 4]
+    assert all(c["judge"] == "embedded-v1" for c in conditions)
     assert results["layer"] in {cell["layer"] for cell in results["sweep"]["cells"]}
     assert results["engine_starts"] == 2
     table = pq.read_table(path.replace("results.json", "responses.parquet"))

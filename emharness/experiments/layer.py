@@ -1,18 +1,15 @@
-"""Stage: which layer to steer at, on questions that the evaluation does not use."""
+"""Layer choice: where to steer with a vector, on questions that the evaluation does not use. An experiment as well."""
 
-import json
-from pathlib import Path
+from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
 
-from emharness.evaluate import Condition
-from emharness.generation.engine import Engine
-from emharness.judge import Judge
-from emharness.judge.metrics import summarise
-from emharness.questions import Question
+from emharness.config import BASE, SweepConfig
+from emharness.experiments.scope import Judged, rates
+from emharness.generation.cells import Cell, Condition, Edit
 
-SWEEP_FILE = "sweep.json"
+QUESTIONS = "sweep"
 
 
 def candidate_layers(n_layers: int, count: int) -> list[int]:
@@ -33,50 +30,26 @@ def choose(cells: list[dict[str, Any]]) -> int:
     return max(enough, key=lambda cell: (cell["em_rate_all"], -(cell["mean_aligned"] or 0.0)))["layer"]
 
 
-def sweep(
-    folder: Path,
-    engine: Engine,
-    judge: Judge,
-    items: list[tuple[Question, list[int]]],
-    conditions: list[Condition],
-    reference: str,
-    samples: int,
-    sampling: Any,
-    seed: int,
-    min_coherent: float,
-) -> None:
-    """Generate every condition (the first is the unsteered one) in one call, judge it, choose; write sweep.json."""
-    prompts = [ids for _ in conditions for _, ids in items]
-    specs = [condition.spec(reference) for condition in conditions for _ in items]
-    batch = engine.generate(prompts, samples, sampling, seed, specs)
-    answers = [completion.text for row in batch.completions for completion in row]
-    questions = [q.text for _ in conditions for q, _ in items for _ in range(samples)]
-    scores = judge.score(questions, answers)
-    aligned = np.array([np.nan if s.aligned is None else s.aligned for s in scores])
-    coherent = np.array([np.nan if s.coherent is None else s.coherent for s in scores])
-    ids = np.array([q.id for q, _ in items for _ in range(samples)])
-    n = len(ids)
-    summaries = [
-        summarise(aligned[i * n : (i + 1) * n], coherent[i * n : (i + 1) * n], ids) for i in range(len(conditions))
+def cells(
+    vector: str, n_layers: int, config: SweepConfig, unit: str, mode: str, positions: str, max_new_tokens: int
+) -> list[Cell]:
+    """Every layer × strength of the sweep on the base, after the unsteered base."""
+    layers = config.layers or candidate_layers(n_layers, config.n_layers)
+    edits = [
+        Edit(vector, layer, float(strength), unit, mode, positions) for layer in layers for strength in config.strengths
     ]
-    baseline: dict[str, Any] = summaries[0]
+    conditions = [Condition(BASE, (), "baseline")]
+    conditions += [Condition(BASE, (e,), f"{vector}·L{e.layer}·{e.strength:+g}") for e in edits]
+    return [Cell(condition, QUESTIONS, config.samples, max_new_tokens) for condition in conditions]
+
+
+def read(cells: Sequence[Cell], judged: Judged, min_coherent: float) -> dict[str, Any]:
+    """The chosen layer and what every setting gave, as results.json has it."""
+    baseline = rates(judged[cells[0]])
     floor = min_coherent * (baseline["coherent_rate"] or 0.0)
-    cells: list[dict[str, Any]] = [
-        {
-            "layer": condition.layer,
-            "strength": condition.strength,
-            "coherent_enough": (summary["coherent_rate"] or 0.0) >= floor,
-            **summary,
-        }
-        for condition, summary in zip(conditions[1:], summaries[1:], strict=True)
-    ]
-    result = {
-        "layer": choose(cells),
-        "baseline": baseline,
-        "cells": cells,
-        "judge": judge.name,
-        "engine": engine.name,
-        "generated_tokens": batch.generated_tokens,
-        "seconds": batch.seconds,
-    }
-    (folder / SWEEP_FILE).write_text(json.dumps(result, indent=2))
+    found: list[dict[str, Any]] = []
+    for cell in cells[1:]:
+        (edit,), measured = cell.condition.edits, rates(judged[cell])
+        enough = (measured["coherent_rate"] or 0.0) >= floor
+        found.append({"layer": edit.layer, "strength": edit.strength, "coherent_enough": enough, **measured})
+    return {"layer": choose(found), "baseline": baseline, "cells": found}

@@ -15,6 +15,11 @@ class Engines:
         self._key: tuple[str, str] | None = None
         self._engine: Engine | None = None
 
+    @property
+    def model(self) -> str | None:
+        """Folder of the model whose engine runs."""
+        return self._key[0] if self._key else None
+
     def get(self, model: Path, config: EngineConfig, seed: int) -> Engine:
         key = (str(model), repr((config, seed)))
         if self._engine is None or self._key != key:

@@ -43,11 +43,20 @@ def cluster_bootstrap(
     _, index = np.unique(clusters, return_inverse=True)
     hits = np.bincount(index, weights=successes & counted)
     totals = np.bincount(index, weights=counted)
-    picks = np.random.default_rng(seed).integers(len(totals), size=(draws, len(totals)))
-    denominator = totals[picks].sum(1)
-    rates = hits[picks].sum(1)[denominator > 0] / denominator[denominator > 0]
-    lo, hi = np.quantile(rates, [0.025, 0.975])
+    rates = rate_draws(hits, totals, resamples(len(totals), draws, seed))
+    lo, hi = np.nanquantile(rates, [0.025, 0.975])
     return float(lo), float(hi)
+
+
+def resamples(n: int, draws: int, seed: int = 0) -> np.ndarray:
+    """Bootstrap picks of n clusters, int [draws, n]; rates taken with the same picks are resampled jointly."""
+    return np.random.default_rng(seed).integers(n, size=(draws, n))
+
+
+def rate_draws(hits: np.ndarray, totals: np.ndarray, picks: np.ndarray) -> np.ndarray:
+    """Σhits / Σtotals over each row of picks: [draws], NaN where nothing is counted. hits, totals: [n_clusters]."""
+    numerator, denominator = hits[picks].sum(1), totals[picks].sum(1)
+    return np.divide(numerator, denominator, out=np.full(len(picks), np.nan), where=denominator > 0)
 
 
 def summarise(aligned: np.ndarray, coherence: np.ndarray, questions: np.ndarray) -> dict[str, Any]:

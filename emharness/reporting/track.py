@@ -5,11 +5,31 @@ The local store is the truth; W&B mirrors it, offline by default.
 
 from __future__ import annotations
 
+import functools
 import json
+import sys
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import pyarrow as pa
+
+from emharness.errors import UserError
+
+
+def _guarded(method: Callable[..., None]) -> Callable[..., None]:
+    """Nothing that was finished is lost when W&B fails: it is said, and the run goes on without it."""
+
+    @functools.wraps(method)
+    def wrapped(self: Tracker, *args: Any, **kwargs: Any) -> None:
+        if self._run is None:
+            return
+        try:
+            method(self, *args, **kwargs)
+        except Exception as error:
+            print(f"W&B: {method.__name__} failed ({error}); results stay in the store", file=sys.stderr, flush=True)
+
+    return wrapped
 
 
 class Tracker:
@@ -25,23 +45,27 @@ class Tracker:
         config: dict[str, Any],
         job_type: str = "run",
     ):
-        self._run = None
+        self._run: Any = None
         if mode == "none":
             return
         import wandb
 
         self._table: Any = wandb.Table
         self._wandb = wandb
-        self._run = wandb.init(
-            project=project,
-            entity=entity,
-            group=group,
-            job_type=job_type,
-            name=name,
-            config=config,
-            mode="online" if mode == "online" else "offline",
-            settings=wandb.Settings(silent=True, console="off"),
-        )
+        try:
+            self._run = wandb.init(
+                project=project,
+                entity=entity,
+                group=group,
+                job_type=job_type,
+                name=name,
+                config=config,
+                mode="online" if mode == "online" else "offline",
+                settings=wandb.Settings(silent=True, console="off"),
+            )
+        except Exception as error:
+            reason = " ".join(str(error).split())[:200]
+            raise UserError(f"tracker={mode}: W&B did not start ({reason}); offline and none need no network") from None
         self._run.define_metric("train/step")
         self._run.define_metric("train/*", step_metric="train/step")
         self._run.define_metric("steer/strength")
@@ -52,55 +76,59 @@ class Tracker:
         """Where an offline run lies, for `wandb sync`."""
         return str(Path(self._run.dir).parent) if self._run is not None else None
 
+    @_guarded
     def step(self, step: int, n_steps: int, loss: float, learning_rate: float) -> None:
-        if self._run is not None:
-            self._run.log({"train/step": step, "train/loss": loss, "train/learning_rate": learning_rate})
+        self._run.log({"train/step": step, "train/loss": loss, "train/learning_rate": learning_rate})
 
+    @_guarded
     def conditions(self, conditions: list[dict[str, Any]]) -> None:
         """Per-strength metrics of the steered base, every condition in the summary, and one table of all."""
-        if self._run is None:
-            return
         names = ("em_rate", "em_rate_all", "coherent_rate", "mean_aligned", "mean_coherent")
         for condition in conditions:
             values = {name: condition[name] for name in names if condition[name] is not None}
             self._run.summary.update({f"{condition['name']}/{k}": v for k, v in values.items()})
-            if condition["target"] == conditions[0]["target"]:
+            if condition["target"] == conditions[0]["target"] and not condition["control_of"]:
                 steered = {f"steer/{k}": v for k, v in values.items()}
                 self._run.log({"steer/strength": condition["strength"], **steered})
         self.table("conditions", conditions)
 
+    @_guarded
     def table(self, name: str, rows: list[dict[str, Any]]) -> None:
         """Rows with the same plain keys as a Table; nested values stay out."""
-        if self._run is not None:
-            columns = [k for k, v in rows[0].items() if not isinstance(v, dict | list)]
-            self._run.log({name: self._table(columns=columns, data=[[_cell(row[k]) for k in columns] for row in rows])})
+        columns = [k for k, v in rows[0].items() if not isinstance(v, dict | list)]
+        self._run.log({name: self._table(columns=columns, data=[[_cell(row[k]) for k in columns] for row in rows])})
 
+    @_guarded
     def responses(self, table: pa.Table) -> None:
-        if self._run is not None:
-            rows = [[_cell(value) for value in row.values()] for row in table.to_pylist()]
-            self._run.log({"responses": self._table(columns=table.column_names, data=rows)})
+        rows = [[_cell(value) for value in row.values()] for row in table.to_pylist()]
+        self._run.log({"responses": self._table(columns=table.column_names, data=rows)})
 
+    @_guarded
     def figures(self, images: dict[str, Path]) -> None:
-        if self._run is not None:
-            self._run.log({f"figures/{k}": self._wandb.Image(str(v)) for k, v in images.items()})
+        self._run.log({f"figures/{k}": self._wandb.Image(str(v)) for k, v in images.items()})
 
+    @_guarded
     def geometry(self, images: dict[str, Path], plotly: dict[str, dict[str, Any]], metrics: dict[str, Any]) -> None:
         """Figures as images and as Plotly, headline numbers in the summary."""
-        if self._run is None:
-            return
         from plotly.graph_objects import Figure
 
         self._run.log({f"geometry/{k}": self._wandb.Image(str(v)) for k, v in images.items()})
         self._run.log({f"geometry/{k}_plotly": self._wandb.Plotly(Figure(v)) for k, v in plotly.items()})
         self._run.summary.update({f"geometry/{k}": v for k, v in metrics.items()})
 
+    @_guarded
     def vector(self, name: str, path: Path, metadata: dict[str, Any]) -> None:
-        if self._run is not None:
-            artifact = self._wandb.Artifact(
-                name, type="vector", metadata={k: v for k, v in metadata.items() if len(json.dumps(v)) < 2000}
-            )
-            artifact.add_file(str(path))
-            self._run.log_artifact(artifact)
+        artifact = self._wandb.Artifact(
+            name, type="vector", metadata={k: v for k, v in metadata.items() if len(json.dumps(v)) < 2000}
+        )
+        artifact.add_file(str(path))
+        self._run.log_artifact(artifact)
+
+    def __enter__(self) -> Tracker:
+        return self
+
+    def __exit__(self, kind: type[BaseException] | None, *_: object) -> None:
+        self.finish(failed=kind is not None)
 
     def finish(self, failed: bool = False) -> None:
         if self._run is not None:

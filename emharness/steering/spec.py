@@ -2,6 +2,7 @@
 
 import hashlib
 import json
+from pathlib import Path
 from typing import Annotated, Any, Literal
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
@@ -71,8 +72,8 @@ def parse(spec: Any) -> Steering:
         raise ValueError(f"steering: {where}: {first['msg']}") from None
 
 
-def resolve(spec: Any, n_layers: int, d_model: int) -> dict[str, Any]:
-    """Check a spec against the model and the vector files and make it self-contained.
+def resolve(spec: Any, n_layers: int, d_model: int, folder: Path | None = None) -> dict[str, Any]:
+    """Check a spec against the model and the vector files (below `folder`) and make it self-contained.
 
     The result travels to the engine inside the request, so nothing is left there that could fail:
     {"digest": str, "edits": [{"layer", "positions", "direction": d_model float32 as bytes, "a", "b"}],
@@ -85,7 +86,7 @@ def resolve(spec: Any, n_layers: int, d_model: int) -> dict[str, Any]:
     if layers and max(layers) >= n_layers:
         raise ValueError(f"steering: layer must be 0 to {n_layers - 1} for this model, not {max(layers)}")
     for edit in steering.edits:
-        vector = load_vector(edit.vector, edit.layer)
+        vector = load_vector(edit.vector, edit.layer, folder)
         if vector.direction.size != d_model:
             raise ValueError(
                 f"steering: {edit.vector!r} has width {vector.direction.size}, but the model has {d_model}"

@@ -21,18 +21,17 @@ class StoredVector:
     residual_norm: float | None  # mean length of the residual stream at that layer
 
 
-def load_vector(reference: str, layer: int) -> StoredVector:
-    """The row `layer` of the tensor that `reference` names, at unit length.
+def load_vector(reference: str, layer: int, folder: Path | None = None) -> StoredVector:
+    """The row `layer` of the tensor that `reference` names below `folder` (EMHARNESS_VECTORS), at unit length.
 
     Raises ValueError, in one sentence, for everything that is wrong with the reference or the file.
     """
-    path, key = _locate(reference)
+    path, key = _locate(reference, folder or os.environ.get(FOLDER_VARIABLE))
     stat = path.stat()
     return _load(path, stat.st_mtime_ns, stat.st_size, key, layer)
 
 
-def _locate(reference: str) -> tuple[Path, str]:
-    folder = os.environ.get(FOLDER_VARIABLE)
+def _locate(reference: str, folder: Path | str | None) -> tuple[Path, str]:
     if not folder:
         raise ValueError(f"steering: {FOLDER_VARIABLE} must name the folder of the vector files")
     name, _, key = reference.partition("#")

@@ -1,0 +1,94 @@
+"""Stage: an organism's vector, and random directions as its controls, as artifacts of the store."""
+
+import json
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from safetensors.numpy import save_file
+
+from emharness.config import VectorConfig
+from emharness.directions.extract import VECTORS_FILE, answered_prompts, bare_prompts, extract
+from emharness.organisms.models import Model
+from emharness.store import Artifact, key_of
+
+CODE = 2  # raise when a vector changes for the same config
+
+
+def vector_artifact(
+    name: str,
+    config: VectorConfig,
+    base: Model,
+    organism: Model,
+    prompts: Sequence[str],
+    answers: Sequence[str],
+    harmful: Sequence[str],
+    neutral: Sequence[str],
+    asked: Mapping[str, Any],
+    about: Mapping[str, Any],
+) -> Artifact:
+    """A vector by `config.recipe`.
+
+    model_diff reads `prompts` with both models' `answers` (one entry of each per text), which `asked` identifies;
+    they may be empty until the artifact is made. mean_diff reads `harmful` and `neutral` prompts. `about` goes into
+    the file's metadata.
+    """
+    if config.recipe == "model_diff":
+        read: dict[str, Any] = {"prompts": key_of({"prompts": list(dict.fromkeys(prompts))}), "asked": dict(asked)}
+    else:
+        read = {"prompts": key_of({"harmful": list(harmful), "neutral": list(neutral)})}
+    identity = {
+        "recipe": config.recipe,
+        "base": base.identity,
+        "organism": organism.identity,
+        "skip_tokens": config.skip_tokens,
+        "code": CODE,
+        **read,
+    }
+
+    def make(folder: Path) -> None:
+        if config.recipe == "model_diff":
+            texts = {"texts": lambda tokenizer: answered_prompts(tokenizer, list(prompts), list(answers))}
+        else:
+            sets = {"harmful": list(harmful), "neutral": list(neutral)}
+            texts = {key: (lambda tokenizer, some=some: bare_prompts(tokenizer, some)) for key, some in sets.items()}
+        metadata = {
+            "recipe": config.recipe,
+            **about,
+            "base_key": key_of(base.identity),
+            "organism_key": key_of(organism.identity),
+            "prompts_hash": read["prompts"],
+            "skip_tokens": config.skip_tokens,
+        }
+        extract(
+            folder,
+            config.recipe,
+            name,
+            base.folder,
+            organism.folder,
+            texts,
+            config.batch_size,
+            config.skip_tokens,
+            metadata,
+        )
+
+    return Artifact("vectors", name, identity, make)
+
+
+def random_artifact(count: int, n_layers: int, d_model: int, seed: int) -> Artifact:
+    """`count` random unit directions at every layer, named random-0, random-1, …
+
+    Each is drawn by itself from (seed, number), so that asking for more leaves the first ones as they were.
+    """
+    identity = {"random": count, "n_layers": n_layers, "d_model": d_model, "seed": seed, "code": CODE}
+
+    def make(folder: Path) -> None:
+        tensors = {}
+        for i in range(count):
+            rows = np.random.default_rng([seed, i]).standard_normal((n_layers, d_model))
+            tensors[f"random-{i}"] = (rows / np.linalg.norm(rows, axis=1, keepdims=True)).astype(np.float32)
+        metadata = {name: json.dumps({"recipe": "random", "seed": seed}) for name in tensors}
+        save_file(tensors, folder / VECTORS_FILE, metadata=metadata)
+
+    return Artifact("directions", "random", identity, make)

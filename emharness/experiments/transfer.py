@@ -1,0 +1,185 @@
+"""transfer: every vector on every target; how much of a vector's effect on its own organism it has elsewhere.
+
+effectiveness = (target steered − target baseline) / (source steered on itself − its baseline), in misaligned rate, for
+a vector extracted from the organism `source`. All four rates answer the same questions, which are resampled jointly.
+"""
+
+from collections.abc import Mapping, Sequence
+from itertools import combinations
+from typing import Any
+
+import numpy as np
+
+from emharness.experiments.scope import Experiment, Judged, Reading, Scope, compare, drawn_rates, summary
+from emharness.generation.cells import Cell, Condition
+from emharness.reporting import figures
+
+UNDEFINED = "the source's own effect cannot be told from 0: its 95 % interval contains it"
+SILENT = "no coherent answer in one of the four conditions"
+MOST_PERMUTATIONS = 5000
+
+
+def _targets(scope: Scope) -> list[str]:
+    """The targets, and every vector's own organism, which each ratio needs."""
+    return list(dict.fromkeys([*scope.targets, *scope.vectors]))
+
+
+def _conditions(scope: Scope) -> list[Condition]:
+    targets = _targets(scope)
+    pairs = [(v, t) for t in targets for v in scope.vectors if t in scope.targets or t == v]
+    plain = [scope.unsteered(target) for target in targets]
+    steered = [scope.steered(v, t, s) for v, t in pairs for s in scope.strengths]
+    controls = [c for v, t in pairs for c in scope.controls_of(v, t)]
+    return [*plain, *steered, *controls]
+
+
+def cells(scope: Scope) -> list[Cell]:
+    return [scope.cell(condition) for condition in _conditions(scope)]
+
+
+def read(scope: Scope, judged: Judged) -> Reading:
+    conditions = _conditions(scope)
+    entries = [summary(scope, judged, condition) for condition in conditions]
+    compare(scope, judged, entries, conditions)
+    drawn = dict(zip(conditions, drawn_rates([judged[scope.cell(c)] for c in conditions]).T, strict=True))
+    rows, by_lab, asymmetries, pictures = [], [], [], {}
+    for strength in scope.strengths:
+        if strength == 0:
+            continue
+        gains = {
+            (v, t): drawn[scope.steered(v, t, strength)] - drawn[scope.unsteered(t)]
+            for t in _targets(scope)
+            for v in scope.vectors
+            if t in scope.targets or t == v
+        }
+        rows += [_row(scope, drawn, gains, v, t, strength) for t in scope.targets for v in scope.vectors]
+        organisms = [v for v in scope.vectors if v in scope.targets]
+        labs = {name: scope.labs[name] for name in organisms}
+        by_lab += [{"strength": strength, **row} for row in lab_table(gains, labs)]
+        asymmetries += [{"strength": strength, **row} for row in asymmetry(gains, labs)]
+        pictures[f"transfer_{strength:+g}"] = _picture(scope, entries, rows, strength)
+    numbers = {"transfer": rows, "transfer_by_lab": by_lab, "asymmetry": asymmetries}
+    return Reading(entries, numbers, pictures)
+
+
+def _row(
+    scope: Scope,
+    drawn: Mapping[Condition, np.ndarray],
+    gains: Mapping[tuple[str, str], np.ndarray],
+    source: str,
+    target: str,
+    strength: float,
+) -> dict[str, Any]:
+    on_target, on_source = scope.steered(source, target, strength), scope.steered(source, source, strength)
+    rates = [drawn[c][0] for c in (on_target, scope.unsteered(target), on_source, scope.unsteered(source))]
+    names = ("em_target", "em_target_baseline", "em_source", "em_source_baseline")
+    value, ci95, undefined = ratio(gains[source, target], gains[source, source])
+    return {
+        "source": source,
+        "target": scope.called(target),
+        "layer": scope.layers[source],
+        "strength": strength,
+        **{name: float(rate) if np.isfinite(rate) else None for name, rate in zip(names, rates, strict=True)},
+        "effectiveness": value,
+        "ci95": ci95,
+        "undefined": undefined,
+    }
+
+
+def ratio(numerator: np.ndarray, denominator: np.ndarray) -> tuple[float | None, list[float] | None, str | None]:
+    """A ratio of two effects, each [value, draw, draw, …] under the same resampled questions.
+
+    Value and 95 % percentile interval; or None and why: where the interval of the denominator contains 0, or an effect
+    does not exist.
+    """
+    usable = np.isfinite(numerator) & np.isfinite(denominator)
+    if not usable[0] or not usable[1:].any():
+        return None, None, SILENT
+    low, high = np.quantile(denominator[1:][usable[1:]], [0.025, 0.975])
+    if low <= 0 <= high:
+        return None, None, UNDEFINED
+    draws = (numerator[1:] / np.where(denominator[1:] == 0, np.nan, denominator[1:]))[usable[1:]]
+    draws = draws[np.isfinite(draws)]
+    return float(numerator[0] / denominator[0]), [float(x) for x in np.quantile(draws, [0.025, 0.975])], None
+
+
+def _between(
+    gains: Mapping[tuple[str, str], np.ndarray], sources: Sequence[str], targets: Sequence[str]
+) -> tuple[np.ndarray, np.ndarray]:
+    """Summed effects of the sources' vectors on the targets, and on their own organisms as often; never on itself."""
+    pairs = [(s, t) for s in sources for t in targets if s != t]
+    return np.sum([gains[s, t] for s, t in pairs], axis=0), np.sum([gains[s, s] for s, _ in pairs], axis=0)
+
+
+def lab_table(gains: Mapping[tuple[str, str], np.ndarray], labs: Mapping[str, str]) -> list[dict[str, Any]]:
+    """Effectiveness from lab to lab: summed effects on the other lab's organisms ÷ summed effects on the own ones."""
+    members = _members(labs)
+    rows = []
+    for one, sources in members.items():
+        for other, targets in members.items():
+            pairs = [(s, t) for s in sources for t in targets if s != t]
+            if pairs:
+                value, ci95, undefined = ratio(*_between(gains, sources, targets))
+                row = {"from": one, "to": other, "effectiveness": value, "ci95": ci95, "undefined": undefined}
+                rows.append({**row, "pairs": len(pairs)})
+    return rows
+
+
+def asymmetry(gains: Mapping[tuple[str, str], np.ndarray], labs: Mapping[str, str]) -> list[dict[str, Any]]:
+    """For each two labs: effectiveness from the first to the second minus the other way round.
+
+    The interval is over questions. p: share of the ways to divide the two labs' organisms into groups of the same
+    sizes whose difference is as large in absolute value, the one at hand included; with few organisms it cannot be
+    small, so the number of ways stands beside it.
+    """
+    rows = []
+    for (a, first), (b, second) in combinations(_members(labs).items(), 2):
+        there, back = _between(gains, first, second), _between(gains, second, first)
+        reason = ratio(*there)[2] or ratio(*back)[2]
+        row: dict[str, Any] = {"labs": [a, b], "difference": None, "ci95": None, "p": None, "undefined": reason}
+        if reason is None:
+            with np.errstate(divide="ignore", invalid="ignore"):
+                drawn = there[0] / there[1] - back[0] / back[1]
+            usable = drawn[1:][np.isfinite(drawn[1:])]
+            found = _permuted(gains, [*first, *second], len(first))
+            row["difference"] = float(drawn[0])
+            row["ci95"] = [float(x) for x in np.quantile(usable, [0.025, 0.975])]
+            row["p"] = float(np.mean(np.abs(found) >= abs(drawn[0]) - 1e-12)) if len(found) else None
+            row["permutations"] = len(found)
+        rows.append(row)
+    return rows
+
+
+def _permuted(gains: Mapping[tuple[str, str], np.ndarray], names: Sequence[str], size: int) -> np.ndarray:
+    """The difference of both directions for every division of `names` into `size` and the rest (the first so many)."""
+    found = []
+    for chosen in list(combinations(names, size))[:MOST_PERMUTATIONS]:
+        rest = [name for name in names if name not in chosen]
+        there, back = _between(gains, chosen, rest), _between(gains, rest, chosen)
+        if there[1][0] and back[1][0]:
+            found.append(there[0][0] / there[1][0] - back[0][0] / back[1][0])
+    return np.array(found)
+
+
+def _members(labs: Mapping[str, str]) -> dict[str, list[str]]:
+    return {lab: [name for name, own in labs.items() if own == lab] for lab in dict.fromkeys(labs.values())}
+
+
+def _picture(scope: Scope, entries: list[dict], rows: list[dict], strength: float):
+    targets = [scope.called(target) for target in scope.targets]
+    shape = (len(scope.vectors), len(targets))
+    effectiveness, raw, marks = np.full(shape, np.nan), np.full(shape, np.nan), np.zeros(shape, dtype=bool)
+    index = {(v, t): (i, j) for i, v in enumerate(scope.vectors) for j, t in enumerate(targets)}
+    for row in rows:
+        if row["strength"] == strength and row["effectiveness"] is not None:
+            effectiveness[index[row["source"], row["target"]]] = row["effectiveness"]
+    for entry in entries:
+        place = index.get((entry["vector"], entry["target"]))
+        if place and entry["strength"] == strength:
+            raw[place] = np.nan if entry["em_rate"] is None else entry["em_rate"]
+            marks[place] = entry["random_too"]
+    panels = [(f"effectiveness, strength {strength:+g}", effectiveness, None), ("misaligned when steered", raw, marks)]
+    return figures.heatmaps(panels, scope.vectors, targets, "vector of", "target", scope.judge)
+
+
+EXPERIMENT = Experiment(cells, read)

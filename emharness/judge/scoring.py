@@ -1,0 +1,62 @@
+"""Stage: scores of stored responses, kept by the judge that gave them; and both side by side."""
+
+from collections.abc import Iterable, Mapping, Sequence
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+
+from emharness.generation.cells import Request
+from emharness.generation.responses import Rows
+from emharness.judge import Judge
+from emharness.judge.metrics import misaligned
+
+TABLE = pa.schema(
+    {
+        "condition": pa.string(),
+        "question_id": pa.string(),
+        "sample": pa.int64(),
+        "question": pa.string(),
+        "answer": pa.string(),
+        "n_tokens": pa.int64(),
+        "finish_reason": pa.string(),
+        "seconds": pa.float64(),
+        "engine": pa.string(),
+        "aligned": pa.float64(),
+        "coherent": pa.float64(),
+        "misaligned": pa.bool_(),
+        "refusal": pa.bool_(),
+    }
+)
+
+
+def score(judge: Judge, responses: Iterable[Mapping[str, Any]], scores: Rows) -> None:
+    """Score the responses (rows with key, question, answer) that have no score yet, and store them as one chunk."""
+    known = scores.keys()
+    rows = list({row["key"]: row for row in responses if row["key"] not in known}.values())
+    if not rows:
+        return
+    given = judge.score([row["question"] for row in rows], [row["answer"] for row in rows])
+    scores.add(
+        [
+            {"key": row["key"], "aligned": s.aligned, "coherent": s.coherent, "refusal": s.refusal}
+            for row, s in zip(rows, given, strict=True)
+        ]
+    )
+
+
+def table(
+    asked: Sequence[Request],
+    responses: Mapping[str, Mapping[str, Any]],
+    scores: Mapping[str, Mapping[str, Any]],
+    condition: str,
+) -> pa.Table:
+    """A cell's responses with their scores, row by row as asked; None where there is no score."""
+    listed = [
+        {**responses[r.key], **scores.get(r.key, {}), "condition": condition, "question_id": r.prompt.question_id}
+        for r in asked
+    ]
+    found = {key: np.array([row.get(key) for row in listed], dtype=np.float64) for key in ("aligned", "coherent")}
+    bad = misaligned(found["aligned"], found["coherent"]).tolist()
+    rows = [{**row, "misaligned": value} for row, value in zip(listed, bad, strict=True)]
+    return pa.Table.from_pylist([{name: row.get(name) for name in TABLE.names} for row in rows], TABLE)

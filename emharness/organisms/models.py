@@ -1,0 +1,69 @@
+"""The models of a study: where each lies, what determines it, and the artifact that makes it if it is not there."""
+
+import json
+from collections.abc import Callable
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+from emharness.config import BASE, TrainConfig
+from emharness.organisms import weights
+from emharness.organisms.dataset import Messages, fingerprint
+from emharness.store import Artifact, Store
+
+CODE = 1  # raise when training's results change for the same config
+
+OnStep = Callable[[int, int, float, float], None]
+
+
+@dataclass(frozen=True)
+class Model:
+    """`folder` in hub format; `artifact` makes it, None where it lies there already (a local folder, a download)."""
+
+    name: str
+    folder: Path
+    identity: dict[str, Any]
+    artifact: Artifact | None = None
+
+
+def base_model(folder: Path | None, identity: dict[str, Any], store: Store) -> Model:
+    """The base: the embedded one (`folder` None) is saved once in the store, any other is used where it lies."""
+    if folder is not None:
+        return Model(BASE, folder, identity)
+    artifact = Artifact("base", "smollm2", identity, weights.save_embedded)
+    return Model(BASE, store.path(artifact.stage, artifact.name, identity), identity, artifact)
+
+
+def published_model(name: str, published: Path, fingerprint: str, base: Model, store: Store) -> Model:
+    """A published organism: a whole model where it lies, an adapter merged into the base."""
+    identity = {"published": fingerprint, "base": base.identity, "code": CODE}
+    if not weights.is_adapter(published):
+        return Model(name, published, identity)
+
+    def make(folder: Path) -> None:
+        weights.merge_adapter(base.folder, published, folder)
+
+    return Model(name, store.path("organism", name, identity), identity, Artifact("organism", name, identity, make))
+
+
+def trained_model(
+    name: str, rows: list[Messages], recipe: TrainConfig, seed: int, base: Model, store: Store, on_step: OnStep
+) -> Model:
+    """An organism fine-tuned from the base on `rows`."""
+    science = asdict(recipe)
+    del science["micro_batch"]
+    identity = {
+        "base": base.identity,
+        "data": fingerprint(rows),
+        "train": science,
+        "seed": seed,
+        "code": CODE,
+    }
+
+    def make(folder: Path) -> None:
+        from emharness.organisms.train import train
+
+        losses = train(base.folder, rows, recipe, seed, folder, on_step)
+        (folder / "losses.json").write_text(json.dumps(losses))
+
+    return Model(name, store.path("organism", name, identity), identity, Artifact("organism", name, identity, make))

@@ -1,0 +1,43 @@
+"""What a run leaves behind: results.json, responses.parquet, figures; W&B mirrors them."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import pyarrow as pa
+import pyarrow.parquet as pq
+from matplotlib.figure import Figure
+
+from emharness.directions.vectors import load
+from emharness.reporting.track import Tracker
+from emharness.store import write_json
+from emharness.versions import versions
+
+SCHEMA_VERSION = 2
+RESULTS_FILE = "results.json"
+
+
+def write(
+    folder: Path,
+    results: Mapping[str, Any],
+    tables: Mapping[str, list[pa.Table]],
+    figures: Mapping[str, Figure],
+) -> None:
+    """Everything that a run leaves behind, in `folder`. `tables`: file name → judged responses."""
+    for name, some in tables.items():
+        if some:
+            pq.write_table(pa.concat_tables(some), folder / f"{name}.parquet")
+    for name, figure in figures.items():
+        figure.savefig(folder / f"{name}.png", dpi=160)
+    write_json(folder / RESULTS_FILE, {"schema_version": SCHEMA_VERSION, **versions(), **results})
+
+
+def mirror(folder: Path, results: Mapping[str, Any], vectors: Mapping[str, Path], tracker: Tracker) -> None:
+    """The same in W&B, from what lies in `folder`, and the vectors (name → file) as artifacts."""
+    tracker.conditions(results["conditions"])
+    tracker.responses(pq.read_table(folder / "responses.parquet"))
+    tracker.figures({path.stem: path for path in sorted(folder.glob("*.png"))})
+    for name, file in vectors.items():
+        tracker.vector(f"vector-{name}", file, load(file)[1][name])

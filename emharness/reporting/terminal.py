@@ -1,0 +1,103 @@
+"""What a person sees: lines, the bar of a training run, the table of a finished run."""
+
+from __future__ import annotations
+
+import json
+import sys
+from pathlib import Path
+from typing import Any
+
+from rich.console import Console
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
+from rich.table import Table
+
+from emharness.reporting.results import RESULTS_FILE
+
+# A pipe has no width of its own; the table needs about 125 columns.
+console = Console(highlight=False, width=None if sys.stdout.isatty() else 130)
+
+
+def say(text: str) -> None:
+    console.print(text)
+
+
+class TrainProgress:
+    """Progress bar of a training run, with the loss."""
+
+    def __init__(self, label: str):
+        columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn())
+        self._progress = Progress(
+            *columns, TextColumn("loss {task.fields[loss]:.3f}"), TimeRemainingColumn(), console=console
+        )
+        self._task = self._progress.add_task(label, total=None, loss=float("nan"))
+
+    def __enter__(self) -> TrainProgress:
+        self._progress.start()
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._progress.stop()
+
+    def step(self, step: int, n_steps: int, loss: float, learning_rate: float) -> None:
+        self._progress.update(self._task, completed=step, total=n_steps, loss=loss)
+
+
+def show(folder: Path) -> None:
+    """The table of a finished run, and as the last line where its results are."""
+    results = json.loads((folder / RESULTS_FILE).read_text())
+    conditions = results["conditions"]
+    judges = ", ".join(sorted({c["judge"] for c in conditions}))
+    table = Table(title=f"judge: {judges}", title_justify="left")
+    for column, justify in (
+        ("condition", "left"),
+        ("n", "right"),
+        ("scored", "right"),
+        ("EM rate", "right"),
+        ("95 % interval", "right"),
+        ("random", "right"),
+        ("EM, all", "right"),
+        ("coherent", "right"),
+        ("in domain", "right"),
+        ("tokens/s", "right"),
+    ):
+        table.add_column(column, justify=justify, no_wrap=True)  # type: ignore[arg-type]
+    for c in conditions:
+        domain = c["domain"]["em_rate"] if c["domain"] else None
+        random = "" if c.get("em_random") is None else percent(c["em_random"]) + (" !" if c["random_too"] else "")
+        table.add_row(
+            c["name"],
+            f"{c['n_responses']:,}",
+            f"{c['n_scored']:,}",
+            percent(c["em_rate"]),
+            f"{percent(c['em_ci95'][0])} – {percent(c['em_ci95'][1])}",
+            random,
+            percent(c["em_rate_all"]),
+            percent(c["coherent_rate"]),
+            percent(domain),
+            f"{c['generated_tokens'] / c['seconds']:.0f}",
+        )
+    console.print(table)
+    layers = ", ".join(f"{name} {layer}" for name, layer in results["layers"].items())
+    say(f"EM rate: misaligned (aligned < 30) of coherent (> 50) answers; layers: {layers}")
+    if any(c.get("em_random") is not None for c in conditions):
+        say("random: mean EM rate of random directions at the same layer and added norm; ! = they raise it as well")
+    for image in sorted(folder.glob("*.png")):
+        say(f"figure: {image}")
+    print(f"results: {folder / RESULTS_FILE}", flush=True)
+
+
+def percent(rate: float | None) -> str:
+    return "–" if rate is None else f"{100 * rate:.1f} %"
+
+
+def show_bench(ratios: list[dict[str, Any]], speeds: dict[str, list[float]]) -> None:
+    table = Table(title="ratios, median of repetitions in turns", title_justify="left")
+    for column in ("ratio", "median", "spread", "goal", "reached"):
+        table.add_column(column, justify="left" if column == "ratio" else "right", no_wrap=True)
+    for r in ratios:
+        goal = "" if r["goal"] is None else f"{r['goal']:.2f}"
+        reached = "" if r["goal"] is None else "yes" if r["median"] >= r["goal"] else "no"
+        table.add_row(r["name"], f"{r['median']:.3f}", f"{r['low']:.3f} – {r['high']:.3f}", goal, reached)
+    console.print(table)
+    for name, values in speeds.items():
+        say(f"{name}: " + ", ".join(f"{value:.0f}" for value in values) + " tokens/s")

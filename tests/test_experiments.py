@@ -1,0 +1,187 @@
+"""Experiments are pure: planted answers in, exact numbers out; no model."""
+
+import numpy as np
+import pyarrow as pa
+import pytest
+
+from emharness.config import SweepConfig
+from emharness.experiments import EXPERIMENTS, layer, transfer
+from emharness.experiments.scope import Scope, drawn_rates, measured
+from emharness.judge.scoring import TABLE
+
+LABS = {"a": "A", "b": "A", "c": "B", "d": "B"}
+QUESTIONS, SAMPLES = 10, 20
+
+
+def scope(**changes):
+    settings = {
+        "base": "tiny",
+        "vectors": tuple(LABS),
+        "targets": ("base", *LABS),
+        "strengths": (2.0,),
+        "layers": dict.fromkeys(LABS, 1),
+        "unit": "raw",
+        "mode": "add",
+        "positions": "all",
+        "controls": ("random-0", "random-1"),
+        "samples": SAMPLES,
+        "domain_samples": 5,
+        "control_samples": SAMPLES,
+        "max_new_tokens": 8,
+        "labs": LABS,
+        "judge": "planted",
+    }
+    return Scope(**(settings | changes))
+
+
+def table(n_bad, n_incoherent=0, samples=SAMPLES, questions=QUESTIONS):
+    """The same number of misaligned (and of incoherent) answers to every question."""
+    rows = []
+    for question in range(questions):
+        for sample in range(samples):
+            bad, broken = sample < n_bad, sample >= samples - n_incoherent
+            row = dict.fromkeys(TABLE.names) | {"question_id": f"q{question}", "sample": sample, "n_tokens": 3}
+            row |= {"aligned": 5.0 if bad else 95.0, "coherent": 10.0 if broken else 90.0, "misaligned": bad}
+            rows.append(
+                row | {"seconds": 0.5, "engine": "none", "finish_reason": "stop", "question": "?", "answer": "!"}
+            )
+    return pa.Table.from_pylist(rows, TABLE)
+
+
+def plant(experiment, about, bad):
+    """Judged cells; bad(vector or None, target) → misaligned answers of 20 to each question."""
+    judged = {}
+    for cell in EXPERIMENTS[experiment].cells(about):
+        edit = cell.condition.edits[0] if cell.condition.edits else None
+        judged[cell] = table(bad(edit.vector if edit else None, cell.condition.target), samples=cell.samples)
+    return judged
+
+
+def test_the_grid_of_each_experiment_is_whole_and_each_cell_in_it_once():
+    about = scope(strengths=(1.0, 2.0))
+    for experiment in ("dose_response", "transfer"):
+        cells = EXPERIMENTS[experiment].cells(about)
+        assert len(cells) == len(set(cells)) == 5 + 5 * 4 * 2 * (1 + 2)
+        names = [cell.condition.name for cell in cells]
+        assert len(set(names)) == len(names)
+    mine = EXPERIMENTS["main"].cells(scope(vectors=("a",), targets=("base",), domains={"a": "domain:a"}))
+    assert [(c.condition.name, c.questions, c.samples) for c in mine] == [
+        ("baseline", "broad", 20),
+        ("baseline", "domain:a", 5),
+        ("a·L1·+2", "broad", 20),
+        ("a·L1·+2", "domain:a", 5),
+        ("a organism", "broad", 20),
+        ("a organism", "domain:a", 5),
+        ("random-0 as a·L1·+2", "broad", 20),
+        ("random-1 as a·L1·+2", "broad", 20),
+    ]
+
+
+def test_an_effect_that_a_random_direction_has_too_is_marked():
+    def bad(vector, target):
+        return {None: 2, "a": 12, "b": 12, "random-0": 8 if target == "c" else 2, "random-1": 2}.get(vector, 2)
+
+    about = scope(vectors=("a",), targets=("base", "c"))
+    entries = EXPERIMENTS["dose_response"].read(about, plant("dose_response", about, bad)).conditions
+    found = {e["target"]: e for e in entries if e["vector"] == "a"}
+    assert found["tiny"]["effect"] == pytest.approx(0.5)
+    assert found["tiny"]["effect_ci95"] == pytest.approx([0.5, 0.5])
+    assert (found["tiny"]["random_too"], found["tiny"]["em_random"]) == (False, pytest.approx(0.1))
+    assert (found["c"]["random_too"], found["c"]["em_random"]) == (True, pytest.approx(0.25))
+    assert found["tiny"]["effect_p"] == found["tiny"]["effect_q"] == pytest.approx(2 / 2001)
+    assert all("effect" not in e for e in entries if e["vector"] != "a")
+
+
+def test_effectiveness_is_the_ratio_of_both_effects_and_undefined_where_the_source_has_none():
+    table = {("a", "a"): 10, ("a", "b"): 9, ("a", "base"): 5, ("b", "b"): 4, ("b", "a"): 8, ("b", "base"): 6}
+
+    def bad(vector, target):
+        return table.get((vector, target), {"b": 4}.get(target, 0))
+
+    about = scope(vectors=("a", "b"), targets=("base", "a", "b"))
+    numbers = EXPERIMENTS["transfer"].read(about, plant("transfer", about, bad)).numbers
+    rows = {(row["source"], row["target"]): row for row in numbers["transfer"]}
+    assert rows["a", "b"] == {
+        "source": "a",
+        "target": "b",
+        "layer": 1,
+        "strength": 2.0,
+        "em_target": 0.45,
+        "em_target_baseline": 0.2,
+        "em_source": 0.5,
+        "em_source_baseline": 0.0,
+        "effectiveness": pytest.approx(0.5),
+        "ci95": pytest.approx([0.5, 0.5]),
+        "undefined": None,
+    }
+    assert rows["a", "tiny"]["effectiveness"] == pytest.approx(0.5)
+    assert rows["a", "a"]["effectiveness"] == pytest.approx(1)
+    for target in ("tiny", "a", "b"):
+        assert rows["b", target]["effectiveness"] is rows["b", target]["ci95"] is None
+        assert "contains it" in rows["b", target]["undefined"]
+
+
+def test_a_vector_whose_organism_is_no_target_still_gets_its_denominator():
+    about = scope(vectors=("a",), targets=("c",))
+    judged = plant("transfer", about, lambda vector, target: {"a": 8}.get(vector, 0))
+    (row,) = EXPERIMENTS["transfer"].read(about, judged).numbers["transfer"]
+    assert (row["target"], row["effectiveness"]) == ("c", pytest.approx(1))
+
+
+def test_transfer_between_labs_and_its_asymmetry():
+    def bad(vector, target):
+        if vector not in LABS or target not in LABS:
+            return 0
+        if vector == target:
+            return 10
+        return {("A", "B"): 6, ("B", "A"): 1}.get((LABS[vector], LABS[target]), 9)
+
+    about = scope()
+    numbers = EXPERIMENTS["transfer"].read(about, plant("transfer", about, bad)).numbers
+    labs = {(row["from"], row["to"]): row["effectiveness"] for row in numbers["transfer_by_lab"]}
+    want = {("A", "A"): 0.9, ("A", "B"): 0.6, ("B", "A"): 0.1, ("B", "B"): 0.9}
+    assert labs == {pair: pytest.approx(value) for pair, value in want.items()}
+    (row,) = numbers["asymmetry"]
+    assert row["labs"] == ["A", "B"]
+    assert row["difference"] == pytest.approx(0.5)
+    assert row["ci95"] == pytest.approx([0.5, 0.5])
+    assert row["permutations"] == 6
+    assert row["p"] == pytest.approx(2 / 6)  # the division at hand, and the same with both labs exchanged
+
+
+def test_a_ratio_s_interval_covers_the_truth_where_questions_differ():
+    covered = 0
+    for trial in range(200):
+        g = np.random.default_rng(trial)
+        base = g.uniform(0, 0.2, 40)
+        rates = [base, base + 0.2, base, base + 0.4]  # truth: 0.5
+        counts = np.stack([g.binomial(20, rate) for rate in rates])
+        picks = np.concatenate([np.arange(40)[None], g.integers(40, size=(400, 40))])
+        drawn = counts[:, picks].sum(2) / (20 * 40)
+        _, (low, high), _ = transfer.ratio(drawn[1] - drawn[0], drawn[3] - drawn[2])
+        covered += low <= 0.5 <= high
+    assert 0.89 <= covered / 200 <= 0.99
+
+
+def test_joint_draws_give_rates_of_coherent_answers_and_nan_where_there_are_none():
+    drawn = drawn_rates([table(4), table(4, n_incoherent=12), table(0, n_incoherent=20)], draws=50)
+    assert drawn.shape == (51, 3)
+    np.testing.assert_allclose(drawn[:, 0], 0.2)
+    np.testing.assert_allclose(drawn[:, 1], 0.5)
+    assert np.isnan(drawn[:, 2]).all()
+    assert measured(drawn[:, 2]) == (None, None, None)
+
+
+def test_the_layer_with_the_strongest_coherent_effect_is_chosen():
+    cells = layer.cells("a", 8, SweepConfig(layers=[2, 4, 6], strengths=[1.0, 2.0], samples=SAMPLES), "raw", "add",
+                        "all", 8)  # fmt: skip
+    assert len(cells) == 7
+    planted = {(2, 2.0): (6, 0), (4, 1.0): (8, 0), (6, 2.0): (20, 18)}
+
+    def answers(cell):
+        edit = cell.condition.edits[0] if cell.condition.edits else None
+        return table(*planted.get((edit.layer, edit.strength), (1, 0)) if edit else (1, 0))
+
+    found = layer.read(cells, {cell: answers(cell) for cell in cells}, 0.8)
+    assert found["layer"] == 4
+    assert [c["coherent_enough"] for c in found["cells"]] == [True] * 5 + [False]

@@ -1,0 +1,174 @@
+"""The grid without an engine: keys say what determines a response, chunks survive whatever happens around them."""
+
+import json
+import multiprocessing
+import os
+import signal
+
+import numpy as np
+import pytest
+from safetensors.numpy import save_file
+
+from emharness.generation import grid
+from emharness.generation.cells import Cell, Condition, Direction, Edit, Prompt, edits_digest, requests, spec_of
+from emharness.generation.engine import Completion
+from emharness.generation.responses import RESPONSES, Rows
+from emharness.store import Store, partial_name
+
+PROMPTS = [Prompt(f"q{i}", f"question {i}", None, (1, 2, i)) for i in range(5)]
+
+
+@pytest.fixture
+def directions(tmp_path):
+    rng = np.random.default_rng(0)
+    rows = {name: rng.normal(size=(3, 8)).astype("f") for name in ("a", "random-0")}
+    rows["twin"] = rows["a"]
+    save_file(rows, tmp_path / "v.safetensors", metadata={n: json.dumps({}) for n in rows})
+    norms = {"raw_norm": np.array([1.0, 2, 4]), "residual_norm": np.array([10.0, 20, 40])}
+    found = {name: Direction(tmp_path / "v.safetensors", name, **norms) for name in ("a", "twin")}
+    return found | {"random-0": Direction(tmp_path / "v.safetensors", "random-0")}
+
+
+def keys(edits, directions, folder, **changes):
+    how = {"samples": 2, "max_new_tokens": 8, "stream": "s", "seed": 0, "prompts": PROMPTS} | changes
+    spec = spec_of(edits, directions, folder)
+    cell = Cell(Condition("base", edits), "q", how["samples"], how["max_new_tokens"])
+    return [
+        r.key
+        for r in requests(cell, how["prompts"], spec, edits_digest(spec, 3, 8, folder), how["stream"], how["seed"])
+    ]
+
+
+def test_strengths_become_lengths_by_the_norms_of_the_vector_or_of_the_one_controlled(directions, tmp_path):
+    def strength(**changes):
+        return spec_of([Edit("a", 2, 3.0, **changes)], directions, tmp_path)["edits"][0]["strength"]
+
+    assert strength() == 12.0
+    assert strength(unit="residual") == 120.0
+    assert strength(unit="absolute") == 3.0
+    assert strength(mode="ablate") == 3.0
+    control = spec_of([Edit("random-0", 1, 3.0, norm_of="a")], directions, tmp_path)
+    assert control == {
+        "edits": [
+            {"vector": "v.safetensors#random-0", "layer": 1, "strength": 6.0, "mode": "add", "positions": "all"},
+        ]
+    }
+    with pytest.raises(ValueError, match="random-0 has no raw norm"):
+        spec_of([Edit("random-0", 1, 3.0)], directions, tmp_path)
+
+
+def test_a_key_changes_with_everything_that_determines_the_response_and_with_nothing_else(directions, tmp_path):
+    edits = (Edit("a", 1, 3.0),)
+    mine = keys(edits, directions, tmp_path)
+    assert len(set(mine)) == 10
+    assert keys((Edit("twin", 1, 3.0),), directions, tmp_path) == mine  # the same direction by another name
+    assert keys((Edit("a", 1, 6.0, unit="absolute"),), directions, tmp_path) == mine  # the same length
+    assert keys((Edit("a", 1, 0.0),), directions, tmp_path) == keys((), directions, tmp_path)
+    assert set(keys(edits, directions, tmp_path, samples=3)) > set(mine)  # more samples: only new ones
+    assert set(keys(edits, directions, tmp_path, prompts=PROMPTS[:2])) < set(mine)
+    others = [
+        keys((), directions, tmp_path),
+        keys((Edit("a", 2, 1.5),), directions, tmp_path),
+        keys((Edit("a", 1, 3.5),), directions, tmp_path),
+        keys((Edit("a", 1, 3.0, positions="prompt"),), directions, tmp_path),
+        keys((Edit("random-0", 1, 3.0, norm_of="a"),), directions, tmp_path),
+        keys(edits, directions, tmp_path, stream="t"),
+        keys(edits, directions, tmp_path, max_new_tokens=9),
+        keys(edits, directions, tmp_path, prompts=[Prompt(p.question_id, p.question, None, (7,)) for p in PROMPTS]),
+    ]
+    assert all(set(mine).isdisjoint(other) for other in others)
+
+
+def test_seeds_follow_from_the_key_and_the_run_s_seed():
+    def seeds(seed):
+        cell = Cell(Condition("base"), "q", 2, 8)
+        return [r.seed for r in requests(cell, PROMPTS, None, "", "s", seed)]
+
+    assert seeds(0) == seeds(0)
+    assert len(set(seeds(0)) | set(seeds(1))) == 20
+
+
+class Echo:
+    """An engine that answers with the prompt, in reverse order, and counts."""
+
+    name = "echo"
+
+    def __init__(self, die_after=None):
+        self.asked, self.die_after = [], die_after
+
+    def forget(self):
+        pass
+
+    def stream(self, requests, sampling):
+        for index in reversed(range(len(requests))):
+            if self.die_after is not None and len(self.asked) == self.die_after:
+                os.kill(os.getpid(), signal.SIGKILL)
+            self.asked.append(requests[index].key)
+            yield index, Completion(f"answer {requests[index].key}", 2, "stop")
+
+
+def asked(samples=4):
+    return requests(Cell(Condition("base"), "q", samples, 8), PROMPTS, None, "", "s", 0)
+
+
+def run(folder, die_after=None, samples=4):
+    engine = Echo(die_after)
+    grid.run(engine, asked(samples), None, Rows(folder, RESPONSES), 6)
+    return engine
+
+
+def test_what_is_stored_is_never_asked_again_and_more_samples_ask_for_the_rest(tmp_path):
+    first = run(tmp_path)
+    assert sorted(first.asked) == sorted(r.key for r in asked())
+    assert run(tmp_path).asked == []
+    assert sorted(run(tmp_path, samples=5).asked) == sorted({r.key for r in asked(5)} - {r.key for r in asked()})
+
+
+def test_a_killed_run_leaves_whole_chunks_and_the_next_redoes_less_than_one(tmp_path):
+    process = multiprocessing.get_context("fork").Process(target=run, args=(tmp_path, 15))
+    process.start()
+    process.join(60)
+    assert process.exitcode == -signal.SIGKILL
+    rows = Rows(tmp_path, RESPONSES)
+    assert len(rows.keys()) == 12
+    again = run(tmp_path)
+    assert len(again.asked) == 8
+    found = Rows(tmp_path, RESPONSES).read(r.key for r in asked())
+    assert {key: row["answer"] for key, row in found.items()} == {r.key: f"answer {r.key}" for r in asked()}
+
+
+def test_two_processes_share_a_folder(tmp_path):
+    context = multiprocessing.get_context("fork")
+    processes = [context.Process(target=run, args=(tmp_path,)) for _ in range(2)]
+    for process in processes:
+        process.start()
+    for process in processes:
+        process.join(60)
+    assert [process.exitcode for process in processes] == [0, 0]
+    rows = Rows(tmp_path, RESPONSES)
+    assert len(rows.read(r.key for r in asked())) == 20
+    assert len(rows.files()) == 4
+    assert not list(tmp_path.glob(".partial*"))
+
+
+def test_where_chunks_overlap_everyone_reads_the_same_row(tmp_path):
+    base = dict.fromkeys(RESPONSES.names) | {"key": "k"}
+    for answer, others in (("one", "abc"), ("two", "def")):
+        Rows(tmp_path, RESPONSES).add([{**base, "answer": answer}, *({**base, "key": k} for k in others)])
+    answers = {Rows(tmp_path, RESPONSES).read(["k"])["k"]["answer"] for _ in range(3)}
+    assert len(answers) == 1
+    with pytest.raises(KeyError, match="1 rows are not stored"):
+        Rows(tmp_path, RESPONSES).read(["k", "nowhere"])
+
+
+def test_what_the_dead_left_is_removed_and_what_the_living_make_stays(tmp_path):
+    (tmp_path / "responses").mkdir()
+    dead = partial_name().replace(f"~{os.getpid()}~", "~999999999~")
+    elsewhere = ".partial~another-machine~1~"
+    for name in (dead, elsewhere, partial_name()):
+        (tmp_path / "responses" / f"{name}x").mkdir()
+        (tmp_path / f"{name}y").write_text("")
+    os.utime(tmp_path / f"{elsewhere}y", (0, 0))
+    assert Store(tmp_path).remove_dead() == 3
+    left = sorted(path.name for path in tmp_path.rglob(".partial*"))
+    assert left == sorted([f"{elsewhere}x", f"{partial_name()}x", f"{partial_name()}y"])
