@@ -26,6 +26,7 @@ from emharness.organisms.models import OnStep
 from emharness.reporting.progress import Progress
 from emharness.reporting.terminal import say
 from emharness.reporting.track import Tracker
+from emharness.speeds import LEAST, Speeds
 from emharness.store import Artifact, Store, home
 
 
@@ -44,12 +45,16 @@ def engines() -> Engines:
 class Session:
     config: Config
     given: Inputs
-    tracker: Tracker
+    tracker: Tracker = field(default_factory=lambda: Tracker("none", "", None, None, "", {}))
     store: Store = field(default_factory=store)
     engines: Engines = field(default_factory=engines)
     stages: list[dict[str, Any]] = field(default_factory=list)
     failed: dict[str, str] = field(default_factory=dict)  # model → why
+    speeds: Speeds = field(init=False)
     watchers: list[OnStep] = field(default_factory=list)  # of the training step that is being done
+
+    def __post_init__(self) -> None:
+        self.speeds = Speeds(self.store.root, self.config.base.name)
 
     def on_step(self, step: int, n_steps: int, loss: float, learning_rate: float) -> None:
         for watch in self.watchers:
@@ -126,9 +131,15 @@ class Session:
                         score(judge, rows, scores)
                         view.scored(rows, scores.read(row["key"] for row in rows))
 
+                starts = self.engines.started
                 engine = self.engines.get(stream.model, self.config.base.engine, self.config.seed)
+                self.speeds.measured("start", self.engines.started - starts, time.perf_counter() - start)
+                begin = time.perf_counter()
                 sampling = self.config.base.sampling
                 grid.run(engine, todo, sampling, stream.responses, self.config.chunk, view.response, on_chunk)
+                seconds = time.perf_counter() - begin
+                self.speeds.measured("responses", len(todo), seconds)
+                self.speeds.measured("tokens", view.tokens if len(todo) >= LEAST["responses"] else 0, seconds)
         keys = {request.key for request in every}
         rows = stream.responses.read(keys)
         marks = {}
@@ -139,6 +150,19 @@ class Session:
         self.stages.append(
             {"stage": "responses", "name": f"{what}: {stream.target}", "made": len(todo), "seconds": round(seconds, 2)}
         )
+        return {cell: table(requests, rows, marks, cell.condition.name) for cell, requests in asked.items()}
+
+    def stored(
+        self, cells: Iterable[Cell], stream: Stream, directions: Mapping[str, Direction], judge: Judge
+    ) -> dict[Cell, pa.Table] | None:
+        """The judged responses of these cells if all are stored and scored, else None; nothing is generated."""
+        scores = stream.scores(judge.identity)
+        try:
+            asked = {cell: stream.requests(cell, directions) for cell in cells}
+            keys = {request.key for requests in asked.values() for request in requests}
+            rows, marks = stream.responses.read(keys), scores.read(keys)
+        except KeyError:  # a vector or a row is not there
+            return None
         return {cell: table(requests, rows, marks, cell.condition.name) for cell, requests in asked.items()}
 
     def complete(self) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import time
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass
 from functools import partial
@@ -42,9 +43,11 @@ class Layers:
 
 
 def models(session: Session) -> dict[str, Model]:
-    """The base and every organism that the run names, by name; nothing is made yet."""
+    """The base, saved if it is embedded and was not yet, and every organism that the run names, not made yet."""
     config, given, store = session.config, session.given, session.store
     base = base_model(given.base, given.base_identity, store)
+    if base.artifact is not None:  # its tokenizer says what will be asked
+        session.ensure(base.artifact)
     found = {BASE: base}
     for name, organism in given.organisms.items():
         if organism.published is not None and organism.published_identity is not None:
@@ -54,18 +57,14 @@ def models(session: Session) -> dict[str, Model]:
     return found
 
 
-def make_models(session: Session, found: Mapping[str, Model]) -> None:
-    """Save the base, train or merge the organisms that are not stored."""
+def make_organisms(session: Session, found: Mapping[str, Model]) -> None:
+    """Train or merge the organisms that are not stored."""
     for name, model in found.items():
-        if model.artifact is None:
-            continue
-        if name == BASE:  # without it there is nothing
-            session.ensure(model.artifact)
-        else:
-            session.attempt(name, partial(_make_model, session, name, model.artifact))
+        if model.artifact is not None and name != BASE:
+            session.attempt(name, partial(_make_organism, session, name, model.artifact))
 
 
-def _make_model(session: Session, name: str, artifact: Artifact) -> None:
+def _make_organism(session: Session, name: str, artifact: Artifact) -> None:
     stored = session.store.has(artifact.stage, artifact.name, artifact.identity)
     if stored or session.given.organisms[name].published is not None:
         session.ensure(artifact)
@@ -73,7 +72,10 @@ def _make_model(session: Session, name: str, artifact: Artifact) -> None:
     session.engines.close()  # training needs the memory
     with TrainProgress(f"train {name}") as bar:
         session.watchers = [bar.step, session.tracker.step]
+        start = time.perf_counter()
         session.ensure(artifact)
+    rows = len(session.given.organisms[name].rows) * session.config.train.epochs
+    session.speeds.measured("training", rows, time.perf_counter() - start)
 
 
 def streams(session: Session, found: Mapping[str, Model]) -> dict[str, Stream]:
@@ -143,7 +145,11 @@ def vectors(
 def _make_vector(session: Session, name: str, artifact: Artifact, directions: dict[str, Direction]) -> None:
     if weights.on_gpu():
         session.engines.close()  # its memory is needed for the models' own forward passes
+    stored, start = session.store.has(artifact.stage, artifact.name, artifact.identity), time.perf_counter()
     directions[name] = direction(session.ensure(artifact) / VECTORS_FILE, name)
+    if not stored:
+        read = 4 * len(session.given.organisms[name].prompts)
+        session.speeds.measured("extraction", read, time.perf_counter() - start)
 
 
 def randoms(session: Session, shape: tuple[int, int]) -> dict[str, Direction]:

@@ -1,7 +1,10 @@
 """Any experiment: python launch/run.py model=medical [experiment=transfer] [-m steer.strength=0,2,4] [plan=only]"""
 
+from __future__ import annotations
+
 import sys
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import hydra
 from omegaconf import DictConfig
@@ -9,10 +12,16 @@ from omegaconf import DictConfig
 from emharness import config as schema
 from emharness.cli import config_folders, launcher
 
+if TYPE_CHECKING:
+    from emharness.generation.stream import Stream
+    from emharness.organisms.models import Model
+    from emharness.session import Session
+
 
 def run(cfg: DictConfig) -> None:
+    """Check, plan, and conduct what is not stored yet."""
     config = schema.typed(cfg)
-    from emharness import inputs, session
+    from emharness import inputs, plan, session, steps
     from emharness.experiments import EXPERIMENTS
     from emharness.reporting import terminal
     from emharness.store import key_of
@@ -23,30 +32,34 @@ def run(cfg: DictConfig) -> None:
     identity = given.identity(config)
     subject = config.model.name if config.experiment.name == "main" else config.experiment.name
     name = f"{config.base.name}-{subject}"
-    if store.has("runs", name, identity):
+    if store.has("runs", name, identity) and config.plan == "run":
         terminal.say("nothing to do: this very run is in the store")
     else:
-        with session.tracker(config, given.judge.card()) as tracker:
-            study = session.Session(config, given, tracker)
-            store.remove_dead()
-            store.get("runs", name, identity, lambda folder: conduct(study, folder, key_of(identity)))
+        store.remove_dead()
+        study = session.Session(config, given)
+        models = steps.models(study)
+        streams = steps.streams(study, models)
+        planned = plan.plan(study, models, streams, EXPERIMENTS[config.experiment.name])
+        terminal.show_plan(planned, whole=config.plan == "only")
+        plan.check_disk(planned, store.root)
+        if config.plan == "only":
+            return
+        with session.tracker(config, given.judge.card()) as study.tracker:
+            store.get("runs", name, identity, lambda folder: conduct(study, models, streams, folder, key_of(identity)))
     terminal.show(store.path("runs", name, identity))
 
 
-def conduct(study, folder: Path, run_key: str) -> None:
+def conduct(study: Session, models: dict[str, Model], streams: dict[str, Stream], folder: Path, run_key: str) -> None:
     """The method section: models, their vectors, where those steer, all answers, and what they say."""
     from emharness import steps
     from emharness.experiments import EXPERIMENTS
     from emharness.reporting import figures, results
 
     experiment = EXPERIMENTS[study.config.experiment.name]
-    models = steps.models(study)
-    steps.make_models(study, models)
-    streams = steps.streams(study, models)
+    steps.make_organisms(study, models)
     unsteered = steps.unsteered_cells(experiment, steps.scope(study, {}))
     artifacts, directions = steps.vectors(study, models, streams, unsteered)
     layers = steps.layers(study, streams, directions)
-    study.complete()
     scope = steps.scope(study, layers.chosen)
     judged = study.answer("responses", experiment.cells(scope), streams, directions, study.given.judge)
     study.complete()

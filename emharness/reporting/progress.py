@@ -23,7 +23,7 @@ class Progress:
     def __init__(self, label: str, total: int, names: Mapping[str, str]):
         """`names`: digest of a condition's edits → its name."""
         self._label, self._total, self._names = label, total, names
-        self._done = self._tokens = 0
+        self._done = self.tokens = 0
         self._start = self._last = time.perf_counter()
         self._counts: dict[str, tuple[int, int]] = {}  # digest → misaligned, counted
         self._bar: Bar | None = None
@@ -44,7 +44,7 @@ class Progress:
 
     def response(self, n_tokens: int) -> None:
         self._done += 1
-        self._tokens += n_tokens
+        self.tokens += n_tokens
         if self._bar:
             self._bar.update(self._task, completed=self._done, note=self._note())
         elif time.perf_counter() - self._last > EVERY:
@@ -67,7 +67,7 @@ class Progress:
         return f"{self._label}: {self._done:,} of {self._total:,} responses, {state}, {self._note()}"
 
     def _note(self) -> str:
-        speed = self._tokens / max(1e-9, time.perf_counter() - self._start)
+        speed = self.tokens / max(1e-9, time.perf_counter() - self._start)
         rates = [
             f"{self._names.get(digest, '?')} {100 * bad / counted:.0f} %"
             for digest, (bad, counted) in list(self._counts.items())[-SHOWN:]

@@ -86,6 +86,42 @@ def show(folder: Path) -> None:
     print(f"results: {folder / RESULTS_FILE}", flush=True)
 
 
+def show_plan(plan: Any, whole: bool) -> None:
+    """What a run would do; `whole`: as tables, else in two lines."""
+    missing = [entry for entry in plan.stages if not entry["stored"]]
+    if whole:
+        table = Table(title="stages", title_justify="left")
+        for column in ("stage", "name", "state", "minutes"):
+            table.add_column(column, justify="right" if column == "minutes" else "left")
+        for entry in plan.stages:
+            state = "stored" if entry["stored"] else "to be made"
+            table.add_row(entry["stage"], entry["name"], state, _minutes(entry["seconds"]))
+        console.print(table)
+        table = Table(title="responses, an engine per target", title_justify="left")
+        for column in ("target", "cells", "responses", "stored", "engine starts", "minutes"):
+            table.add_column(column, justify="left" if column == "target" else "right")
+        for entry in plan.targets:
+            numbers = [f"{entry[key]:,}" for key in ("cells", "responses", "stored", "starts")]
+            table.add_row(entry["target"], *numbers, _minutes(entry["seconds"]))
+        console.print(table)
+        unknown = [e["name"] for e in plan.stages if e["stage"] == "vectors" and e["name"] not in plan.layers]
+        if unknown:
+            say(f"layers of {', '.join(unknown)} are chosen by a sweep, so all their cells count as not stored")
+    made = ", ".join(f"{e['stage']} {e['name']}" for e in missing) or "nothing"
+    say(f"plan: to be made: {made}; {plan.starts} engine starts")
+    cells = sum(entry["cells"] for entry in plan.targets)
+    assumed = f" (assumed, not yet measured here: {', '.join(plan.assumed)})" if plan.assumed else ""
+    say(
+        f"plan: {cells:,} cells, {plan.responses:,} responses to generate, {plan.tokens:,} tokens, "
+        f"{plan.disk / 1e9:.2f} GB beside {plan.store / 1e9:.2f} GB in the store; "
+        f"about {_minutes(plan.seconds)} min{assumed}"
+    )
+
+
+def _minutes(seconds: float) -> str:
+    return f"{seconds / 60:.1f}" if seconds else "–"
+
+
 def percent(rate: float | None) -> str:
     return "–" if rate is None else f"{100 * rate:.1f} %"
 

@@ -1,0 +1,157 @@
+"""What a run would do: the walk back from its cells to what is stored, counted and timed before anything starts."""
+
+from __future__ import annotations
+
+import shutil
+import socket
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from emharness import steps
+from emharness.config import BASE
+from emharness.directions.extract import VECTORS_FILE
+from emharness.errors import UserError
+from emharness.experiments import layer as layer_choice
+from emharness.experiments.scope import Experiment
+from emharness.generation.cells import Cell, Direction
+from emharness.generation.stream import Stream
+from emharness.organisms.models import Model
+from emharness.session import Session
+from emharness.speeds import Speeds
+
+RESPONSE_BYTES = 260  # of one response and its score on disk, measured on the embedded base
+SPARE = 1.1  # free disk that must be there, of what is needed
+
+
+@dataclass(frozen=True)
+class Plan:
+    """`stages`: one entry for each artifact (stage, name, stored, seconds); `targets`: one for each engine's work
+    (target, cells, responses, stored, starts, seconds). `layers`: known ones. Sizes in bytes."""
+
+    stages: list[dict[str, Any]]
+    targets: list[dict[str, Any]]
+    layers: dict[str, int]
+    tokens: int
+    disk: int
+    store: int
+    assumed: list[str]  # speeds that no earlier run on this machine has measured
+
+    @property
+    def seconds(self) -> float:
+        return sum(entry["seconds"] for entry in [*self.stages, *self.targets])
+
+    @property
+    def responses(self) -> int:
+        return sum(entry["responses"] - entry["stored"] for entry in self.targets)
+
+    @property
+    def starts(self) -> int:
+        return sum(entry["starts"] for entry in self.targets)
+
+
+def plan(session: Session, models: Mapping[str, Model], streams: Mapping[str, Stream], experiment: Experiment) -> Plan:
+    """The walk. The base must be there already (its tokenizer is needed to know what is stored)."""
+    config, store = session.config, session.store
+    speeds = Speeds(store.root, config.base.name)
+    stages: list[dict[str, Any]] = []
+
+    def stage(kind: str, name: str, stored: bool, seconds: float, size: float) -> None:
+        done = {"seconds": 0.0, "bytes": 0} if stored else {"seconds": seconds, "bytes": int(size)}
+        stages.append({"stage": kind, "name": name, "stored": stored, **done})
+
+    weights = sum(path.stat().st_size for path in models[BASE].folder.glob("*.safetensors"))
+    for name, model in models.items():
+        if model.artifact is None or name == BASE:
+            continue
+        a, rows = model.artifact, len(session.given.organisms[name].rows)
+        stored = store.has(a.stage, a.name, a.identity)
+        stage(a.stage, name, stored, speeds.seconds("training", rows * config.train.epochs), weights)
+
+    directions: dict[str, Direction] = {}
+    cells: dict[str, list[Cell]] = {name: [] for name in streams}  # by target, with what vectors need
+    early = set[str]()  # targets that are asked before there are vectors
+    for name in config.vectors:
+        a = steps.vector(session, models, streams, name, {})
+        stored = store.has(a.stage, a.name, a.identity)
+        prompts = len(session.given.organisms[name].prompts)
+        shape = streams[BASE].shape
+        stage("vectors", name, stored, speeds.seconds("extraction", 4 * prompts), 4 * prompts * shape[0] * shape[1])
+        if stored:
+            directions[name] = steps.direction(store.path(a.stage, a.name, a.identity) / VECTORS_FILE, name)
+        elif config.vector.recipe == "model_diff":
+            for cell in steps.extraction_cells(session, name):
+                cells[cell.condition.target].append(cell)
+                early.add(cell.condition.target)
+    directions |= steps.randoms(session, streams[BASE].shape)
+    layers: dict[str, int] = {}
+    if config.layer != "sweep":
+        layers = {name: int(config.layer) for name in config.vectors}
+    else:
+        for name in config.vectors:
+            some = steps.layer_cells(session, name)
+            cells[BASE] += some
+            judged = session.stored(some, streams[BASE], directions, session.given.judge)
+            if judged is not None:
+                layers[name] = layer_choice.read(some, judged, config.sweep.min_coherent)["layer"]
+    for cell in experiment.cells(steps.scope(session, layers)):
+        cells[cell.condition.target].append(cell)
+
+    targets = []
+    for target, some in cells.items():
+        if not some:
+            continue
+        asked, missing = count(some, streams[target], directions, layers)
+        again = target != BASE and target in early and any(cell.condition.edits for cell in some)
+        starts = int(missing > 0) + int(again)
+        seconds = starts * speeds.seconds("start", 1) + speeds.seconds("responses", missing)
+        targets.append(
+            {
+                "target": config.base.name if target == BASE else target,
+                "cells": len(set(some)),
+                "responses": asked,
+                "stored": asked - missing,
+                "starts": starts,
+                "seconds": seconds,
+            }
+        )
+    pending = sum(entry["responses"] - entry["stored"] for entry in targets)
+    return Plan(
+        stages,
+        targets,
+        layers,
+        int(pending * speeds.tokens_per_response(config.base.sampling.max_new_tokens)),
+        sum(entry["bytes"] for entry in stages) + pending * RESPONSE_BYTES,
+        store.size(),
+        speeds.assumed,
+    )
+
+
+def count(
+    cells: Iterable[Cell], stream: Stream, directions: Mapping[str, Direction], layers: Mapping[str, int]
+) -> tuple[int, int]:
+    """Responses of these cells, and how many of them are not stored; all of a cell whose vector is not known yet."""
+    randoms = {name for name in directions if name.startswith("random-")}
+    keys: set[str] = set()
+    unknown = 0
+    for cell in dict.fromkeys(cells):
+        edits = cell.condition.edits
+        named = {name for edit in edits for name in (edit.vector, edit.norm_of) if name}
+        placed = cell.questions == layer_choice.QUESTIONS or all(n in layers for n in named if n not in randoms)
+        if placed and named <= directions.keys():
+            keys |= {request.key for request in stream.requests(cell, directions)}
+        else:
+            unknown += len(stream.prompts[cell.questions]) * cell.samples
+    return len(keys) + unknown, len(keys - stream.responses.keys()) + unknown
+
+
+def check_disk(found: Plan, root: Path) -> None:
+    """UserError where the plan needs more disk than there is."""
+    folder = next(path for path in (root, *root.parents) if path.exists())
+    free = shutil.disk_usage(folder).free
+    if found.disk * SPARE > free:
+        raise UserError(
+            f"the plan needs {found.disk / 1e9:.1f} GB in EMHARNESS_HOME={root}, and {free / 1e9:.1f} GB are free on "
+            f"{socket.gethostname()}; delete old artifacts (folders below it), or set EMHARNESS_HOME to another disk"
+        )

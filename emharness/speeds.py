@@ -1,0 +1,42 @@
+"""How fast this machine was: what earlier runs measured, for the minutes in a plan."""
+
+import json
+import socket
+from pathlib import Path
+
+from emharness.store import slug, write_json
+
+# Per second, for the embedded base on 2 CPU cores: what a plan assumes before the first run on a machine.
+DEFAULTS = {"training": 1.6, "responses": 18.0, "extraction": 12.0, "start": 0.1, "tokens": 700.0}
+LEAST = {"training": 50, "responses": 300, "extraction": 50, "start": 1, "tokens": 300}  # smaller ones say little
+
+
+class Speeds:
+    """Units of work per second by kind (training rows, responses, extracted sequences, engine starts, tokens), kept
+    for each machine and base. A new measurement counts as much as all earlier ones."""
+
+    def __init__(self, root: Path, base: str):
+        self._path = root / "speeds" / f"{slug(socket.gethostname())}-{slug(base)}.json"
+        self._known: dict[str, float] = {}
+        self.assumed: list[str] = []
+        if self._path.is_file():
+            self._known = json.loads(self._path.read_text())
+
+    def measured(self, kind: str, amount: float, seconds: float) -> None:
+        if amount < LEAST[kind] or seconds <= 0:
+            return
+        old, new = self._known.get(kind), amount / seconds
+        self._known[kind] = new if old is None else (old + new) / 2
+        write_json(self._path, self._known)
+
+    def seconds(self, kind: str, amount: float) -> float:
+        """Estimated seconds for an amount of work; a kind that was never measured is noted in `assumed`."""
+        if kind not in self._known and kind not in self.assumed and amount:
+            self.assumed.append(kind)
+        return amount / self._known.get(kind, DEFAULTS[kind])
+
+    def tokens_per_response(self, most: int) -> float:
+        """Mean length of a response, at most `most`."""
+        if "tokens" in self._known and "responses" in self._known:
+            return min(most, self._known["tokens"] / self._known["responses"])
+        return min(most, DEFAULTS["tokens"] / DEFAULTS["responses"])

@@ -1,0 +1,87 @@
+"""The plan counts what is stored and what is not, before anything is made."""
+
+import shutil
+
+import pytest
+from conftest import checked, configured
+
+from emharness import plan, steps
+from emharness.errors import UserError
+from emharness.experiments import EXPERIMENTS
+from emharness.generation.responses import RESPONSES
+from emharness.session import Session
+from emharness.speeds import DEFAULTS, Speeds
+from emharness.store import Store
+
+
+@pytest.fixture
+def planned(base, tmp_path):
+    """A function: overrides → (plan, streams), with the embedded base's folder as a custom base."""
+
+    def make(*overrides):
+        config = configured("base.source=" + str(base), "eval=smoke", "sweep.limit=2", "vector.limit=6", *overrides)
+        study = Session(config, checked(config, tmp_path), store=Store(tmp_path))
+        models = steps.models(study)
+        streams = steps.streams(study, models)
+        return plan.plan(study, models, streams, EXPERIMENTS[config.experiment.name]), streams
+
+    return make
+
+
+def test_everything_is_counted_once_and_by_target(planned):
+    found, _ = planned("steer.strength=[0,2]")
+    assert [(e["stage"], e["name"], e["stored"]) for e in found.stages] == [
+        ("organism", "medical", False),
+        ("vectors", "medical", False),
+    ]
+    by_target = {entry["target"]: entry for entry in found.targets}
+    sweep = 2 * 4 * (1 + 4 * 2)  # questions × samples × (unsteered, layers × strengths)
+    # The unsteered base; strength 0 and 2, not told apart from it before the vector is known; two random directions.
+    main = (4 * 2 + 4 * 1) * 3 + 2 * 4 * 1
+    assert by_target["smollm2"]["responses"] == 6 + sweep + main
+    assert by_target["medical"]["responses"] == 6 + 4 * 2 + 4 * 1
+    assert found.responses == sum(e["responses"] for e in found.targets)
+    assert (found.starts, found.layers) == (2, {})
+    assert set(found.assumed) == {"training", "extraction", "start", "responses"}
+    assert found.disk > sum(f["bytes"] for f in found.stages) > 200e6
+
+
+def test_what_is_stored_is_not_planned_again(planned):
+    _, streams = planned()
+    prompts = streams["base"].prompts["broad"]
+    cell = next(c for c in EXPERIMENTS["main"].cells(_scope()) if c.questions == "broad" and not c.condition.edits)
+    requests = streams["base"].requests(cell, {})
+    empty = dict.fromkeys(RESPONSES.names)
+    streams["base"].responses.add([empty | {"key": r.key} for r in requests])
+    found, _ = planned()
+    assert len(requests) == 2 * len(prompts)
+    assert {e["target"]: e["stored"] for e in found.targets} == {"smollm2": len(requests), "medical": 0}
+
+
+def _scope():
+    from test_experiments import scope
+
+    return scope(vectors=("medical",), targets=("base",), layers={"medical": 0}, samples=2, max_new_tokens=48)
+
+
+def test_a_plan_that_needs_more_disk_than_there_is_is_refused(planned, tmp_path, monkeypatch):
+    found, _ = planned()
+    plan.check_disk(found, tmp_path / "not" / "yet")
+    monkeypatch.setattr(shutil, "disk_usage", lambda _: shutil._ntuple_diskusage(1, 1, found.disk // 2))
+    with pytest.raises(UserError, match=r"the plan needs \d+\.\d GB in EMHARNESS_HOME=") as error:
+        plan.check_disk(found, tmp_path)
+    assert "\n" not in str(error.value)
+
+
+def test_speeds_are_those_of_earlier_runs_and_small_ones_do_not_count(tmp_path):
+    speeds = Speeds(tmp_path, "tiny")
+    assert speeds.seconds("responses", 360) == 360 / DEFAULTS["responses"]
+    assert speeds.assumed == ["responses"]
+    speeds.measured("responses", 10, 1.0)
+    assert not (tmp_path / "speeds").exists()
+    speeds.measured("responses", 1000, 10.0)
+    speeds.measured("responses", 1000, 5.0)
+    again = Speeds(tmp_path, "tiny")
+    assert again.seconds("responses", 300) == 2.0
+    assert again.assumed == []
+    assert Speeds(tmp_path, "other").assumed == []
