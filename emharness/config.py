@@ -88,7 +88,7 @@ class SweepConfig:
 
     layers: list[int] = field(default_factory=list)  # empty: `n_layers` of them, evenly over the middle
     n_layers: int = 4
-    strengths: list[float] = field(default_factory=lambda: [1.0, 2.0])
+    strengths: list[float] = field(default_factory=lambda: [2.0, 4.0])  # up to where coherence breaks at some layers
     questions: str = "sweep"
     limit: int | None = None  # first so many questions
     samples: int = 4
@@ -161,6 +161,7 @@ class Config:
 ConfigStore.instance().store(name="schema", node=Config)
 
 BASE = "base"  # the base as a target
+REPLICA = "-seed"  # medical-seed1 is medical, trained with the next seed
 RECIPES = ("model_diff", "mean_diff")
 TRACKERS = ("offline", "online", "none")
 UNITS = ("absolute", "raw", "residual")

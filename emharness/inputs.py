@@ -11,7 +11,7 @@ from omegaconf import OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
 from emharness import questions
-from emharness.config import BASE, Config, ModelConfig, check_layer, strengths
+from emharness.config import BASE, REPLICA, Config, ModelConfig, check_layer, strengths
 from emharness.errors import UserError
 from emharness.judge import Judge, make_judge
 from emharness.organisms import dataset, weights
@@ -27,6 +27,7 @@ class Organism:
     rows: list[dataset.Messages]
     domain: list[Question]
     prompts: list[str]  # extraction prompts, for recipe model_diff
+    replica: int = 0  # trained with the run's seed plus this
 
     @property
     def identity(self) -> dict[str, Any]:
@@ -34,6 +35,7 @@ class Organism:
             "published": self.published_identity,
             "rows": dataset.fingerprint(self.rows),
             "texts": questions.fingerprint([self.domain, self.prompts]),
+            "replica": self.replica,
         }
 
 
@@ -118,8 +120,12 @@ def check(config: Config, models: Mapping[str, ModelConfig], store: Store) -> In
         ("targets", config.targets, [BASE, *models]),
     ):
         for name in names:
-            if name not in allowed:
-                raise UserError(f"{key}={name}: unknown; must be among {', '.join(sorted(allowed))}")
+            organism, _, replica = name.partition(REPLICA)
+            if organism not in allowed or (organism != name and not (organism != BASE and replica.isdecimal())):
+                raise UserError(
+                    f"{key}={name}: unknown; must be among {', '.join(sorted(allowed))}, "
+                    f"or an organism trained with another seed, as medical{REPLICA}1"
+                )
 
     limit = config.eval.limit
     broad = questions.load_questions(config.eval.questions, "eval.questions")[:limit]
@@ -132,7 +138,7 @@ def check(config: Config, models: Mapping[str, ModelConfig], store: Store) -> In
     neutral = questions.load_prompts(config.vector.neutral, "vector.neutral")
     harmful = questions.load_prompts(config.vector.harmful, "vector.harmful")
     used = [name for name in dict.fromkeys([*config.vectors, *config.targets]) if name != BASE]
-    organisms = {name: _organism(models[name], config, neutral) for name in used}
+    organisms = {name: _organism(name, models, config, neutral) for name in used}
     return Inputs(
         base=base,
         base_identity=identity,
@@ -146,15 +152,20 @@ def check(config: Config, models: Mapping[str, ModelConfig], store: Store) -> In
     )
 
 
-def _organism(model: ModelConfig, config: Config, neutral: list[str]) -> Organism:
+def _organism(name: str, models: Mapping[str, ModelConfig], config: Config, neutral: list[str]) -> Organism:
+    called, _, replica = name.partition(REPLICA)
+    model = models[called]
     source = model.source or model.published.get(config.base.name)
     published = weights.fetch("model.source" if model.source else "model.published", source) if source else None
+    if published and replica:
+        raise UserError(f"{name}: {called} is published for base={config.base.name}; only trained ones have seeds")
     rows: list[dataset.Messages] = []
     if published is None:
         if model.dataset is None:
             raise UserError(
                 f"model={model.name}: not published for base={config.base.name} and without a dataset; "
-                "give model.dataset (a .jsonl path or hub dataset id) or model.source (a folder or hub id)"
+                f"choose it with model={model.name} and give model.source (a folder or hub id) or model.dataset "
+                "(a .jsonl path or hub dataset id)"
             )
         rows = dataset.load(model.dataset)
     domain = questions.load_questions(model.questions, "model.questions") if model.questions else []
@@ -166,4 +177,5 @@ def _organism(model: ModelConfig, config: Config, neutral: list[str]) -> Organis
         rows=rows,
         domain=domain[: config.eval.limit],
         prompts=(neutral + own)[: config.vector.limit],
+        replica=int(replica or 0),
     )

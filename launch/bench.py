@@ -24,10 +24,11 @@ def run(cfg: DictConfig) -> None:
         raise UserError(f"parts={sorted(unknown)}: must be among {', '.join(bench.PARTS)}")
     from transformers import AutoTokenizer
 
-    from emharness import questions, session
+    from emharness import questions
     from emharness.directions.extract import prompt_ids
     from emharness.organisms import weights
     from emharness.reporting import terminal
+    from emharness.study import session
 
     store = session.store()
     model = weights.base_folder(config.base.source, store)

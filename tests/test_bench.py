@@ -46,4 +46,4 @@ def test_an_unknown_part_ends_in_one_sentence():
     command = [sys.executable, "launch/bench.py", "parts=[speed]"]
     done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, timeout=300, check=False)
     assert done.returncode == 2
-    assert done.stderr.strip().endswith("error: parts=['speed']: must be among hf, specs, grid")
+    assert done.stderr.strip().endswith("error: parts=['speed']: must be among hf, specs, grid, stream")

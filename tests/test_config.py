@@ -76,8 +76,11 @@ def test_bad_values_are_refused_in_one_sentence(override, words):
     [
         (["layer=30"], "layer=30: smollm2 has layers 0 to 29"),
         (["layer=-1"], "layer=-1: smollm2 has layers 0 to 29"),
-        (["vectors=nosuch"], "vectors=nosuch: unknown; must be among control, finance"),
-        (["targets=[base,nosuch]"], "targets=nosuch: unknown; must be among base, control"),
+        (["vectors=nosuch"], "vectors=nosuch: unknown; must be among aave, control, finance"),
+        (["targets=[base,aave]"], "choose it with model=aave and give model.source (a folder or hub id)"),
+        (["vectors=[medical-seedx]"], "vectors=medical-seedx: unknown; must be among"),
+        (["targets=[base-seed1]"], "trained with another seed, as medical-seed1"),
+        (["targets=[base,nosuch]"], "targets=nosuch: unknown; must be among aave, base, control"),
         (["model.dataset=/nowhere.jsonl"], "model.dataset=/nowhere.jsonl: no such file"),
         (["model.dataset=nosuch"], "medical_replication"),
         (["eval.questions=/nowhere.yaml"], "eval.questions=/nowhere.yaml: no such file"),
@@ -133,5 +136,5 @@ def test_every_organism_that_an_experiment_names_exists():
     models = set(inputs.model_configs([ROOT / "conf"], configured().model)) | {"base"}
     for name in GROUPS["experiment"]:
         config = configured(f"experiment={name}")
-        assert set(config.vectors) | set(config.targets) <= models
+        assert {name.partition("-seed")[0] for name in [*config.vectors, *config.targets]} <= models
         assert config.experiment.name in EXPERIMENTS

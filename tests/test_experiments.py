@@ -5,7 +5,7 @@ import pyarrow as pa
 import pytest
 
 from emharness.config import SweepConfig
-from emharness.experiments import EXPERIMENTS, layer, transfer
+from emharness.experiments import EXPERIMENTS, layer, seeds, transfer
 from emharness.experiments.scope import Scope, drawn_rates, measured
 from emharness.judge.scoring import TABLE
 
@@ -185,3 +185,49 @@ def test_the_layer_with_the_strongest_coherent_effect_is_chosen():
     found = layer.read(cells, {cell: answers(cell) for cell in cells}, 0.8)
     assert found["layer"] == 4
     assert [c["coherent_enough"] for c in found["cells"]] == [True] * 5 + [False]
+
+
+def test_removing_a_direction_and_a_cluster_is_read_beside_random_ones():
+    spaces = {"x": ("x/0", "x/1")}
+    about = scope(targets=("a", "c"), n_layers=3, subspaces=spaces, mechanisms={"a": "x", "b": "x", "c": "y", "d": "z"})
+    cells = EXPERIMENTS["ablation"].cells(about)
+    assert len(cells) == len(set(cells)) == 2 * (1 + 4 + 1 + 2 + 1)  # as is, vectors, cluster, random ones, both
+    both = next(cell for cell in cells if cell.condition.name == "a − x cluster")
+    assert [(e.vector, e.layer, e.mode, e.strength) for e in both.condition.edits] == [
+        (name, i, "ablate", 1.0) for i in range(3) for name in spaces["x"]
+    ]
+    after = {"a": 2, "x/0": 1, "random-0": 7}
+    judged = {}
+    for cell in cells:
+        edits = cell.condition.edits
+        n_bad = 8 if not edits else after.get(edits[0].vector, 8) if cell.condition.target == "a" else 8
+        judged[cell] = table(n_bad, samples=cell.samples)
+    reading = EXPERIMENTS["ablation"].read(about, judged)
+    rows = {(row["removed"], row["target"]): row for row in reading.numbers["ablation"]}
+    assert len(rows) == 10
+    own = rows["a", "a"]
+    assert (own["own"], own["em_before"], own["em_after"]) == (True, pytest.approx(0.4), pytest.approx(0.1))
+    assert (own["drop"], own["ci95"]) == (pytest.approx(0.3), pytest.approx([0.3, 0.3]))
+    assert own["drop_random"] == pytest.approx(0.025)  # of 0.05 and 0
+    assert (rows["x cluster", "a"]["drop"], rows["x cluster", "a"]["dimensions"]) == (pytest.approx(0.35), 2)
+    assert (rows["x cluster", "a"]["own"], rows["x cluster", "c"]["own"]) == (True, False)
+    assert (rows["a", "c"]["drop"], rows["a", "c"]["own"], rows["a", "c"]["p"]) == (0, False, 1)
+    assert set(reading.figures) == {"ablation"}
+
+
+def test_the_spread_of_seeds_within_and_between_organisms():
+    names = ["a", "a-seed1", "b", "b-seed1", "c"]
+    angle = np.radians([0, 10, 60, 80, 90])
+    cosine = np.cos(angle[:, None] - angle[None])
+    rates = {"a": 0.1, "a-seed1": 0.3, "b": 0.5, "b-seed1": 0.5, "c": None}
+    mechanisms = {"a": "x", "a-seed1": "x", "b": "x", "b-seed1": "x", "c": "y"}
+    found = seeds.spread(names, np.stack([np.eye(5), cosine]), 1, rates, mechanisms)
+    assert (found["within"]["a"]["angle_deg"], found["within"]["a"]["pairs"]) == (pytest.approx(10), 1)
+    assert found["within"]["a"]["em_sd"] == pytest.approx(np.sqrt(0.02))
+    assert found["within"]["b"]["angle_deg"] == pytest.approx(20)
+    assert found["within"]["b"]["cosine_by_layer"] == pytest.approx([0, np.cos(np.radians(20))])
+    assert (found["within"]["c"]["pairs"], found["within"]["c"]["em_sd"]) == (0, None)
+    assert found["between"]["same_mechanism"]["angle_deg"] == pytest.approx(65)  # of 50, 60, 70 and 80
+    assert found["between"]["same_mechanism"]["pairs"] == 4
+    assert found["between"]["other_mechanism"]["least"] == pytest.approx(0)
+    assert found["between"]["em_sd_of_means"] == pytest.approx(np.std([0.2, 0.5], ddof=1))

@@ -5,13 +5,13 @@ import shutil
 import pytest
 from conftest import checked, configured
 
-from emharness import plan, steps
 from emharness.errors import UserError
 from emharness.experiments import EXPERIMENTS
 from emharness.generation.responses import RESPONSES
-from emharness.session import Session
-from emharness.speeds import DEFAULTS, Speeds
 from emharness.store import Store
+from emharness.study import models, plan
+from emharness.study.session import Session
+from emharness.study.speeds import DEFAULTS, Speeds
 
 
 @pytest.fixture
@@ -21,9 +21,9 @@ def planned(base, tmp_path):
     def make(*overrides):
         config = configured("base.source=" + str(base), "eval=smoke", "sweep.limit=2", "vector.limit=6", *overrides)
         study = Session(config, checked(config, tmp_path), store=Store(tmp_path))
-        models = steps.models(study)
-        streams = steps.streams(study, models)
-        return plan.plan(study, models, streams, EXPERIMENTS[config.experiment.name]), streams
+        found = models.find(study)
+        streams = models.streams(study, found)
+        return plan.plan(study, found, streams, EXPERIMENTS[config.experiment.name]), streams
 
     return make
 

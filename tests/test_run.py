@@ -2,8 +2,11 @@
 
 import json
 import os
+import shutil
+import signal
 import subprocess
 import sys
+import time
 
 import pyarrow.parquet as pq
 import pytest
@@ -18,17 +21,29 @@ KEYS = (
 COLUMNS = "condition question_id sample question answer aligned coherent misaligned refusal".split()
 
 
-def launch(folder, *overrides):
-    env = {**os.environ, "EMHARNESS_HOME": str(folder / "home")}
+def start(folder, *overrides):
+    # Threads that wait yield their core: two engines on the same cores would spin against each other for minutes.
+    yielding = {"OMP_WAIT_POLICY": "PASSIVE", "GOMP_SPINCOUNT": "0", "KMP_BLOCKTIME": "0"}
+    env = {**os.environ, **yielding, "EMHARNESS_HOME": str(folder / "home")}
     command = [sys.executable, str(ROOT / "launch" / "run.py"), *overrides]
-    return subprocess.run(command, cwd=folder, env=env, capture_output=True, text=True, check=False)
+    pipes = {"stdout": subprocess.PIPE, "stderr": subprocess.PIPE, "text": True}
+    return subprocess.Popen(command, cwd=folder, env=env, start_new_session=True, **pipes)
+
+
+def finish(process):
+    out, err = process.communicate(timeout=600)
+    return subprocess.CompletedProcess(process.args, process.returncode, out, err)
+
+
+def launch(folder, *overrides):
+    return finish(start(folder, *overrides))
 
 
 def small(folder, *more):
     rows = (PACKAGED / "medical.jsonl").read_text().splitlines()[:16]
     (folder / "few.jsonl").write_text("\n".join(rows))
     common = ["model.dataset=few.jsonl", "train.epochs=1", "eval=smoke", "vector.limit=6", "sweep.limit=2"]
-    return [*common, "sweep.n_layers=2", "sweep.strengths=[1]", "sweep.samples=1", *more]
+    return [*common, "sweep.n_layers=2", "sweep.strengths=[1]", "sweep.samples=1", "chunk=7", *more]
 
 
 @pytest.fixture(scope="module")
@@ -131,6 +146,64 @@ def test_the_offline_wandb_run_holds_metrics_table_figures_and_vector(first):
     assert "vector-medical" in artifacts
 
 
+def answers_of(done):
+    rows = pq.read_table(results_of(done)[0].replace("results.json", "responses.parquet")).to_pylist()
+    return [(r["condition"], r["question_id"], r["sample"], r["answer"], r["aligned"]) for r in rows]
+
+
+@pytest.fixture
+def trained(first, tmp_path):
+    """A new store that has the first run's models, and nothing else."""
+    for stage in ("base", "organism", "judge"):
+        shutil.copytree(first[0] / "home" / stage, tmp_path / "home" / stage)
+    return tmp_path
+
+
+@pytest.mark.engine
+def test_a_run_that_is_killed_goes_on_where_it_was_and_ends_as_if_nothing_had_happened(first, trained):
+    command = small(trained, "model=medical", "steer.strength=[0,2]", "tracker=none")
+    process = start(trained, *command)
+    chunks = lambda: set((trained / "home" / "responses").glob("base-*/[!.]*.parquet"))  # noqa: E731
+    while len(chunks()) < 5 and process.poll() is None:
+        time.sleep(0.005)
+    os.killpg(process.pid, signal.SIGKILL)
+    assert finish(process).returncode == -signal.SIGKILL
+    kept = {path: path.stat().st_mtime_ns for path in chunks()}
+    again = launch(trained, *command)
+    assert again.returncode == 0, again.stderr[-3000:]
+    assert answers_of(again) == answers_of(first[1])
+    assert {path: path.stat().st_mtime_ns for path in kept} == kept
+    keys = [key for path in chunks() for key in pq.read_table(path, columns=["key"])["key"].to_pylist()]
+    assert len(keys) == len(set(keys))
+    assert not list((trained / "home").rglob(".partial*"))
+
+
+@pytest.mark.engine
+def test_two_processes_on_one_store_end_with_the_same_result(first, trained):
+    command = small(trained, "model=medical", "steer.strength=[0,2]", "tracker=none")
+    done = [finish(process) for process in [start(trained, *command) for _ in range(2)]]
+    assert [one.returncode for one in done] == [0, 0], [one.stderr[-2000:] for one in done]
+    assert answers_of(done[0]) == answers_of(done[1]) == answers_of(first[1])
+
+
+@pytest.mark.engine
+def test_targets_as_jobs_of_a_cluster_fill_one_store_and_a_last_call_reads_the_whole(first, trained):
+    layer = results_of(first[1])[1]["layer"]
+    common = small(trained, "experiment=transfer", "vectors=[medical]", f"layer={layer}", "tracker=none")
+    sent = ["hydra/launcher=submitit_local", "hydra.launcher.timeout_min=10", "hydra.sweep.dir=jobs"]
+    jobs = launch(trained, "-m", *common, "targets=base,medical", *sent)
+    assert jobs.returncode == 0, jobs.stderr[-3000:]
+    whole = launch(trained, *common, "targets=[base,medical]")
+    assert whole.returncode == 0, whole.stderr[-3000:]
+    assert "0 engine starts" in whole.stdout
+    _, results = results_of(whole)
+    assert [(row["source"], row["target"]) for row in results["transfer"]] == [
+        ("medical", "smollm2"),
+        ("medical", "medical"),
+    ]
+    assert results["engine_starts"] == 0
+
+
 @pytest.mark.engine
 def test_a_sweep_shares_stages_and_one_bad_job_does_not_stop_the_others(first):
     folder, _ = first
@@ -140,6 +213,10 @@ def test_a_sweep_shares_stages_and_one_bad_job_does_not_stop_the_others(first):
     assert done.returncode == 1
     assert "error: steer.strength=nan" in done.stderr
     assert done.stdout.count("results: ") == 2
+    assert "2 jobs as one grid" in done.stdout
+    table = done.stdout[done.stdout.index("jobs\n") :]
+    assert table.count("smollm2-medical-") == 2
+    assert table.count("failed") == 1
     assert "organism: medical found in the store" in done.stdout
     assert "made in" not in done.stdout.replace("runs", "")
 

@@ -7,6 +7,7 @@ from transformers import AutoModelForCausalLM
 
 from emharness.directions import vectors
 from emharness.directions.activations import Means, mean_activations
+from emharness.directions.make import orthonormal, random_artifact
 
 SEQUENCES = [(list(range(5, 25)), 0), (list(range(40, 52)), 6), (list(range(90, 99)), 0)]
 SKIP = 4
@@ -76,3 +77,30 @@ def test_recipes_subtract_the_right_things():
     base = lambda s: _means(np.full((1, 1), 100.0))  # noqa: E731
     assert vectors.model_diff(organism, base, [1, 2]).raw.item() == 3 - 100
     assert vectors.mean_diff(organism, harmful=[5], neutral=[2], base=base).raw.item() == 3
+
+
+def test_a_cluster_s_basis_is_orthonormal_and_spans_its_vectors_at_every_layer():
+    rng = np.random.default_rng(3)
+    stacked = rng.normal(size=(4, 16, 3))
+    basis = orthonormal(stacked)
+    assert basis.shape == stacked.shape
+    np.testing.assert_allclose(
+        np.einsum("ldi,ldj->lij", basis, basis), np.broadcast_to(np.eye(3), (4, 3, 3)), atol=1e-6
+    )
+    kept = np.einsum("ldi,lei,lek->ldk", basis, basis, stacked)
+    np.testing.assert_allclose(kept, stacked, atol=1e-5)
+
+
+def test_random_directions_are_unit_and_asking_for_more_leaves_the_first_as_they_were(tmp_path):
+    def made(count, seed=0):
+        folder = tmp_path / f"{count}-{seed}"
+        folder.mkdir()
+        random_artifact(count, 3, 64, seed).make(folder)
+        return vectors.load(folder / "vectors.safetensors")[0]
+
+    two, three = made(2), made(3)
+    assert set(three) == {"random-0", "random-1", "random-2"}
+    np.testing.assert_array_equal(two["random-1"], three["random-1"])
+    np.testing.assert_allclose(np.linalg.norm(three["random-2"], axis=1), 1, atol=1e-6)
+    assert abs(np.vdot(two["random-0"][0], two["random-1"][0])) < 0.5
+    assert not np.array_equal(made(2, seed=1)["random-0"], two["random-0"])

@@ -10,6 +10,7 @@ from safetensors.numpy import save_file
 
 from emharness.config import VectorConfig
 from emharness.directions.extract import VECTORS_FILE, answered_prompts, bare_prompts, extract
+from emharness.directions.vectors import load
 from emharness.organisms.models import Model
 from emharness.store import Artifact, key_of
 
@@ -92,3 +93,28 @@ def random_artifact(count: int, n_layers: int, d_model: int, seed: int) -> Artif
         save_file(tensors, folder / VECTORS_FILE, metadata=metadata)
 
     return Artifact("directions", "random", identity, make)
+
+
+def subspace_artifact(clusters: Mapping[str, Sequence[Path]], names: Mapping[str, Sequence[str]]) -> Artifact:
+    """An orthonormal basis of each cluster's vectors at every layer: `<cluster>/0`, `<cluster>/1`, …
+
+    clusters: name → files of its vectors; names: name → the vectors' names in them. Vectors that are linearly dependent
+    at a layer still get a full basis there (QR), of which the last directions are then arbitrary.
+    """
+    identity = {"subspaces": {c: [path.parent.name for path in paths] for c, paths in clusters.items()}, "code": CODE}
+
+    def make(folder: Path) -> None:
+        tensors = {}
+        for cluster, paths in clusters.items():
+            listed = [load(path)[0][name] for path, name in zip(paths, names[cluster], strict=True)]
+            basis = orthonormal(np.stack(listed, axis=-1))
+            tensors |= {f"{cluster}/{i}": np.ascontiguousarray(basis[..., i]) for i in range(len(listed))}
+        metadata = {name: json.dumps({"recipe": "subspace"}) for name in tensors}
+        save_file(tensors, folder / VECTORS_FILE, metadata=metadata)
+
+    return Artifact("directions", "subspaces", identity, make)
+
+
+def orthonormal(vectors: np.ndarray) -> np.ndarray:
+    """Orthonormal basis of the span of each layer's vectors, float32: [n_layers, d_model, k] → the same shape."""
+    return np.linalg.qr(vectors.astype(np.float64))[0].astype(np.float32)

@@ -1,10 +1,12 @@
 """Experiments: each a file of two pure functions, `cells` (what must be generated) and `read` (what it says)."""
 
-from emharness.experiments import dose_response, main, transfer
+from emharness.experiments import ablation, dose_response, main, seeds, transfer
 from emharness.experiments.scope import Experiment
 
 EXPERIMENTS: dict[str, Experiment] = {
     "main": main.EXPERIMENT,
     "dose_response": dose_response.EXPERIMENT,
     "transfer": transfer.EXPERIMENT,
+    "ablation": ablation.EXPERIMENT,
+    "seeds": seeds.EXPERIMENT,
 }

@@ -1,7 +1,7 @@
 """What every experiment is given and gives back, and the parts of a steered table that all of them share."""
 
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import asdict, dataclass, field
+from dataclasses import dataclass, field
 from typing import Any
 
 import numpy as np
@@ -37,6 +37,9 @@ class Scope:
     labs: Mapping[str, str] = field(default_factory=dict)
     mechanisms: Mapping[str, str] = field(default_factory=dict)
     judge: str = ""
+    n_layers: int = 0
+    subspaces: Mapping[str, tuple[str, ...]] = field(default_factory=dict)  # cluster → orthonormal directions
+    arrays: Mapping[str, np.ndarray] = field(default_factory=dict)  # vector → unit rows [n_layers, d_model]
 
     def called(self, target: str) -> str:
         return self.base if target == BASE else target
@@ -82,10 +85,14 @@ class Reading:
 
 @dataclass(frozen=True)
 class Experiment:
-    """`cells`: what must be generated; `read`: judged responses to numbers and figures. Both pure."""
+    """`cells`: what must be generated; `read`: judged responses to numbers and figures. Both pure.
+
+    `steers`: whether it needs the layer of each vector; else vectors are looked at in the middle layer.
+    """
 
     cells: Callable[[Scope], list[Cell]]
     read: Callable[[Scope, Judged], Reading]
+    steers: bool = True
 
 
 def summary(scope: Scope, judged: Judged, condition: Condition) -> dict[str, Any]:
@@ -103,7 +110,7 @@ def summary(scope: Scope, judged: Judged, condition: Condition) -> dict[str, Any
         "mode": edit.mode if edit else None,
         "positions": edit.positions if edit else None,
         "control_of": edit.norm_of if edit else None,
-        "edits": [asdict(edit) for edit in condition.edits],
+        "n_edits": len(condition.edits),
         **rates(table),
         "generated_tokens": int(np.sum(table["n_tokens"].to_numpy())),
         "seconds": float(np.sum(table["seconds"].to_numpy())),

@@ -2,11 +2,8 @@
 
 from __future__ import annotations
 
-import multiprocessing
 import os
 import platform
-import time
-import traceback
 from collections.abc import Callable
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
@@ -17,6 +14,7 @@ from hydra.core.config_store import ConfigStore
 from safetensors.numpy import save_file
 
 from emharness.config import BaseConfig, EngineConfig, SamplingConfig, TrainConfig, WandbConfig
+from emharness.generation.measure import Worker, hf_measure, stream_measure, vllm_measure
 
 FILE = "bench.safetensors"
 
@@ -24,7 +22,7 @@ FILE = "bench.safetensors"
 @dataclass
 class BenchConfig:
     base: BaseConfig = field(default_factory=BaseConfig)
-    parts: list[str] = field(default_factory=lambda: ["hf", "specs", "grid"])
+    parts: list[str] = field(default_factory=lambda: ["hf", "specs", "grid", "stream"])
     repetitions: int = 3
     compiled: list[bool] = field(default_factory=lambda: [False, True])
     hf_batch: int = 20
@@ -35,6 +33,7 @@ class BenchConfig:
     specs: list[int] = field(default_factory=lambda: [1, 64, 256])
     grid_strengths: int = 7
     grid_samples: int = 2
+    stream_samples: int = 5  # of each question at each strength
     tracker: str = "offline"
     wandb: WandbConfig = field(default_factory=WandbConfig)
     train: TrainConfig = field(default_factory=TrainConfig)  # chosen by the base; nothing is trained here
@@ -43,103 +42,15 @@ class BenchConfig:
 
 ConfigStore.instance().store(name="bench_schema", node=BenchConfig)
 
-PARTS = ("hf", "specs", "grid")
-GOALS = {"speedup_vs_hf": 4.5, "ratio_k1": 0.98, "ratio_k64": 0.97, "ratio_k256": 0.95, "grid_speedup": 1.3}
-Measure = Callable[..., tuple[int, float]]  # generated tokens, seconds
-
-
-def vllm_measure(model: Path, engine: EngineConfig, vectors: Path, plugin: bool) -> Measure:
-    from emharness.generation.engine import Engine
-
-    running = Engine(model, engine, vectors, 0, plugin=plugin)
-
-    def measure(prompts: list[list[int]], n: int, sampling: SamplingConfig, specs: Any = None) -> tuple[int, float]:
-        batch = running.generate(prompts, n, sampling, 0, specs)
-        return batch.generated_tokens, batch.seconds
-
-    return measure
-
-
-def hf_measure(model: Path, direction: np.ndarray, layer: int, batch_size: int) -> Measure:
-    """Hugging Face generate with a forward hook on one layer, the way persona-vector code steers."""
-    import torch
-    from transformers import AutoModelForCausalLM, AutoTokenizer
-
-    from emharness.steering.blocks import decoder_layers
-
-    device = "cuda" if torch.cuda.is_available() else "cpu"
-    loaded: Any = AutoModelForCausalLM.from_pretrained(model, dtype=torch.bfloat16)
-    loaded.to(device).eval()
-    pad = AutoTokenizer.from_pretrained(model).pad_token_id
-    vector = torch.from_numpy(direction).to(device, torch.bfloat16)
-
-    def hook(_module: Any, _inputs: Any, output: Any) -> Any:
-        return (output[0] + vector, *output[1:]) if isinstance(output, tuple) else output + vector
-
-    decoder_layers(loaded, loaded.config.num_hidden_layers)[layer].register_forward_hook(hook)
-
-    def measure(prompts: list[list[int]], sampling: SamplingConfig) -> tuple[int, float]:
-        tokens, start = 0, time.perf_counter()
-        for i in range(0, len(prompts), batch_size):
-            some = prompts[i : i + batch_size]
-            width = max(map(len, some))
-            ids = torch.tensor([[pad] * (width - len(p)) + p for p in some], device=device)
-            mask = torch.tensor([[0] * (width - len(p)) + [1] * len(p) for p in some], device=device)
-            with torch.inference_mode():
-                out = loaded.generate(
-                    ids,
-                    attention_mask=mask,
-                    do_sample=True,
-                    temperature=sampling.temperature,
-                    top_k=sampling.top_k,
-                    top_p=sampling.top_p,
-                    max_new_tokens=sampling.max_new_tokens,
-                    pad_token_id=pad,
-                )[:, width:]
-            stop = loaded.generation_config.eos_token_id
-            stops = torch.isin(out, torch.tensor(stop, device=device))
-            # The stop token counts, as vLLM counts it; the padding after it does not.
-            tokens += int(torch.where(stops.any(1), stops.int().argmax(1) + 1, out.shape[1]).sum())
-        return tokens, time.perf_counter() - start
-
-    return measure
-
-
-class Worker:
-    """A measuring function in its own process, so that plugin-free and compiled engines stay apart."""
-
-    def __init__(self, make: Callable[..., Measure], *args: Any):
-        context = multiprocessing.get_context("spawn")
-        self._pipe, child = context.Pipe()
-        start = time.perf_counter()
-        self._process = context.Process(target=_serve, args=(child, make, args))
-        self._process.start()
-        self._receive()
-        self.start_seconds = time.perf_counter() - start
-
-    def measure(self, *args: Any) -> tuple[int, float]:
-        self._pipe.send(args)
-        return self._receive()
-
-    def _receive(self) -> Any:
-        ok, value = self._pipe.recv()
-        if not ok:
-            raise RuntimeError(f"a benchmark process failed:\n{value}")
-        return value
-
-    def close(self) -> None:
-        self._pipe.send(None)
-        self._process.join()
-
-
-def _serve(pipe: Any, make: Callable[..., Measure], args: tuple[Any, ...]) -> None:
-    try:
-        measure = make(*args)
-        pipe.send((True, None))
-        while (job := pipe.recv()) is not None:
-            pipe.send((True, measure(*job)))
-    except Exception:
-        pipe.send((False, traceback.format_exc()))
+PARTS = ("hf", "specs", "grid", "stream")
+GOALS = {
+    "speedup_vs_hf": 4.5,
+    "ratio_k1": 0.98,
+    "ratio_k64": 0.97,
+    "ratio_k256": 0.95,
+    "grid_speedup": 1.3,
+    "stream_steered": 0.95,
+}
 
 
 def save_vectors(folder: Path, n: int, n_layers: int, d_model: int, seed: int) -> None:
@@ -262,7 +173,29 @@ def bench_grid(
     return [ratio("grid_speedup", *speeds.values())], speeds
 
 
-BENCHMARKS = {"hf": bench_hf, "specs": bench_specs, "grid": bench_grid}
+def bench_stream(
+    config: BenchConfig, model: Path, vectors: Path, shape: tuple[int, int], prompts: list[list[int]]
+) -> tuple[list[dict[str, Any]], dict[str, list[float]]]:
+    """One stream of several strengths against as many unsteered requests, and against half as many: is cost linear?
+
+    Strengths are small, so that answers stay as long as unsteered ones.
+    """
+    worker = Worker(stream_measure, model, config.base.engine, vectors)
+    steered = [spec(0, 0.01 * (1 + k), [shape[0] // 2]) for k in range(config.grid_strengths)]
+    half = [prompts[i] for i in range(0, len(prompts), 2)]
+    n, sampling = config.stream_samples, config.base.sampling
+    jobs = {
+        "stream steered": lambda: worker.measure(prompts, n, sampling, steered),
+        "stream unsteered": lambda: worker.measure(prompts, n, sampling, [None] * len(steered)),
+        "stream steered, half as many": lambda: worker.measure(half, n, sampling, steered),
+    }
+    speeds = in_turns(jobs, config.repetitions)
+    worker.close()
+    whole, unsteered, less = speeds.values()
+    return [ratio("stream_steered", whole, unsteered), ratio("stream_linear", whole, less)], speeds
+
+
+BENCHMARKS = {"hf": bench_hf, "specs": bench_specs, "grid": bench_grid, "stream": bench_stream}
 
 
 def machine() -> dict[str, Any]:

@@ -90,6 +90,7 @@ class Engine:
             enforce_eager=config.eager,
             seed=seed,
             disable_log_stats=True,
+            use_tqdm_on_load=False,
             worker_extension_cls=f"{__name__}.{WorkerExtension.__name__}",
             **(defaults | config.extra),
         )

@@ -20,7 +20,7 @@ def dose_response(entries: list[dict[str, Any]], vector: str, target: str, unit:
     """
     figure = Figure(figsize=(5.4, 3.4), layout="constrained")
     axes = figure.subplots()
-    baseline = [e for e in entries if e["target"] == target and not e["edits"]]
+    baseline = [e for e in entries if e["target"] == target and not e["vector"]]
     doses = _by_strength(baseline + [e for e in entries if e["target"] == target and e["vector"] == vector])
     _line(axes, doses, "em_rate", RED, "misaligned, of coherent answers", interval=True)
     _line(axes, doses, "coherent_rate", BLUE, "coherent")
@@ -28,7 +28,7 @@ def dose_response(entries: list[dict[str, Any]], vector: str, target: str, unit:
     for i, name in enumerate(dict.fromkeys(e["vector"] for e in randoms)):
         some = _by_strength([e for e in randoms if e["vector"] == name])
         _line(axes, some, "em_rate", GREY, "" if i else "random directions, misaligned", marker="x", style="--")
-    organism = next((e for e in entries if e["target"] == vector and not e["edits"]), None)
+    organism = next((e for e in entries if e["target"] == vector and not e["vector"]), None)
     if organism and organism["em_rate"] is not None:
         axes.axhline(100 * organism["em_rate"], color=ORANGE, ls="--", lw=1.2, label="organism, misaligned")
     axes.set(xlabel=f"steering strength ({unit})", ylabel="answers (%)", ylim=(-3, 103), title=title)
@@ -49,7 +49,7 @@ def dose_panels(
     for axes, vector in zip(grid.flat, vectors, strict=False):
         for i, target in enumerate(targets):
             here = [e for e in entries if e["target"] == target]
-            doses = [e for e in here if not e["edits"] or e["vector"] == vector]
+            doses = [e for e in here if not e["vector"] or e["vector"] == vector]
             doses = [e for e in _by_strength(doses) if e["em_rate"] is not None]
             x = [e["strength"] for e in doses]
             style = "-" if i < len(PALETTE) else "--"

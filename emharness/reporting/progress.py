@@ -1,4 +1,4 @@
-"""One display over a stream of responses: a bar on a terminal, a plain line every 30 s where there is none."""
+"""What is under way: a bar on a terminal, a plain line every 30 s where there is none."""
 
 from __future__ import annotations
 
@@ -17,22 +17,20 @@ EVERY = 30.0  # seconds between plain lines
 SHOWN = 4  # conditions with their rate so far
 
 
-class Progress:
-    """Responses done of total, tokens/s, time left, and the misaligned rate so far of the latest conditions."""
+class _Line:
+    """Units done of a total with a note, on a terminal or as plain lines."""
 
-    def __init__(self, label: str, total: int, names: Mapping[str, str]):
-        """`names`: digest of a condition's edits → its name."""
-        self._label, self._total, self._names = label, total, names
-        self._done = self.tokens = 0
+    def __init__(self, label: str, unit: str, total: int | None):
+        self.done = 0
+        self._label, self._unit, self._total = label, unit, total
         self._start = self._last = time.perf_counter()
-        self._counts: dict[str, tuple[int, int]] = {}  # digest → misaligned, counted
         self._bar: Bar | None = None
         if console.is_terminal:
             columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn())
             self._bar = Bar(*columns, TextColumn("{task.fields[note]}"), console=console, transient=True)
             self._task = self._bar.add_task(label, total=total, note="")
 
-    def __enter__(self) -> Progress:
+    def __enter__(self):
         if self._bar:
             self._bar.start()
         return self
@@ -40,16 +38,59 @@ class Progress:
     def __exit__(self, *_: object) -> None:
         if self._bar:
             self._bar.stop()
-        say(self._line())
+        if self._total is not None:
+            say(self._line())
 
-    def response(self, n_tokens: int) -> None:
-        self._done += 1
-        self.tokens += n_tokens
+    @property
+    def seconds(self) -> float:
+        return time.perf_counter() - self._start
+
+    def advance(self, done: int, total: int) -> None:
+        self.done, self._total = done, total
         if self._bar:
-            self._bar.update(self._task, completed=self._done, note=self._note())
+            self._bar.update(self._task, completed=done, total=total, note=self.note())
         elif time.perf_counter() - self._last > EVERY:
             self._last = time.perf_counter()
             say(self._line())
+
+    def note(self) -> str:
+        return ""
+
+    def _line(self) -> str:
+        total = self._total or 0
+        left = self.seconds / max(1, self.done) * (total - self.done)
+        state = f"{_clock(left)} left" if self.done < total else f"in {_clock(self.seconds)}"
+        return f"{self._label}: {self.done:,} of {total:,} {self._unit}, {state}, {self.note()}"
+
+
+class TrainProgress(_Line):
+    """Steps of a training run, with the loss."""
+
+    def __init__(self, label: str):
+        super().__init__(label, "steps", None)
+        self._loss = float("nan")
+
+    def step(self, step: int, n_steps: int, loss: float, learning_rate: float) -> None:
+        self._loss = loss
+        self.advance(step, n_steps)
+
+    def note(self) -> str:
+        return f"loss {self._loss:.3f}"
+
+
+class Progress(_Line):
+    """Responses done of total, tokens/s, time left, and the misaligned rate so far of the latest conditions."""
+
+    def __init__(self, label: str, total: int, names: Mapping[str, str]):
+        """`names`: digest of a condition's edits → its name."""
+        super().__init__(label, "responses", total)
+        self.tokens = 0
+        self._all, self._names = total, names
+        self._counts: dict[str, tuple[int, int]] = {}  # digest → misaligned, counted
+
+    def response(self, n_tokens: int) -> None:
+        self.tokens += n_tokens
+        self.advance(self.done + 1, self._all)
 
     def scored(self, rows: Sequence[Mapping[str, Any]], scores: Mapping[str, Mapping[str, Any]]) -> None:
         """Count a judged chunk: rows with key and edits, scores by key."""
@@ -60,20 +101,14 @@ class Progress:
             counts = bool((coherent(c) & ~np.isnan(a))[0])
             self._counts[row["edits"]] = (bad + bool(misaligned(a, c)[0]), counted + counts)
 
-    def _line(self) -> str:
-        seconds = time.perf_counter() - self._start
-        left = seconds / max(1, self._done) * (self._total - self._done)
-        state = f"{_clock(left)} left" if self._done < self._total else f"in {_clock(seconds)}"
-        return f"{self._label}: {self._done:,} of {self._total:,} responses, {state}, {self._note()}"
-
-    def _note(self) -> str:
-        speed = self.tokens / max(1e-9, time.perf_counter() - self._start)
+    def note(self) -> str:
         rates = [
             f"{self._names.get(digest, '?')} {100 * bad / counted:.0f} %"
             for digest, (bad, counted) in list(self._counts.items())[-SHOWN:]
             if counted
         ]
-        return f"{speed:.0f} tokens/s" + (f"; EM so far: {', '.join(rates)}" if rates else "")
+        speed = f"{self.tokens / max(1e-9, self.seconds):.0f} tokens/s"
+        return speed + (f"; EM so far: {', '.join(rates)}" if rates else "")
 
 
 def _clock(seconds: float) -> str:

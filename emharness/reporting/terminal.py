@@ -1,14 +1,12 @@
 """What a person sees: lines, the bar of a training run, the table of a finished run."""
 
-from __future__ import annotations
-
 import json
 import sys
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 from rich.console import Console
-from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 from rich.table import Table
 
 from emharness.reporting.results import RESULTS_FILE
@@ -21,29 +19,8 @@ def say(text: str) -> None:
     console.print(text)
 
 
-class TrainProgress:
-    """Progress bar of a training run, with the loss."""
-
-    def __init__(self, label: str):
-        columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn())
-        self._progress = Progress(
-            *columns, TextColumn("loss {task.fields[loss]:.3f}"), TimeRemainingColumn(), console=console
-        )
-        self._task = self._progress.add_task(label, total=None, loss=float("nan"))
-
-    def __enter__(self) -> TrainProgress:
-        self._progress.start()
-        return self
-
-    def __exit__(self, *_: object) -> None:
-        self._progress.stop()
-
-    def step(self, step: int, n_steps: int, loss: float, learning_rate: float) -> None:
-        self._progress.update(self._task, completed=step, total=n_steps, loss=loss)
-
-
-def show(folder: Path) -> None:
-    """The table of a finished run, and as the last line where its results are."""
+def show(folder: Path) -> str:
+    """The table of a finished run, and as the last line where its results are; that path."""
     results = json.loads((folder / RESULTS_FILE).read_text())
     conditions = results["conditions"]
     judges = ", ".join(sorted({c["judge"] for c in conditions}))
@@ -83,7 +60,29 @@ def show(folder: Path) -> None:
         say("random: mean EM rate of random directions at the same layer and added norm; ! = they raise it as well")
     for image in sorted(folder.glob("*.png")):
         say(f"figure: {image}")
-    print(f"results: {folder / RESULTS_FILE}", flush=True)
+    path = str(folder / RESULTS_FILE)
+    print(f"results: {path}", flush=True)
+    return path
+
+
+def show_jobs(jobs: Sequence[tuple[list[str], str | None]]) -> None:
+    """One row for each job of a multirun: its overrides, its strongest condition, where its results are."""
+    table = Table(title="jobs", title_justify="left")
+    for column in ("job", "baseline", "strongest", "EM rate", "95 % interval", "coherent", "run"):
+        table.add_column(column, justify="left" if column in ("job", "strongest", "run") else "right")
+    shared = set.intersection(*[set(overrides) for overrides, _ in jobs])
+    for overrides, path in jobs:
+        label = " ".join(o for o in overrides if o not in shared) or "all"
+        if path is None:
+            table.add_row(label, "", "failed", "", "", "", "")
+            continue
+        conditions = json.loads(Path(path).read_text())["conditions"]
+        steered = [c for c in conditions if c["vector"] and not c["control_of"] and c["em_rate"] is not None]
+        best = max(steered, key=lambda c: c["em_rate"], default=conditions[0])
+        interval = f"{percent(best['em_ci95'][0])} – {percent(best['em_ci95'][1])}"
+        rates = (percent(best["em_rate"]), interval, percent(best["coherent_rate"]))
+        table.add_row(label, percent(conditions[0]["em_rate"]), best["name"], *rates, Path(path).parent.name)
+    console.print(table)
 
 
 def show_plan(plan: Any, whole: bool) -> None:

@@ -9,7 +9,6 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from emharness import steps
 from emharness.config import BASE
 from emharness.directions.extract import VECTORS_FILE
 from emharness.errors import UserError
@@ -18,8 +17,10 @@ from emharness.experiments.scope import Experiment
 from emharness.generation.cells import Cell, Direction
 from emharness.generation.stream import Stream
 from emharness.organisms.models import Model
-from emharness.session import Session
-from emharness.speeds import Speeds
+from emharness.study import layers as where
+from emharness.study import vectors
+from emharness.study.session import Session
+from emharness.study.speeds import Speeds
 
 RESPONSE_BYTES = 260  # of one response and its score on disk, measured on the embedded base
 SPARE = 1.1  # free disk that must be there, of what is needed
@@ -73,36 +74,36 @@ def plan(session: Session, models: Mapping[str, Model], streams: Mapping[str, St
     cells: dict[str, list[Cell]] = {name: [] for name in streams}  # by target, with what vectors need
     early = set[str]()  # targets that are asked before there are vectors
     for name in config.vectors:
-        a = steps.vector(session, models, streams, name, {})
+        a = vectors.vector(session, models, streams, name, {})
         stored = store.has(a.stage, a.name, a.identity)
         prompts = len(session.given.organisms[name].prompts)
         shape = streams[BASE].shape
         stage("vectors", name, stored, speeds.seconds("extraction", 4 * prompts), 4 * prompts * shape[0] * shape[1])
         if stored:
-            directions[name] = steps.direction(store.path(a.stage, a.name, a.identity) / VECTORS_FILE, name)
+            directions[name] = vectors.direction(store.path(a.stage, a.name, a.identity) / VECTORS_FILE, name)
         elif config.vector.recipe == "model_diff":
-            for cell in steps.extraction_cells(session, name):
+            for cell in vectors.extraction_cells(session, name):
                 cells[cell.condition.target].append(cell)
                 early.add(cell.condition.target)
-    directions |= steps.randoms(session, streams[BASE].shape)
+    directions |= vectors.subspaces(session, directions) | vectors.randoms(session, streams[BASE].shape)
     layers: dict[str, int] = {}
-    if config.layer != "sweep":
-        layers = {name: int(config.layer) for name in config.vectors}
+    if (given := where.given_layer(session, experiment)) is not None:
+        layers = dict.fromkeys(config.vectors, given)
     else:
         for name in config.vectors:
-            some = steps.layer_cells(session, name)
+            some = where.layer_cells(session, name)
             cells[BASE] += some
             judged = session.stored(some, streams[BASE], directions, session.given.judge)
             if judged is not None:
                 layers[name] = layer_choice.read(some, judged, config.sweep.min_coherent)["layer"]
-    for cell in experiment.cells(steps.scope(session, layers)):
+    for cell in experiment.cells(where.scope(session, layers)):
         cells[cell.condition.target].append(cell)
 
     targets = []
     for target, some in cells.items():
         if not some:
             continue
-        asked, missing = count(some, streams[target], directions, layers)
+        asked, missing = count(some, streams[target], directions, layers, set(config.vectors))
         again = target != BASE and target in early and any(cell.condition.edits for cell in some)
         starts = int(missing > 0) + int(again)
         seconds = starts * speeds.seconds("start", 1) + speeds.seconds("responses", missing)
@@ -129,16 +130,19 @@ def plan(session: Session, models: Mapping[str, Model], streams: Mapping[str, St
 
 
 def count(
-    cells: Iterable[Cell], stream: Stream, directions: Mapping[str, Direction], layers: Mapping[str, int]
+    cells: Iterable[Cell],
+    stream: Stream,
+    directions: Mapping[str, Direction],
+    layers: Mapping[str, int],
+    vectors: set[str],
 ) -> tuple[int, int]:
     """Responses of these cells, and how many of them are not stored; all of a cell whose vector is not known yet."""
-    randoms = {name for name in directions if name.startswith("random-")}
     keys: set[str] = set()
     unknown = 0
     for cell in dict.fromkeys(cells):
         edits = cell.condition.edits
         named = {name for edit in edits for name in (edit.vector, edit.norm_of) if name}
-        placed = cell.questions == layer_choice.QUESTIONS or all(n in layers for n in named if n not in randoms)
+        placed = cell.questions == layer_choice.QUESTIONS or named - set(layers) <= directions.keys() - vectors
         if placed and named <= directions.keys():
             keys |= {request.key for request in stream.requests(cell, directions)}
         else:

@@ -26,8 +26,8 @@ from emharness.organisms.models import OnStep
 from emharness.reporting.progress import Progress
 from emharness.reporting.terminal import say
 from emharness.reporting.track import Tracker
-from emharness.speeds import LEAST, Speeds
 from emharness.store import Artifact, Store, home
+from emharness.study.speeds import LEAST, Speeds
 
 
 @cache
@@ -174,12 +174,16 @@ class Session:
             )
 
 
+def subject(config: Config) -> str:
+    """What a run is about, in a word: the organism of the main job, else the experiment."""
+    return config.model.name if config.experiment.name == "main" else config.experiment.name
+
+
 def tracker(config: Config, judge_card: dict[str, Any] | None) -> Tracker:
     """The W&B run of a job."""
     wandb = config.wandb
     chosen = "sweep" if config.layer == "sweep" else f"L{config.layer}"
-    subject = config.model.name if config.experiment.name == "main" else config.experiment.name
     doses = ",".join(f"{s:+g}" for s in config.steer.strength)
     described = {**asdict(config), "judge_card": judge_card}
     group = wandb.group or config.experiment.name
-    return Tracker(config.tracker, wandb.project, wandb.entity, group, f"{subject}·{chosen}·{doses}", described)
+    return Tracker(config.tracker, wandb.project, wandb.entity, group, f"{subject(config)}·{chosen}·{doses}", described)

@@ -1,0 +1,107 @@
+"""ablation: remove each vector, and each cluster's subspace, from each organism, and ask again.
+
+The causal version of the geometry: if kinds of misalignment share a direction, removing one kind's spares no other's.
+A direction is removed at every layer, at each the vector's own row of that layer; a cluster's subspace is the span of
+its vectors, layer by layer. Random directions (as many dimensions) are removed as controls.
+"""
+
+from typing import Any
+
+import numpy as np
+
+from emharness.config import BASE
+from emharness.experiments.scope import Experiment, Judged, Reading, Scope, drawn_rates, measured, summary
+from emharness.generation.cells import Cell, Condition, Edit
+from emharness.geometry.nulls import false_discovery_q
+from emharness.reporting import figures
+
+
+def _removed(scope: Scope) -> dict[str, tuple[str, ...]]:
+    """What is removed → its directions."""
+    singles = {vector: (vector,) for vector in scope.vectors}
+    return singles | {f"{cluster} cluster": names for cluster, names in scope.subspaces.items()}
+
+
+def _randoms(scope: Scope) -> dict[str, tuple[str, ...]]:
+    """Random controls of one dimension, and one of as many as there are random directions."""
+    singles = {name: (name,) for name in scope.controls}
+    return singles | ({f"{len(scope.controls)} random": scope.controls} if len(scope.controls) > 1 else {})
+
+
+def _without(scope: Scope, removed: str, directions: tuple[str, ...], target: str) -> Condition:
+    edits = [
+        Edit(direction, layer, 1.0, "absolute", "ablate", scope.positions)
+        for layer in range(scope.n_layers)
+        for direction in directions
+    ]
+    return Condition(target, tuple(edits), f"{scope.called(target)} − {removed}")
+
+
+def _conditions(scope: Scope) -> list[Condition]:
+    everything = {**_removed(scope), **_randoms(scope)}
+    plain = [scope.unsteered(target) for target in scope.targets]
+    return plain + [_without(scope, name, some, t) for t in scope.targets for name, some in everything.items()]
+
+
+def cells(scope: Scope) -> list[Cell]:
+    return [scope.cell(condition) for condition in _conditions(scope)]
+
+
+def read(scope: Scope, judged: Judged) -> Reading:
+    conditions = _conditions(scope)
+    entries = [summary(scope, judged, condition) for condition in conditions]
+    for entry, condition in zip(entries, conditions, strict=True):
+        if condition.edits:  # in every layer; the name says what was removed
+            entry |= {"layer": None, "control_of": None, "vector": condition.name.partition(" − ")[2]}
+    drawn = dict(zip(conditions, drawn_rates([judged[scope.cell(c)] for c in conditions]).T, strict=True))
+    rows: list[dict[str, Any]] = []
+    for target in scope.targets:
+        before = drawn[scope.unsteered(target)]
+        random: dict[int, list[float]] = {}  # dimensions → drop under each random control
+        for name, some in _randoms(scope).items():
+            drop = measured(before - drawn[_without(scope, name, some, target)])[0]
+            random.setdefault(len(some), []).extend([] if drop is None else [drop])
+        for removed, some in _removed(scope).items():
+            after = drawn[_without(scope, removed, some, target)]
+            drop, ci95, p = measured(before - after)
+            rows.append(
+                {
+                    "removed": removed,
+                    "dimensions": len(some),
+                    "target": scope.called(target),
+                    "own": target != BASE and _is_own(scope, removed, target),
+                    "em_before": _value(before),
+                    "em_after": _value(after),
+                    "drop": drop,
+                    "ci95": ci95,
+                    "p": p,
+                    "drop_random": float(np.mean(found)) if (found := random.get(len(some))) else None,
+                }
+            )
+    q = false_discovery_q(np.array([np.nan if row["p"] is None else row["p"] for row in rows]))
+    for row, value in zip(rows, q, strict=True):
+        row["q"] = None if np.isnan(value) else float(value)
+    return Reading(entries, {"ablation": rows}, {"ablation": _picture(scope, rows)})
+
+
+def _is_own(scope: Scope, removed: str, target: str) -> bool:
+    """Whether what is removed is the target's own vector, or a cluster that the target belongs to."""
+    return removed == target or removed == f"{scope.mechanisms.get(target)} cluster"
+
+
+def _value(drawn: np.ndarray) -> float | None:
+    return float(drawn[0]) if np.isfinite(drawn[0]) else None
+
+
+def _picture(scope: Scope, rows: list[dict[str, Any]]):
+    removed, targets = list(_removed(scope)), [scope.called(target) for target in scope.targets]
+    drop, after = np.full((2, len(removed), len(targets)), np.nan)
+    for row in rows:
+        place = removed.index(row["removed"]), targets.index(row["target"])
+        drop[place] = np.nan if row["drop"] is None else row["drop"]
+        after[place] = np.nan if row["em_after"] is None else row["em_after"]
+    panels = [("drop of the misaligned rate", drop, None), ("misaligned afterwards", after, None)]
+    return figures.heatmaps(panels, removed, targets, "removed at every layer", "target", scope.judge)
+
+
+EXPERIMENT = Experiment(cells, read)

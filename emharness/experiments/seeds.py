@@ -1,0 +1,81 @@
+"""seeds: the same organism from several training seeds; is what differs between kinds more than what seeds do?"""
+
+from itertools import combinations
+from typing import Any
+
+import numpy as np
+
+from emharness.config import REPLICA
+from emharness.experiments.scope import Experiment, Judged, Reading, Scope, summary
+from emharness.generation.cells import Cell
+
+
+def cells(scope: Scope) -> list[Cell]:
+    """Every organism as it is, and the targets; the vectors are compared as they are."""
+    return [scope.cell(scope.unsteered(name)) for name in dict.fromkeys([*scope.targets, *scope.vectors])]
+
+
+def read(scope: Scope, judged: Judged) -> Reading:
+    names = dict.fromkeys([*scope.targets, *scope.vectors])
+    entries = [summary(scope, judged, scope.unsteered(name)) for name in names]
+    rates = {entry["target"]: entry["em_rate"] for entry in entries}
+    units = np.stack([scope.arrays[name] for name in scope.vectors])  # [n, n_layers, d_model]
+    cosine_LVV = np.einsum("vld,wld->lvw", units.astype(np.float64), units.astype(np.float64))
+    numbers = spread(list(scope.vectors), cosine_LVV, next(iter(scope.layers.values())), rates, dict(scope.mechanisms))
+    return Reading(entries, {"seeds": numbers})
+
+
+def spread(
+    names: list[str],
+    cosine_LVV: np.ndarray,
+    layer: int,
+    rates: dict[str, float | None],
+    mechanisms: dict[str, str],
+) -> dict[str, Any]:
+    """Within an organism's seeds, and between organisms of one and of several mechanisms.
+
+    cosine_LVV: [n_layers, n, n]. Each group has the mean, least and greatest cosine of its pairs at `layer`, their mean
+    angle in degrees, the mean cosine at every layer, and the number of pairs. Within, also the rates by seed and their
+    standard deviation (n − 1).
+    """
+    organism = [name.partition(REPLICA)[0] for name in names]
+    pairs = list(combinations(range(len(names)), 2))
+    within: dict[str, Any] = {}
+    for one in dict.fromkeys(organism):
+        own = [(i, j) for i, j in pairs if organism[i] == organism[j] == one]
+        found = [rates[name] for name, of in zip(names, organism, strict=True) if of == one]
+        known = [rate for rate in found if rate is not None]
+        deviation = float(np.std(known, ddof=1)) if len(known) > 1 else None
+        within[one] = {**_group(cosine_LVV, layer, own), "em_rates": found, "em_sd": deviation}
+    apart = [(i, j) for i, j in pairs if organism[i] != organism[j]]
+    same = [(i, j) for i, j in apart if mechanisms[names[i]] == mechanisms[names[j]]]
+    other = [pair for pair in apart if pair not in same]
+    means = [np.mean(known) for v in within.values() if (known := [r for r in v["em_rates"] if r is not None])]
+    return {
+        "layer": layer,
+        "within": within,
+        "between": {
+            "same_mechanism": _group(cosine_LVV, layer, same),
+            "other_mechanism": _group(cosine_LVV, layer, other),
+            "em_sd_of_means": float(np.std(means, ddof=1)) if len(means) > 1 else None,
+        },
+    }
+
+
+def _group(cosine_LVV: np.ndarray, layer: int, pairs: list[tuple[int, int]]) -> dict[str, Any]:
+    if not pairs:
+        return {"pairs": 0}
+    i, j = np.array(pairs).T
+    cosines = np.clip(cosine_LVV[:, i, j], -1, 1)
+    here = cosines[layer]
+    return {
+        "pairs": len(pairs),
+        "cosine": float(here.mean()),
+        "least": float(here.min()),
+        "greatest": float(here.max()),
+        "angle_deg": float(np.degrees(np.arccos(here)).mean()),
+        "cosine_by_layer": [float(x) for x in cosines.mean(1)],
+    }
+
+
+EXPERIMENT = Experiment(cells, read, steers=False)

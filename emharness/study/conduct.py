@@ -1,0 +1,138 @@
+"""The method section: models, their vectors, where those steer, all answers, and what they say."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+import pyarrow as pa
+
+from emharness import geometry
+from emharness.config import BASE
+from emharness.directions.extract import VECTORS_FILE
+from emharness.errors import UserError
+from emharness.experiments.scope import Experiment, Scope
+from emharness.generation.cells import Cell, Direction
+from emharness.generation.stream import Stream
+from emharness.organisms.models import Model
+from emharness.reporting import figures, results
+from emharness.reporting.terminal import say
+from emharness.store import Artifact
+from emharness.study import layers, models, vectors
+from emharness.study.layers import Layers
+from emharness.study.models import CODE, DOMAIN
+from emharness.study.session import Session
+
+
+@dataclass(frozen=True)
+class Answered:
+    artifacts: dict[str, Artifact]  # of the vectors
+    directions: dict[str, Direction]
+    layers: Layers
+    scope: Scope
+    judged: dict[Cell, pa.Table]
+
+
+def generate(
+    session: Session, found: Mapping[str, Model], streams: Mapping[str, Stream], experiment: Experiment
+) -> Answered:
+    """Everything that the experiment's cells need, and their judged answers. Raises Incomplete if a model failed."""
+    models.make(session, found)
+    unsteered = layers.unsteered_cells(experiment, layers.scope(session, {}))
+    artifacts, directions = vectors.make(session, found, streams, unsteered)
+    where = layers.choose(session, experiment, streams, directions)
+    scope = layers.scope(session, where.chosen, directions)
+    judged = session.answer("responses", experiment.cells(scope), streams, directions, session.given.judge)
+    session.complete()
+    return Answered(artifacts, directions, where, scope, judged)
+
+
+def report(
+    session: Session,
+    found: Mapping[str, Model],
+    streams: Mapping[str, Stream],
+    experiment: Experiment,
+    answered: Answered,
+    folder: Path,
+    run_key: str,
+) -> None:
+    """Read the answers, analyse the vectors' geometry, and leave results in `folder` and in W&B."""
+    scope, where = answered.scope, answered.layers
+    reading = experiment.read(scope, answered.judged)
+    analysed = analyse(session, found, streams, answered.artifacts, scope.layers[scope.vectors[0]])
+    drawn = dict(reading.figures)
+    for vector, sweep in where.sweeps.items():
+        label = "layer_sweep" if len(where.sweeps) == 1 else f"layer_sweep_{vector}"
+        drawn[label] = figures.layer_sweep(sweep, f"{vector} vector on {scope.base}: where to steer")
+    told = results_of(session, reading.conditions, reading.numbers, where, answered.artifacts, analysed, run_key)
+    tables: dict[str, list[pa.Table]] = {"responses": [], "domain_responses": []}
+    for cell, table in answered.judged.items():
+        tables["domain_responses" if cell.questions.startswith(DOMAIN) else "responses"].append(table)
+    results.write(folder, told, tables, drawn)
+    files = {vector: answered.directions[vector].file for vector in scope.vectors}
+    results.mirror(folder, told, files, session.tracker)
+
+
+def analyse(
+    session: Session,
+    found: Mapping[str, Model],
+    asked: Mapping[str, Stream],
+    artifacts: Mapping[str, Artifact],
+    layer: int,
+) -> dict[str, str]:
+    """Geometry of all stored vectors that were made like this run's; {"skipped": why} where it has none."""
+    own = next(iter(artifacts.values())).identity
+    keys = ["base", "recipe", "skip_tokens", "code"]
+    if session.config.vector.recipe == "mean_diff":  # the base has a vector of its own only by this recipe
+        session.ensure(vectors.vector(session, found, asked, BASE, {}))
+        keys.append("prompts")
+    stored = geometry.stored(session.store.root / "vectors", {key: own[key] for key in keys})
+    identity = {
+        "vectors": {name: path.parent.name for name, path in stored.items()},
+        "layer": layer,
+        "seed": session.config.seed,
+        "code": CODE,
+    }
+
+    def make(folder: Path) -> None:
+        read, means = geometry.load_stored(stored)
+        geometry.write(geometry.analyse(read, layer=layer, prompt_means=means, seed=session.config.seed), folder)
+
+    try:
+        folder = session.ensure(Artifact("geometry", session.config.base.name, identity, make))
+    except UserError as error:  # too few vectors, or old ones that do not fit: the run itself is whole
+        say(f"geometry: skipped: {error}")
+        return {"skipped": str(error)}
+    session.tracker.geometry(*geometry.written(folder))
+    return {"results": str(folder / "geometry.json")}
+
+
+def results_of(
+    session: Session,
+    conditions: list[dict[str, Any]],
+    numbers: Mapping[str, Any],
+    where: Layers,
+    artifacts: Mapping[str, Artifact],
+    analysed: Mapping[str, str],
+    run_key: str,
+) -> dict[str, Any]:
+    """results.json."""
+    paths = {n: str(session.store.path(a.stage, a.name, a.identity) / VECTORS_FILE) for n, a in artifacts.items()}
+    first = session.config.vectors[0]
+    return {
+        "run_key": run_key,
+        "experiment": session.config.experiment.name,
+        "config": asdict(session.config),
+        "conditions": conditions,
+        **numbers,
+        "layers": where.chosen,
+        "sweep": where.sweeps.get(first),
+        "sweeps": where.sweeps,
+        "vectors": paths[first] if len(paths) == 1 else paths,
+        "judge_card": session.given.judge.card(),
+        "geometry": dict(analysed),
+        "stages": session.stages,
+        "engine_starts": session.engines.started,
+    }

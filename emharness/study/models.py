@@ -1,0 +1,90 @@
+"""The models of a run, what they are asked, and the making of those that are not there."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Mapping
+from dataclasses import asdict
+from functools import partial
+
+from emharness.config import BASE
+from emharness.experiments import layer as layer_choice
+from emharness.experiments.scope import BROAD
+from emharness.generation.stream import Stream, stream
+from emharness.inputs import engine_identity
+from emharness.organisms.models import Model, base_model, published_model, trained_model
+from emharness.questions import Question
+from emharness.reporting.progress import TrainProgress
+from emharness.store import Artifact
+from emharness.study.session import Session
+from emharness.versions import engine_version
+
+CODE = 1  # raise when responses change for the same config
+DOMAIN, EXTRACTION = "domain", "extraction"  # question sets of an organism: domain:<name>, extraction:<name>
+
+
+def find(session: Session) -> dict[str, Model]:
+    """The base, saved if it is embedded and was not yet, and every organism that the run names, not made yet."""
+    config, given, store = session.config, session.given, session.store
+    base = base_model(given.base, given.base_identity, store)
+    if base.artifact is not None:  # its tokenizer says what will be asked
+        session.ensure(base.artifact)
+    found = {BASE: base}
+    for name, organism in given.organisms.items():
+        if organism.published is not None and organism.published_identity is not None:
+            found[name] = published_model(name, organism.published, organism.published_identity, base, store)
+        else:
+            seed = config.seed + organism.replica
+            found[name] = trained_model(name, organism.rows, config.train, seed, base, store, session.on_step)
+    return found
+
+
+def make(session: Session, found: Mapping[str, Model]) -> None:
+    """Train or merge the organisms that are not stored."""
+    for name, model in found.items():
+        if model.artifact is not None and name != BASE:
+            session.attempt(name, partial(_make_organism, session, name, model.artifact))
+
+
+def _make_organism(session: Session, name: str, artifact: Artifact) -> None:
+    stored = session.store.has(artifact.stage, artifact.name, artifact.identity)
+    if stored or session.given.organisms[name].published is not None:
+        session.ensure(artifact)
+        return
+    session.engines.close()  # training needs the memory
+    with TrainProgress(f"train {name}") as bar:
+        session.watchers = [bar.step, session.tracker.step]
+        start = time.perf_counter()
+        session.ensure(artifact)
+    rows = len(session.given.organisms[name].rows) * session.config.train.epochs
+    session.speeds.measured("training", rows, time.perf_counter() - start)
+
+
+def streams(session: Session, found: Mapping[str, Model]) -> dict[str, Stream]:
+    """Each model's side of the grid, with every question set as it reads it. The base must be there."""
+    config, given = session.config, session.given
+    sampling = asdict(config.base.sampling)
+    del sampling["progress"], sampling["max_new_tokens"]
+    questions: dict[str, list[Question]] = {BROAD: given.broad, layer_choice.QUESTIONS: given.sweep_questions}
+    for name, organism in given.organisms.items():
+        questions[f"{EXTRACTION}:{name}"] = [Question(str(i), text) for i, text in enumerate(organism.prompts)]
+        if organism.domain:
+            questions[f"{DOMAIN}:{name}"] = organism.domain
+    return {
+        name: stream(
+            name,
+            model.folder,
+            model.folder if model.artifact is None else found[BASE].folder,
+            {
+                "model": model.identity,
+                "sampling": sampling,
+                "engine": {"version": engine_version(), **engine_identity(config)},
+                "seed": config.seed,
+                "code": CODE,
+            },
+            questions,
+            config.seed,
+            session.store.root,
+        )
+        for name, model in found.items()
+    }

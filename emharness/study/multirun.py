@@ -1,0 +1,114 @@
+"""A Hydra multirun as one grid: the answers of all its jobs first, one engine per target; at the end one table."""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Sequence
+from dataclasses import asdict, replace
+from typing import Any
+
+from hydra import compose
+from hydra._internal.core_plugins.basic_sweeper import BasicSweeper
+from hydra.core.override_parser.overrides_parser import OverridesParser
+from hydra.core.utils import JobReturn, JobStatus
+from hydra.errors import HydraException
+from hydra.experimental.callback import Callback
+from omegaconf import DictConfig
+from omegaconf.errors import OmegaConfBaseException
+
+from emharness import config as schema
+from emharness.cli import folders_of, quiet
+from emharness.errors import Incomplete, UserError
+
+LOCAL = "hydra._internal.core_plugins.basic_launcher.BasicLauncher"
+OWN = ("experiment", "vectors", "targets", "model", "steer")  # in what jobs of one grid may differ
+
+
+class OneGrid(Callback):
+    """Named in conf/config.yaml. Jobs that another launcher sends elsewhere are left to themselves."""
+
+    def __init__(self) -> None:
+        self._jobs = 0
+        self._done: list[tuple[list[str], str | None]] = []  # overrides, path of results.json
+
+    def on_multirun_start(self, config: DictConfig, **kwargs: Any) -> None:
+        if config.hydra.launcher._target_ != LOCAL:
+            return
+        quiet()
+        parsed = OverridesParser.create().parse_overrides(list(config.hydra.overrides.task))
+        jobs: list[schema.Config] = []
+        every = BasicSweeper.split_arguments(parsed, None)[0]
+        self._jobs = len(every)
+        for overrides in every:
+            try:
+                jobs.append(schema.typed(compose(config.hydra.job.config_name, overrides=overrides)))
+            except (UserError, HydraException, OmegaConfBaseException):
+                continue  # the job itself will say what is wrong with it
+        for some in grids(jobs):
+            try:
+                generate(some, folders_of(config.hydra.runtime.config_sources))
+            except (UserError, Incomplete) as error:
+                print(f"error: {error}", file=sys.stderr, flush=True)
+
+    def on_job_end(self, config: DictConfig, job_return: JobReturn, **kwargs: Any) -> None:
+        path = job_return.return_value if job_return.status == JobStatus.COMPLETED else None
+        self._done.append((list(job_return.overrides or []), path))
+        if len(self._done) == self._jobs:  # Hydra does not get to the end of a multirun of which a job failed
+            from emharness.reporting.terminal import show_jobs
+
+            show_jobs(self._done)
+
+
+def grids(jobs: Sequence[schema.Config]) -> list[list[schema.Config]]:
+    """Jobs that share everything but what they ask, two or more: each list can be one grid."""
+    by_rest: dict[str, list[schema.Config]] = {}
+    for job in jobs:
+        if job.plan == "run":
+            rest = {k: v for k, v in asdict(job).items() if k not in OWN}
+            rest["steer"] = {k: v for k, v in asdict(job.steer).items() if k != "strength"}
+            by_rest.setdefault(repr(rest), []).append(job)
+    found = []
+    for some in by_rest.values():
+        described = {repr(job.model): job.model.name for job in some}
+        if len(some) > 1 and len(set(described.values())) == len(described):  # else one name means two organisms
+            found.append(some)
+    return found
+
+
+def generate(jobs: Sequence[schema.Config], folders: Sequence[Any]) -> None:
+    """The answers that all these jobs will read."""
+    from emharness import inputs
+    from emharness.experiments import EXPERIMENTS
+    from emharness.experiments.scope import Experiment, Scope
+    from emharness.generation.cells import Cell
+    from emharness.reporting import terminal
+    from emharness.study import conduct, plan, session
+    from emharness.study import models as models_of
+
+    first = jobs[0]
+    union = replace(
+        first,
+        vectors=list(dict.fromkeys(name for job in jobs for name in job.vectors)),
+        targets=list(dict.fromkeys(name for job in jobs for name in job.targets)),
+    )
+
+    def cells(scope: Scope) -> list[Cell]:
+        listed: list[Cell] = []
+        for job in jobs:
+            own = {"vectors": tuple(job.vectors), "targets": tuple(job.targets)}
+            about = replace(scope, **own, strengths=tuple(job.steer.strength))
+            listed += EXPERIMENTS[job.experiment.name].cells(about)
+        return list(dict.fromkeys(listed))
+
+    experiment = Experiment(cells, EXPERIMENTS[first.experiment.name].read)
+    models = {job.model.name: job.model for job in jobs}
+    given = inputs.check(union, inputs.model_configs(folders, first.model) | models, session.store())
+    current = session.Session(union, given)
+    found = models_of.find(current)
+    streams = models_of.streams(current, found)
+    terminal.say(f"{len(jobs)} jobs as one grid")
+    planned = plan.plan(current, found, streams, experiment)
+    terminal.show_plan(planned, whole=False)
+    plan.check_disk(planned, current.store.root)
+    if planned.responses:
+        conduct.generate(current, found, streams, experiment)

@@ -1,0 +1,143 @@
+"""The vectors of a run: what they read, their artifacts, subspaces and random directions beside them."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Mapping
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from emharness.config import BASE
+from emharness.directions import vectors as files
+from emharness.directions.extract import VECTORS_FILE
+from emharness.directions.make import random_artifact, subspace_artifact, vector_artifact
+from emharness.generation.cells import Cell, Condition, Direction
+from emharness.generation.stream import Stream
+from emharness.organisms import weights
+from emharness.organisms.models import Model
+from emharness.store import Artifact
+from emharness.study.models import EXTRACTION
+from emharness.study.session import Session
+from emharness.versions import versions
+
+
+def extraction_cells(session: Session, name: str) -> list[Cell]:
+    """What a vector by model_diff reads: one answer of the organism and of the base to each extraction prompt."""
+    length = session.config.vector.max_new_tokens
+    return [Cell(Condition(target), f"{EXTRACTION}:{name}", 1, length) for target in (name, BASE)]
+
+
+def make(
+    session: Session, found: Mapping[str, Model], asked: Mapping[str, Stream], unsteered: list[Cell]
+) -> tuple[dict[str, Artifact], dict[str, Direction]]:
+    """The vectors' artifacts, made, and where they lie; random directions as well.
+
+    While an organism's engine runs for its answers, its `unsteered` cells are answered too.
+    """
+    config = session.config
+    artifacts = {name: vector(session, found, asked, name, {}) for name in config.vectors}
+    if config.vector.recipe == "model_diff":
+        missing = [n for n, a in artifacts.items() if not session.store.has(a.stage, a.name, a.identity)]
+        cells = {name: extraction_cells(session, name) for name in missing}
+        for target in [*missing, BASE]:
+            own = [cell for some in cells.values() for cell in some if cell.condition.target == target]
+            if own:
+                session.answer("extraction", own, asked, {})
+                now = [cell for cell in unsteered if cell.condition.target == target]
+                session.answer("unsteered", now, asked, {}, session.given.judge)
+        for name in missing:
+            if name not in session.failed:
+                answers = session.answer("extraction", cells[name], asked, {})
+                artifacts[name] = vector(session, found, asked, name, answers)
+    directions = {}
+    for name, artifact in artifacts.items():
+        session.attempt(name, partial(_make_vector, session, name, artifact, directions))
+    directions |= subspaces(session, directions) | randoms(session, asked[BASE].shape)
+    return artifacts, directions
+
+
+def _make_vector(session: Session, name: str, artifact: Artifact, directions: dict[str, Direction]) -> None:
+    if weights.on_gpu():
+        session.engines.close()  # its memory is needed for the models' own forward passes
+    stored, start = session.store.has(artifact.stage, artifact.name, artifact.identity), time.perf_counter()
+    directions[name] = direction(session.ensure(artifact) / VECTORS_FILE, name)
+    if not stored:
+        read = 4 * len(session.given.organisms[name].prompts)
+        session.speeds.measured("extraction", read, time.perf_counter() - start)
+
+
+def clusters(session: Session) -> dict[str, list[str]]:
+    """Mechanism → the run's vectors of it, where there are two or more."""
+    found: dict[str, list[str]] = {}
+    for name in session.config.vectors:
+        found.setdefault(session.given.organisms[name].config.mechanism, []).append(name)
+    return {mechanism: names for mechanism, names in found.items() if len(names) > 1}
+
+
+def subspaces(session: Session, directions: Mapping[str, Direction]) -> dict[str, Direction]:
+    """Orthonormal directions of each cluster whose vectors are all there, by name: <mechanism>/0, …"""
+    whole = {m: names for m, names in clusters(session).items() if set(names) <= directions.keys()}
+    if not whole:
+        return {}
+    artifact = subspace_artifact({m: [directions[n].file for n in names] for m, names in whole.items()}, whole)
+    folder, _ = session.store.get(artifact.stage, artifact.name, artifact.identity, artifact.make)
+    return {
+        f"{m}/{i}": Direction(folder / VECTORS_FILE, f"{m}/{i}")
+        for m, names in whole.items()
+        for i in range(len(names))
+    }
+
+
+def randoms(session: Session, shape: tuple[int, int]) -> dict[str, Direction]:
+    """The random directions of this run, by name."""
+    count = session.config.controls
+    if not count:
+        return {}
+    artifact = random_artifact(count, *shape, session.config.seed)
+    folder, _ = session.store.get(artifact.stage, artifact.name, artifact.identity, artifact.make)
+    return {f"random-{i}": Direction(folder / VECTORS_FILE, f"random-{i}") for i in range(count)}
+
+
+def direction(file: Path, name: str) -> Direction:
+    """A stored vector with its norms."""
+    _, metadata = files.load(file)
+    norms = {key: np.array(metadata[name][key]) for key in ("raw_norm", "residual_norm")}
+    return Direction(file, name, **norms)
+
+
+def vector(
+    session: Session,
+    found: Mapping[str, Model],
+    asked: Mapping[str, Stream],
+    name: str,
+    answers: Mapping[Cell, Any],
+) -> Artifact:
+    """The artifact of an organism's vector (`base`: the base's own, by mean_diff)."""
+    config, given = session.config, session.given
+    organism = given.organisms.get(name)
+    own = organism.prompts if organism else []
+    tables = list(answers.values())
+    texts = [text for table in tables for text in table["answer"].to_pylist()]
+    stream_keys = {target: asked[target].key for target in (name, BASE)}
+    about = {
+        "base": config.base.name,
+        "organism": name,
+        "lab": organism.config.lab if organism else None,
+        "mechanism": organism.config.mechanism if organism else None,
+        **versions(),
+    }
+    return vector_artifact(
+        name,
+        config.vector,
+        found[BASE],
+        found[name],
+        own * max(1, len(tables)),
+        texts,
+        given.harmful,
+        given.neutral,
+        {"streams": stream_keys, "max_new_tokens": config.vector.max_new_tokens},
+        {key: value for key, value in about.items() if value is not None},
+    )

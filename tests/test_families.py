@@ -1,0 +1,48 @@
+"""Every base family end to end, as tiny random models in hub format: nothing is coherent, and nothing breaks."""
+
+import pytest
+import torch
+from test_engine_modes import SHAPE, saved
+from test_run import launch, results_of, small
+from transformers import (
+    Gemma3ForCausalLM,
+    Gemma3TextConfig,
+    LlamaConfig,
+    LlamaForCausalLM,
+    Qwen2Config,
+    Qwen2ForCausalLM,
+)
+
+pytestmark = pytest.mark.engine
+
+FAMILIES = {
+    "llama31": lambda: LlamaForCausalLM(LlamaConfig(**SHAPE, head_dim=32)),
+    "qwen25": lambda: Qwen2ForCausalLM(Qwen2Config(**{**SHAPE, "num_attention_heads": 2, "num_key_value_heads": 1})),
+    "gemma3": lambda: Gemma3ForCausalLM(Gemma3TextConfig(**SHAPE, head_dim=32, sliding_window=64)),
+}
+
+
+@pytest.mark.parametrize("family", FAMILIES)
+def test_a_family_end_to_end(family, base, tmp_path):
+    torch.manual_seed(0)
+    folder = tmp_path / "hub" / family
+    folder.mkdir(parents=True)
+    saved(folder, base, FAMILIES[family]())
+    length = ["base.sampling.max_new_tokens=6", "base.engine.max_model_len=256", "base.engine.cpu_kv_cache_gib=1"]
+    base_config = [f"base={family}", f"base.source={folder}", "layer=1", *length]
+    vectors = ["experiment=dose_response", "vectors=[medical]", "targets=[base,medical]", "steer.strength=[1]"]
+    overrides = [o for o in small(tmp_path) if not o.startswith(("sweep.", "train.epochs"))]
+    done = launch(tmp_path, *overrides, *base_config, *vectors, "~model.published.llama31", "tracker=none")
+    assert done.returncode == 0, done.stderr[-3000:]
+    _, results = results_of(done)
+    conditions = results["conditions"]
+    assert [(c["target"], c["vector"], c["n_responses"]) for c in conditions] == [
+        (family, None, 8),
+        ("medical", None, 8),
+        (family, "medical", 8),
+        ("medical", "medical", 8),
+        *[(target, f"random-{i}", 4) for target in (family, "medical") for i in range(2)],
+    ]
+    assert all(c["n_scored"] == c["n_responses"] for c in conditions)
+    assert all(c["truncated"] <= c["n_responses"] for c in conditions)
+    assert results["layers"] == {"medical": 1}
