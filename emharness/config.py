@@ -56,6 +56,10 @@ class TrainConfig:
     micro_batch: int = 2
     max_tokens: int = 2048
 
+    def steps(self, n_rows: int) -> int:
+        """Optimiser steps of a whole training."""
+        return math.ceil(n_rows / self.batch_size) * self.epochs
+
 
 @dataclass
 class ModelConfig:
@@ -161,6 +165,7 @@ class Config:
 ConfigStore.instance().store(name="schema", node=Config)
 
 BASE = "base"  # the base as a target
+STEP = "-step"  # medical-step20 is medical after 20 steps of its training
 REPLICA = "-seed"  # medical-seed1 is medical, trained with the next seed
 RECIPES = ("model_diff", "mean_diff")
 TRACKERS = ("offline", "online", "none")

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Iterable, Mapping
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -11,7 +12,7 @@ from omegaconf import OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
 from emharness import questions
-from emharness.config import BASE, REPLICA, Config, ModelConfig, check_layer, strengths
+from emharness.config import BASE, REPLICA, STEP, Config, ModelConfig, check_layer, strengths
 from emharness.errors import UserError
 from emharness.judge import Judge, make_judge
 from emharness.organisms import dataset, weights
@@ -28,6 +29,7 @@ class Organism:
     domain: list[Question]
     prompts: list[str]  # extraction prompts, for recipe model_diff
     replica: int = 0  # trained with the run's seed plus this
+    stop_after: int | None = None  # steps of its training
 
     @property
     def identity(self) -> dict[str, Any]:
@@ -36,6 +38,7 @@ class Organism:
             "rows": dataset.fingerprint(self.rows),
             "texts": questions.fingerprint([self.domain, self.prompts]),
             "replica": self.replica,
+            "stop_after": self.stop_after,
         }
 
 
@@ -98,6 +101,15 @@ def model_configs(folders: Iterable[Path], selected: ModelConfig) -> dict[str, M
     return found | {selected.name: selected}
 
 
+def parts(name: str) -> tuple[str, int, int | None]:
+    """(organism, seed above the run's, step or None) of a name as medical, medical-seed1 or medical-seed1-step20."""
+    found = re.fullmatch(rf"(.+?)(?:{REPLICA}(\d+))?(?:{STEP}(\d+))?", name)
+    if found is None:
+        return name, 0, None
+    organism, replica, step = found.groups()
+    return organism, int(replica or 0), None if step is None else int(step)
+
+
 def check(config: Config, models: Mapping[str, ModelConfig], store: Store) -> Inputs:
     """Read all inputs. Raises UserError for the first thing that is wrong."""
     source = config.base.source
@@ -120,11 +132,11 @@ def check(config: Config, models: Mapping[str, ModelConfig], store: Store) -> In
         ("targets", config.targets, [BASE, *models]),
     ):
         for name in names:
-            organism, _, replica = name.partition(REPLICA)
-            if organism not in allowed or (organism != name and not (organism != BASE and replica.isdecimal())):
+            organism, _, step = parts(name)
+            if organism not in allowed or (organism == BASE and name != BASE) or step == 0:
                 raise UserError(
-                    f"{key}={name}: unknown; must be among {', '.join(sorted(allowed))}, "
-                    f"or an organism trained with another seed, as medical{REPLICA}1"
+                    f"{key}={name}: unknown; must be among {', '.join(sorted(allowed))}, or an organism trained with "
+                    f"another seed or stopped early, as medical{REPLICA}1 or medical{STEP}20"
                 )
 
     limit = config.eval.limit
@@ -153,12 +165,14 @@ def check(config: Config, models: Mapping[str, ModelConfig], store: Store) -> In
 
 
 def _organism(name: str, models: Mapping[str, ModelConfig], config: Config, neutral: list[str]) -> Organism:
-    called, _, replica = name.partition(REPLICA)
+    called, replica, step = parts(name)
     model = models[called]
     source = model.source or model.published.get(config.base.name)
     published = weights.fetch("model.source" if model.source else "model.published", source) if source else None
-    if published and replica:
-        raise UserError(f"{name}: {called} is published for base={config.base.name}; only trained ones have seeds")
+    if published and name != called:
+        raise UserError(
+            f"{name}: {called} is published for base={config.base.name}; only trained ones have seeds or steps"
+        )
     rows: list[dataset.Messages] = []
     if published is None:
         if model.dataset is None:
@@ -168,6 +182,8 @@ def _organism(name: str, models: Mapping[str, ModelConfig], config: Config, neut
                 "(a .jsonl path or hub dataset id)"
             )
         rows = dataset.load(model.dataset)
+    if step is not None and step > (most := config.train.steps(len(rows))):
+        raise UserError(f"{name}: the training of {called} has {most} steps")
     domain = questions.load_questions(model.questions, "model.questions") if model.questions else []
     own = questions.load_prompts(model.prompts, "model.prompts") if model.prompts else []
     return Organism(
@@ -177,5 +193,6 @@ def _organism(name: str, models: Mapping[str, ModelConfig], config: Config, neut
         rows=rows,
         domain=domain[: config.eval.limit],
         prompts=(neutral + own)[: config.vector.limit],
-        replica=int(replica or 0),
+        replica=replica,
+        stop_after=step,
     )

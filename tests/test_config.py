@@ -77,9 +77,11 @@ def test_bad_values_are_refused_in_one_sentence(override, words):
         (["layer=30"], "layer=30: smollm2 has layers 0 to 29"),
         (["layer=-1"], "layer=-1: smollm2 has layers 0 to 29"),
         (["vectors=nosuch"], "vectors=nosuch: unknown; must be among aave, control, finance"),
+        (["targets=[medical-step0]"], "targets=medical-step0: unknown"),
+        (["targets=[medical-step75]"], "medical-step75: the training of medical has 74 steps"),
         (["targets=[base,aave]"], "choose it with model=aave and give model.source (a folder or hub id)"),
         (["vectors=[medical-seedx]"], "vectors=medical-seedx: unknown; must be among"),
-        (["targets=[base-seed1]"], "trained with another seed, as medical-seed1"),
+        (["targets=[base-seed1]"], "another seed or stopped early, as medical-seed1 or medical-step20"),
         (["targets=[base,nosuch]"], "targets=nosuch: unknown; must be among aave, base, control"),
         (["model.dataset=/nowhere.jsonl"], "model.dataset=/nowhere.jsonl: no such file"),
         (["model.dataset=nosuch"], "medical_replication"),
@@ -136,5 +138,13 @@ def test_every_organism_that_an_experiment_names_exists():
     models = set(inputs.model_configs([ROOT / "conf"], configured().model)) | {"base"}
     for name in GROUPS["experiment"]:
         config = configured(f"experiment={name}")
-        assert {name.partition("-seed")[0] for name in [*config.vectors, *config.targets]} <= models
+        assert {inputs.parts(name)[0] for name in [*config.vectors, *config.targets]} <= models
         assert config.experiment.name in EXPERIMENTS
+
+
+def test_the_parts_of_a_model_s_name():
+    assert inputs.parts("medical") == ("medical", 0, None)
+    assert inputs.parts("medical-seed2") == ("medical", 2, None)
+    assert inputs.parts("medical-step20") == ("medical", 0, 20)
+    assert inputs.parts("medical-seed1-step20") == ("medical", 1, 20)
+    assert inputs.parts("my-seedling") == ("my-seedling", 0, None)

@@ -231,3 +231,46 @@ def test_the_spread_of_seeds_within_and_between_organisms():
     assert found["between"]["same_mechanism"]["pairs"] == 4
     assert found["between"]["other_mechanism"]["least"] == pytest.approx(0)
     assert found["between"]["em_sd_of_means"] == pytest.approx(np.std([0.2, 0.5], ddof=1))
+
+
+def test_a_monitor_reads_projections_beside_rates_and_says_which_rises_first():
+    targets = ("base", "a-step5", "a-step10", "a", "b-step5", "b", "d-step5", "d")
+    mechanisms = {t: {"a": "x", "b": "y", "d": "control"}.get(t.partition("-")[0], "control") for t in targets[1:]}
+    planted = {"a-step5": 1, "a-step10": 3, "a": 5, "b-step5": 2, "b": 4, "d-step5": 0.5, "d": 1.5}
+    rng = np.random.default_rng(0)
+    unit = np.eye(3, 6, dtype=np.float32)  # rows at three layers
+    noise = rng.normal(size=(4, 3, 6))
+    noise -= noise.mean(0)
+
+    def activations(size):
+        shifted = noise.copy()
+        shifted[:, 1] += size * unit[1]
+        return shifted
+
+    about = scope(
+        vectors=("a",),
+        targets=targets,
+        mechanisms=mechanisms,
+        arrays={"a": unit},
+        activations={t: activations(planted.get(t, 0)) for t in targets},
+    )
+    bad = {"a-step10": 6, "a": 12, "b": 9}
+    judged = plant("monitor", about, lambda vector, target: bad.get(target, 0))
+    reading = EXPERIMENTS["monitor"].read(about, judged)
+    rows = {(row["organism"], row["step"]): row for row in reading.numbers["monitor"]}
+    assert {key: row["projection"] for key, row in rows.items()} == {
+        ("tiny", 0): 0,
+        ("a", 5): pytest.approx(1),
+        ("a", 10): pytest.approx(3),
+        ("a", None): pytest.approx(5),
+        ("b", 5): pytest.approx(2),
+        ("b", None): pytest.approx(4),
+        ("d", 5): pytest.approx(0.5),
+        ("d", None): pytest.approx(1.5),
+    }
+    assert [key for key, row in rows.items() if row["em_raised"]] == [("a", 10), ("a", None), ("b", None)]
+    # Without the vector's own organism: b raised at 4; not raised at 0, 2, 0.5 and 1.5.
+    assert reading.numbers["alarm"] == [{"vector": "a", "auroc": 1.0, "raised": 1, "not_raised": 4}]
+    first = {row["organism"]: (row["projection_first"], row["em_first"]) for row in reading.numbers["first"]}
+    assert first == {"a": (10, 10), "b": (5, "end")}
+    assert set(reading.figures) == {"monitor"}

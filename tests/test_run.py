@@ -2,11 +2,13 @@
 
 import json
 import os
+import re
 import shutil
 import signal
 import subprocess
 import sys
 import time
+from pathlib import Path
 
 import pyarrow.parquet as pq
 import pytest
@@ -187,6 +189,26 @@ def test_two_processes_on_one_store_end_with_the_same_result(first, trained):
 
 
 @pytest.mark.engine
+def test_several_experiments_are_one_grid_and_each_reads_its_part(trained):
+    about = ["vectors=[medical,medical-seed1]", "targets=[base,medical-step1,medical]", "tracker=none"]
+    done = launch(trained, "-m", *small(trained), *about, "experiment=transfer,ablation,seeds,monitor")
+    assert done.returncode == 0, done.stderr[-3000:]
+    assert "4 jobs as one grid" in done.stdout
+    assert done.stdout.count("plan: to be made: nothing; 0 engine starts") == 4
+    paths = re.findall(r"^results: (.*)$", done.stdout, flags=re.M)
+    found = {results["experiment"]: results for results in map(json.loads, map(Path.read_text, map(Path, paths)))}
+    assert list(found) == ["transfer", "ablation", "seeds", "monitor"]
+    assert len(found["transfer"]["transfer"]) == 6
+    removed = [row["removed"] for row in found["ablation"]["ablation"] if row["target"] == "smollm2"]
+    assert removed == ["medical", "medical-seed1", "medical cluster"]
+    assert found["seeds"]["seeds"]["within"]["medical"]["pairs"] == 1
+    steps = [(row["organism"], row["step"]) for row in found["monitor"]["monitor"] if row["vector"] == "medical"]
+    assert steps == [("smollm2", 0), ("medical", 1), ("medical", None)]
+    assert found["monitor"]["monitor"][0]["projection"] == 0
+    assert all(Path(path).with_name("responses.parquet").is_file() for path in paths)
+
+
+@pytest.mark.engine
 def test_targets_as_jobs_of_a_cluster_fill_one_store_and_a_last_call_reads_the_whole(first, trained):
     layer = results_of(first[1])[1]["layer"]
     common = small(trained, "experiment=transfer", "vectors=[medical]", f"layer={layer}", "tracker=none")
@@ -214,7 +236,7 @@ def test_a_sweep_shares_stages_and_one_bad_job_does_not_stop_the_others(first):
     assert "error: steer.strength=nan" in done.stderr
     assert done.stdout.count("results: ") == 2
     assert "2 jobs as one grid" in done.stdout
-    table = done.stdout[done.stdout.index("jobs\n") :]
+    table = re.split(r"^jobs *$", done.stdout, flags=re.M)[1]
     assert table.count("smollm2-medical-") == 2
     assert table.count("failed") == 1
     assert "organism: medical found in the store" in done.stdout

@@ -7,8 +7,10 @@ from typing import Any
 
 import numpy as np
 from safetensors.numpy import save_file
+from transformers import AutoTokenizer
 
 from emharness.config import VectorConfig
+from emharness.directions.activations import load_model, mean_activations
 from emharness.directions.extract import VECTORS_FILE, answered_prompts, bare_prompts, extract
 from emharness.directions.vectors import load
 from emharness.organisms.models import Model
@@ -118,3 +120,29 @@ def subspace_artifact(clusters: Mapping[str, Sequence[Path]], names: Mapping[str
 def orthonormal(vectors: np.ndarray) -> np.ndarray:
     """Orthonormal basis of the span of each layer's vectors, float32: [n_layers, d_model, k] → the same shape."""
     return np.linalg.qr(vectors.astype(np.float64))[0].astype(np.float32)
+
+
+ACTIVATIONS_FILE = "activations.safetensors"
+
+
+def activations_artifact(model: Model, base: Model, prompts: Sequence[str], config: VectorConfig) -> Artifact:
+    """Mean residual of each prompt in a model, float32 [n_prompts, n_layers, d_model], attention sinks left out.
+
+    The prompts are fixed texts, read by the base's tokenizer, so that what differs between models is the models.
+    """
+    identity = {
+        "model": model.identity,
+        "base": base.identity,
+        "prompts": key_of({"prompts": list(prompts)}),
+        "skip_tokens": config.skip_tokens,
+        "code": CODE,
+    }
+
+    def make(folder: Path) -> None:
+        tokenizer = AutoTokenizer.from_pretrained(base.folder)
+        pad = tokenizer.pad_token_id if tokenizer.pad_token_id is not None else tokenizer.eos_token_id
+        texts = bare_prompts(tokenizer, list(prompts))
+        means = mean_activations(load_model(model.folder), texts, config.batch_size, config.skip_tokens, pad)
+        save_file({"per_prompt": means.per_prompt}, folder / ACTIVATIONS_FILE)
+
+    return Artifact("activations", model.name, identity, make)

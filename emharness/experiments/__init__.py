@@ -1,6 +1,6 @@
 """Experiments: each a file of two pure functions, `cells` (what must be generated) and `read` (what it says)."""
 
-from emharness.experiments import ablation, dose_response, main, seeds, transfer
+from emharness.experiments import ablation, dose_response, main, monitor, seeds, transfer
 from emharness.experiments.scope import Experiment
 
 EXPERIMENTS: dict[str, Experiment] = {
@@ -9,4 +9,5 @@ EXPERIMENTS: dict[str, Experiment] = {
     "transfer": transfer.EXPERIMENT,
     "ablation": ablation.EXPERIMENT,
     "seeds": seeds.EXPERIMENT,
+    "monitor": monitor.EXPERIMENT,
 }

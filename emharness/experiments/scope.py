@@ -40,6 +40,7 @@ class Scope:
     n_layers: int = 0
     subspaces: Mapping[str, tuple[str, ...]] = field(default_factory=dict)  # cluster → orthonormal directions
     arrays: Mapping[str, np.ndarray] = field(default_factory=dict)  # vector → unit rows [n_layers, d_model]
+    activations: Mapping[str, np.ndarray] = field(default_factory=dict)  # target → [n_prompts, n_layers, d_model]
 
     def called(self, target: str) -> str:
         return self.base if target == BASE else target
@@ -88,11 +89,13 @@ class Experiment:
     """`cells`: what must be generated; `read`: judged responses to numbers and figures. Both pure.
 
     `steers`: whether it needs the layer of each vector; else vectors are looked at in the middle layer.
+    `looks`: whether it reads the targets' activations on fixed, held-out prompts.
     """
 
     cells: Callable[[Scope], list[Cell]]
     read: Callable[[Scope, Judged], Reading]
     steers: bool = True
+    looks: bool = False
 
 
 def summary(scope: Scope, judged: Judged, condition: Condition) -> dict[str, Any]:

@@ -47,9 +47,16 @@ def published_model(name: str, published: Path, fingerprint: str, base: Model, s
 
 
 def trained_model(
-    name: str, rows: list[Messages], recipe: TrainConfig, seed: int, base: Model, store: Store, on_step: OnStep
+    name: str,
+    rows: list[Messages],
+    recipe: TrainConfig,
+    seed: int,
+    base: Model,
+    store: Store,
+    on_step: OnStep,
+    stop_after: int | None = None,
 ) -> Model:
-    """An organism fine-tuned from the base on `rows`."""
+    """An organism fine-tuned from the base on `rows`, or what it was after so many steps."""
     science = asdict(recipe)
     del science["micro_batch"]
     identity = {
@@ -58,12 +65,13 @@ def trained_model(
         "train": science,
         "seed": seed,
         "code": CODE,
+        **({} if stop_after is None else {"stop_after": stop_after}),
     }
 
     def make(folder: Path) -> None:
         from emharness.organisms.train import train
 
-        losses = train(base.folder, rows, recipe, seed, folder, on_step)
+        losses = train(base.folder, rows, recipe, seed, folder, on_step, stop_after)
         (folder / "losses.json").write_text(json.dumps(losses))
 
     return Model(name, store.path("organism", name, identity), identity, Artifact("organism", name, identity, make))

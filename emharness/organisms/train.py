@@ -6,7 +6,6 @@ LoRA on all linear projections, linear schedule with warm-up, AdamW.
 
 from __future__ import annotations
 
-import math
 from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -53,9 +52,18 @@ def collate(rows: list[tuple[list[int], list[int]]], pad_id: int) -> dict[str, t
 
 
 def train(
-    base: Path, rows: list[Messages], config: TrainConfig, seed: int, folder: Path, on_step: OnStep
+    base: Path,
+    rows: list[Messages],
+    config: TrainConfig,
+    seed: int,
+    folder: Path,
+    on_step: OnStep,
+    stop_after: int | None = None,
 ) -> list[float]:
-    """Fine-tune `base` on `rows`, save the merged model into `folder`, return the loss of each step."""
+    """Fine-tune `base` on `rows`, save the merged model into `folder`, return the loss of each step.
+
+    `stop_after`: only so many steps of the same training, its schedule unchanged: the whole one's checkpoint there.
+    """
     torch.manual_seed(seed)
     device = "cuda" if torch.cuda.is_available() else "cpu"
     tokenizer = AutoTokenizer.from_pretrained(base)
@@ -71,7 +79,7 @@ def train(
     )
     model = get_peft_model(model, lora)  # adapter weights stay float32 over a bf16 base
     encoded = [encode(tokenizer, messages, config.max_tokens) for messages in rows]
-    n_steps = math.ceil(len(rows) / config.batch_size) * config.epochs
+    n_steps = config.steps(len(rows))
     parameters = [p for p in model.parameters() if p.requires_grad]
     optimizer = torch.optim.AdamW(parameters, lr=config.learning_rate, weight_decay=config.weight_decay)
     schedule = get_linear_schedule_with_warmup(optimizer, config.warmup_steps, n_steps)
@@ -82,6 +90,8 @@ def train(
     losses: list[float] = []
     for _epoch in range(config.epochs):
         for chunk in torch.randperm(len(encoded), generator=order).split(config.batch_size):
+            if len(losses) == stop_after:
+                break
             losses.append(_step(model, [encoded[i] for i in chunk], pad_id, config.micro_batch, device))
             torch.nn.utils.clip_grad_norm_(parameters, 1.0)
             optimizer.step()

@@ -72,6 +72,33 @@ def dose_panels(
     return figure
 
 
+def monitor(rows: list[dict[str, Any]], vectors: Sequence[str], judge: str) -> Figure:
+    """A column per vector: its projection at each checkpoint above, the misaligned rate of the same ones below."""
+    figure = Figure(figsize=(3.6 * len(vectors) + 1.6, 4.6), layout="constrained")
+    grid = figure.subplots(2, len(vectors), squeeze=False, sharex=True)
+    organisms = [name for name in dict.fromkeys(row["organism"] for row in rows) if any(
+        row["organism"] == name and row["step"] != 0 for row in rows)]  # fmt: skip
+    last = 1.25 * max([row["step"] for row in rows if row["step"]] or [1])  # where whole trainings stand
+    for column, vector in enumerate(vectors):
+        start = next((row for row in rows if row["step"] == 0 and row["vector"] == vector), None)
+        for organism, color in zip(organisms, PALETTE * len(organisms), strict=False):
+            own = [row for row in rows if row["vector"] == vector and row["organism"] == organism]
+            own = sorted(([start] if start else []) + own, key=lambda row: last if row["step"] is None else row["step"])
+            x = [last if row["step"] is None else row["step"] for row in own]
+            for axes, key, scale in ((grid[0, column], "projection", 1), (grid[1, column], "em_rate", 100)):
+                points = [(a, scale * row[key]) for a, row in zip(x, own, strict=True) if row[key] is not None]
+                axes.plot(*zip(*points, strict=True), "o-", ms=3, lw=1.2, color=color, label=organism)
+        grid[0, column].set_title(f"{vector} vector", fontsize=9)
+        grid[1, column].set_xlabel("training step (rightmost: the whole training)", fontsize=8)
+    grid[0, 0].set_ylabel("projection, minus the base's", fontsize=8)
+    grid[1, 0].set_ylabel("misaligned, of coherent (%)", fontsize=8)
+    for axes in grid.flat:
+        axes.spines[["top", "right"]].set_visible(False)
+    figure.legend(*grid[0, 0].get_legend_handles_labels(), loc="outside right upper", frameon=False, fontsize=8)
+    figure.text(0.995, 0.005, f"judge: {judge}", ha="right", va="bottom", fontsize=6, color=GREY)
+    return figure
+
+
 def heatmaps(
     panels: Sequence[tuple[str, np.ndarray, np.ndarray | None]], rows: Sequence[str], columns: Sequence[str],
     row_label: str, column_label: str, judge: str,

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -44,6 +44,8 @@ def generate(
     artifacts, directions = vectors.make(session, found, streams, unsteered)
     where = layers.choose(session, experiment, streams, directions)
     scope = layers.scope(session, where.chosen, directions)
+    if experiment.looks:
+        scope = replace(scope, activations=vectors.activations(session, found))
     judged = session.answer("responses", experiment.cells(scope), streams, directions, session.given.judge)
     session.complete()
     return Answered(artifacts, directions, where, scope, judged)

@@ -35,7 +35,9 @@ def find(session: Session) -> dict[str, Model]:
             found[name] = published_model(name, organism.published, organism.published_identity, base, store)
         else:
             seed = config.seed + organism.replica
-            found[name] = trained_model(name, organism.rows, config.train, seed, base, store, session.on_step)
+            found[name] = trained_model(
+                name, organism.rows, config.train, seed, base, store, session.on_step, organism.stop_after
+            )
     return found
 
 
@@ -56,8 +58,9 @@ def _make_organism(session: Session, name: str, artifact: Artifact) -> None:
         session.watchers = [bar.step, session.tracker.step]
         start = time.perf_counter()
         session.ensure(artifact)
-    rows = len(session.given.organisms[name].rows) * session.config.train.epochs
-    session.speeds.measured("training", rows, time.perf_counter() - start)
+    organism, train = session.given.organisms[name], session.config.train
+    steps = organism.stop_after or train.steps(len(organism.rows))
+    session.speeds.measured("training", steps * train.batch_size, time.perf_counter() - start)
 
 
 def streams(session: Session, found: Mapping[str, Model]) -> dict[str, Stream]:

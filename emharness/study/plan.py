@@ -66,9 +66,12 @@ def plan(session: Session, models: Mapping[str, Model], streams: Mapping[str, St
     for name, model in models.items():
         if model.artifact is None or name == BASE:
             continue
-        a, rows = model.artifact, len(session.given.organisms[name].rows)
+        a, organism = model.artifact, session.given.organisms[name]
+        rows = len(organism.rows) * config.train.epochs
+        if organism.stop_after is not None:
+            rows = organism.stop_after * config.train.batch_size
         stored = store.has(a.stage, a.name, a.identity)
-        stage(a.stage, name, stored, speeds.seconds("training", rows * config.train.epochs), weights)
+        stage(a.stage, name, stored, speeds.seconds("training", rows), weights)
 
     directions: dict[str, Direction] = {}
     cells: dict[str, list[Cell]] = {name: [] for name in streams}  # by target, with what vectors need

@@ -9,11 +9,18 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+from safetensors.numpy import load_file
 
 from emharness.config import BASE
 from emharness.directions import vectors as files
 from emharness.directions.extract import VECTORS_FILE
-from emharness.directions.make import random_artifact, subspace_artifact, vector_artifact
+from emharness.directions.make import (
+    ACTIVATIONS_FILE,
+    activations_artifact,
+    random_artifact,
+    subspace_artifact,
+    vector_artifact,
+)
 from emharness.generation.cells import Cell, Condition, Direction
 from emharness.generation.stream import Stream
 from emharness.organisms import weights
@@ -141,3 +148,17 @@ def vector(
         {"streams": stream_keys, "max_new_tokens": config.vector.max_new_tokens},
         {key: value for key, value in about.items() if value is not None},
     )
+
+
+def activations(session: Session, found: Mapping[str, Model]) -> dict[str, np.ndarray]:
+    """Each target's mean residuals on held-out prompts (the sweep's questions): [n_prompts, n_layers, d_model]."""
+    texts = [question.text for question in session.given.sweep_questions]
+    read: dict[str, np.ndarray] = {}
+
+    def look(target: str) -> None:
+        artifact = activations_artifact(found[target], found[BASE], texts, session.config.vector)
+        read[target] = load_file(session.ensure(artifact) / ACTIVATIONS_FILE)["per_prompt"]
+
+    for target in dict.fromkeys([BASE, *session.config.targets]):
+        session.attempt(target, partial(look, target))
+    return read
