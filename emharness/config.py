@@ -125,6 +125,8 @@ class ExperimentConfig:
     vectors: list[str] = field(default_factory=list)  # organisms; "model" is the one that model= chooses
     targets: list[str] = field(default_factory=list)  # organisms, and "base"
     strengths: list[float] = field(default_factory=list)
+    # Of `paper`: experiment → its own vectors, targets and strengths; the lists above are then their unions.
+    parts: dict[str, Any] = field(default_factory=dict)
 
 
 @dataclass
@@ -186,6 +188,10 @@ def typed(cfg: DictConfig) -> Config:
     if config.steer.mode == "ablate":
         config.steer.unit = "absolute"  # ablation takes a plain factor
     one_of("plan", config.plan, PLANS)
+    for part in config.experiment.parts.values():
+        for key in ("vectors", "targets", "strengths"):
+            own = getattr(config.experiment, key)
+            own += [item for item in part.get(key, []) if item not in own]
     if config.steer.strength is None:
         config.steer.strength = config.experiment.strengths
     config.steer.strength = strengths(config.steer.strength)

@@ -191,21 +191,24 @@ def test_two_processes_on_one_store_end_with_the_same_result(first, trained):
 @pytest.mark.engine
 def test_several_experiments_are_one_grid_and_each_reads_its_part(trained):
     about = ["vectors=[medical,medical-seed1]", "targets=[base,medical-step1,medical]", "tracker=none"]
-    done = launch(trained, "-m", *small(trained), *about, "experiment=transfer,ablation,seeds,monitor")
+    done = launch(trained, "-m", *small(trained), *about, "experiment=transfer,ablation,seeds,monitor,paper")
     assert done.returncode == 0, done.stderr[-3000:]
-    assert "4 jobs as one grid" in done.stdout
-    assert done.stdout.count("plan: to be made: nothing; 0 engine starts") == 4
+    assert "5 jobs as one grid" in done.stdout
+    assert done.stdout.count("plan: to be made: nothing; 0 engine starts") == 5
     paths = re.findall(r"^results: (.*)$", done.stdout, flags=re.M)
     found = {results["experiment"]: results for results in map(json.loads, map(Path.read_text, map(Path, paths)))}
-    assert list(found) == ["transfer", "ablation", "seeds", "monitor"]
+    assert list(found) == ["transfer", "ablation", "seeds", "monitor", "paper"]
     assert len(found["transfer"]["transfer"]) == 6
     removed = [row["removed"] for row in found["ablation"]["ablation"] if row["target"] == "smollm2"]
-    assert removed == ["medical", "medical-seed1", "medical cluster"]
+    assert removed == ["medical", "medical-seed1"]
     assert found["seeds"]["seeds"]["within"]["medical"]["pairs"] == 1
     steps = [(row["organism"], row["step"]) for row in found["monitor"]["monitor"] if row["vector"] == "medical"]
     assert steps == [("smollm2", 0), ("medical", 1), ("medical", None)]
     assert found["monitor"]["monitor"][0]["projection"] == 0
     assert all(Path(path).with_name("responses.parquet").is_file() for path in paths)
+    assert found["paper"]["ablation"][0]["removed"] == "medical"
+    report = Path(paths[-1]).with_name("report.md").read_text()
+    assert all(f"## {section}\n" in report for section in ("Geometry", "Ablation", "Seeds", "Monitor"))
 
 
 @pytest.mark.engine

@@ -45,6 +45,9 @@ def test_training_learns_its_rows_and_is_reproducible(tiny, tmp_path):
         assert seen[-1][:2] == (12, 12)
         runs.append(losses)
     assert runs[0] == runs[1]
+    (tmp_path / "early").mkdir()
+    early = train(tiny, [TALK] * 4, config, 0, tmp_path / "early", lambda *_: None, stop_after=5)
+    assert early == runs[0][:5]  # a checkpoint of the same training, not a shorter one
     assert runs[0][-1] < 0.5 * runs[0][0]
     assert not weights.is_adapter(tmp_path / "a")
     assert weights.model_shape(tmp_path / "a") == (4, 64)

@@ -1,6 +1,6 @@
 """Experiments: each a file of two pure functions, `cells` (what must be generated) and `read` (what it says)."""
 
-from emharness.experiments import ablation, dose_response, main, monitor, seeds, transfer
+from emharness.experiments import ablation, dose_response, main, monitor, paper, seeds, transfer
 from emharness.experiments.scope import Experiment
 
 EXPERIMENTS: dict[str, Experiment] = {
@@ -10,4 +10,5 @@ EXPERIMENTS: dict[str, Experiment] = {
     "ablation": ablation.EXPERIMENT,
     "seeds": seeds.EXPERIMENT,
     "monitor": monitor.EXPERIMENT,
+    "paper": paper.EXPERIMENT,
 }

@@ -41,6 +41,7 @@ class Scope:
     subspaces: Mapping[str, tuple[str, ...]] = field(default_factory=dict)  # cluster → orthonormal directions
     arrays: Mapping[str, np.ndarray] = field(default_factory=dict)  # vector → unit rows [n_layers, d_model]
     activations: Mapping[str, np.ndarray] = field(default_factory=dict)  # target → [n_prompts, n_layers, d_model]
+    parts: Mapping[str, Mapping[str, Any]] = field(default_factory=dict)  # of `paper`: experiment → its own lists
 
     def called(self, target: str) -> str:
         return self.base if target == BASE else target
@@ -90,12 +91,14 @@ class Experiment:
 
     `steers`: whether it needs the layer of each vector; else vectors are looked at in the middle layer.
     `looks`: whether it reads the targets' activations on fixed, held-out prompts.
+    `report`: results.json and geometry.json (None where there is none) to the text of report.md.
     """
 
     cells: Callable[[Scope], list[Cell]]
     read: Callable[[Scope, Judged], Reading]
     steers: bool = True
     looks: bool = False
+    report: Callable[[Mapping[str, Any], Mapping[str, Any] | None], str] | None = None
 
 
 def summary(scope: Scope, judged: Judged, condition: Condition) -> dict[str, Any]:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import json
+import shutil
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
@@ -16,6 +18,7 @@ from emharness.errors import UserError
 from emharness.experiments.scope import Experiment, Scope
 from emharness.generation.cells import Cell, Direction
 from emharness.generation.stream import Stream
+from emharness.inputs import parts
 from emharness.organisms.models import Model
 from emharness.reporting import figures, results
 from emharness.reporting.terminal import say
@@ -73,6 +76,12 @@ def report(
     for cell, table in answered.judged.items():
         tables["domain_responses" if cell.questions.startswith(DOMAIN) else "responses"].append(table)
     results.write(folder, told, tables, drawn)
+    if experiment.report is not None:
+        path = analysed.get("results")
+        measured = json.loads(Path(path).read_text()) if path else None
+        for image in Path(path).parent.glob("figure*.png") if path else ():
+            shutil.copy(image, folder / image.name)
+        (folder / "report.md").write_text(experiment.report(told, measured), encoding="utf-8")
     files = {vector: answered.directions[vector].file for vector in scope.vectors}
     results.mirror(folder, told, files, session.tracker)
 
@@ -84,13 +93,20 @@ def analyse(
     artifacts: Mapping[str, Artifact],
     layer: int,
 ) -> dict[str, str]:
-    """Geometry of all stored vectors that were made like this run's; {"skipped": why} where it has none."""
+    """Geometry of this run's vectors, or, where it has only one, of all stored ones that were made like it.
+
+    Replicas and checkpoints of an organism are no kinds of their own and stay out. {"skipped": why} if there is none.
+    """
     own = next(iter(artifacts.values())).identity
     keys = ["base", "recipe", "skip_tokens", "code"]
     if session.config.vector.recipe == "mean_diff":  # the base has a vector of its own only by this recipe
         session.ensure(vectors.vector(session, found, asked, BASE, {}))
         keys.append("prompts")
     stored = geometry.stored(session.store.root / "vectors", {key: own[key] for key in keys})
+    kinds = {name: a for name, a in artifacts.items() if parts(name)[0] == name}
+    if len(kinds) > 1:
+        base = {name: path for name, path in stored.items() if name == geometry.BASE}
+        stored = base | {n: session.store.path(a.stage, a.name, a.identity) / VECTORS_FILE for n, a in kinds.items()}
     identity = {
         "vectors": {name: path.parent.name for name, path in stored.items()},
         "layer": layer,
@@ -104,9 +120,10 @@ def analyse(
 
     try:
         folder = session.ensure(Artifact("geometry", session.config.base.name, identity, make))
-    except UserError as error:  # too few vectors, or old ones that do not fit: the run itself is whole
-        say(f"geometry: skipped: {error}")
-        return {"skipped": str(error)}
+    except Exception as error:  # too few vectors, or ones that do not fit: the run itself is whole
+        reason = str(error) if isinstance(error, UserError) else f"{type(error).__name__}: {error}"
+        say(f"geometry: skipped: {reason}")
+        return {"skipped": reason}
     session.tracker.geometry(*geometry.written(folder))
     return {"results": str(folder / "geometry.json")}
 

@@ -83,6 +83,7 @@ def scope(session: Session, chosen: Mapping[str, int], directions: Mapping[str, 
         mechanisms={name: organism.config.mechanism for name, organism in given.organisms.items()},
         judge=given.judge.name,
         n_layers=given.n_layers,
+        parts=config.experiment.parts,
         subspaces={m: tuple(f"{m}/{i}" for i in range(len(names))) for m, names in vectors.clusters(session).items()},
         arrays={n: files.load(d.file)[0][n] for n, d in (directions or {}).items() if n in config.vectors},
     )

@@ -23,6 +23,7 @@ from emharness.directions.make import (
 )
 from emharness.generation.cells import Cell, Condition, Direction
 from emharness.generation.stream import Stream
+from emharness.inputs import parts
 from emharness.organisms import weights
 from emharness.organisms.models import Model
 from emharness.store import Artifact
@@ -77,9 +78,9 @@ def _make_vector(session: Session, name: str, artifact: Artifact, directions: di
 
 
 def clusters(session: Session) -> dict[str, list[str]]:
-    """Mechanism → the run's vectors of it, where there are two or more."""
+    """Mechanism → the run's vectors of it, where there are two or more; other seeds of an organism are no others."""
     found: dict[str, list[str]] = {}
-    for name in session.config.vectors:
+    for name in [name for name in session.config.vectors if parts(name)[0] == name]:
         found.setdefault(session.given.organisms[name].config.mechanism, []).append(name)
     return {mechanism: names for mechanism, names in found.items() if len(names) > 1}
 
