@@ -38,7 +38,12 @@ def mirror(folder: Path, results: Mapping[str, Any], vectors: Mapping[str, Path]
     """The same in W&B, from what lies in `folder`, and the vectors (name → file) as artifacts."""
     tracker.conditions(results["conditions"])
     for name, rows in results.items():  # an experiment's own tables
-        if name != "conditions" and isinstance(rows, list) and rows and all(isinstance(row, dict) for row in rows):
+        if (
+            name not in ("conditions", "stages")
+            and isinstance(rows, list)
+            and rows
+            and all(isinstance(row, dict) for row in rows)
+        ):
             tracker.table(name, rows)
     tracker.responses(pq.read_table(folder / "responses.parquet"))
     tracker.figures({path.stem: path for path in sorted(folder.glob("*.png"))})

@@ -83,13 +83,16 @@ class Tracker:
     @_guarded
     def conditions(self, conditions: list[dict[str, Any]]) -> None:
         """Per-strength metrics of the steered base, every condition in the summary, and one table of all."""
+        steered = [c for c in conditions if c["target"] == conditions[0]["target"] and not c["control_of"]]
+        several = len({c["vector"] for c in steered if c["vector"]}) > 1
         names = ("em_rate", "em_rate_all", "coherent_rate", "mean_aligned", "mean_coherent")
         for condition in conditions:
             values = {name: condition[name] for name in names if condition[name] is not None}
             self._run.summary.update({f"{condition['name']}/{k}": v for k, v in values.items()})
-            if condition["target"] == conditions[0]["target"] and not condition["control_of"]:
-                steered = {f"steer/{k}": v for k, v in values.items()}
-                self._run.log({"steer/strength": condition["strength"], **steered})
+            if condition in steered:
+                group = f"steer/{condition['vector'] or 'baseline'}" if several else "steer"
+                doses = {f"{group}/{k}": v for k, v in values.items()}
+                self._run.log({"steer/strength": condition["strength"], **doses})
         self.table("conditions", conditions)
 
     @_guarded
