@@ -37,6 +37,8 @@ class Organism:
             "published": self.published_identity,
             "rows": dataset.fingerprint(self.rows),
             "texts": questions.fingerprint([self.domain, self.prompts]),
+            "lab": self.config.lab,
+            "mechanism": self.config.mechanism,
             "replica": self.replica,
             "stop_after": self.stop_after,
         }
@@ -59,7 +61,7 @@ class Inputs:
         science = asdict(config)
         for key in ("tracker", "wandb", "plan", "chunk", "model"):
             del science[key]
-        science["experiment"] = config.experiment.name
+        science["experiment"] = {"name": config.experiment.name, "parts": config.experiment.parts}
         science["base"] = {
             "name": config.base.name,
             "identity": self.base_identity,

@@ -14,7 +14,7 @@ def run(cfg: DictConfig) -> str | None:
     """Check everything, print the plan, generate what is not stored, read it. The path of results.json."""
     config = schema.typed(cfg)
     from emharness import inputs
-    from emharness.experiments import EXPERIMENTS
+    from emharness.experiments import EXPERIMENTS, READING
     from emharness.reporting import terminal
     from emharness.store import key_of
     from emharness.study import conduct, models, plan, session
@@ -22,7 +22,8 @@ def run(cfg: DictConfig) -> str | None:
     schema.one_of("experiment.name", config.experiment.name, tuple(EXPERIMENTS))
     experiment, store = EXPERIMENTS[config.experiment.name], session.store()
     given = inputs.check(config, inputs.model_configs(config_folders(), config.model), store)
-    identity, name = given.identity(config), f"{config.base.name}-{session.subject(config)}"
+    identity = {**given.identity(config), "reading": READING}
+    name = f"{config.base.name}-{session.subject(config)}"
     if store.has("runs", name, identity) and config.plan == "run":
         terminal.say("nothing to do: this very run is in the store")
         return terminal.show(store.path("runs", name, identity))

@@ -149,6 +149,17 @@ def test_transfer_between_labs_and_its_asymmetry():
     assert row["p"] == pytest.approx(2 / 6)  # the division at hand, and the same with both labs exchanged
 
 
+def test_whether_a_source_has_an_effect_does_not_depend_on_the_target():
+    g = np.random.default_rng(0)
+    source = np.concatenate([[0.2], g.normal(0.2, 0.15, 1000)])  # its interval contains 0
+    target = np.concatenate([[0.3], np.where(source[1:] > 0.05, 0.3, np.nan)])  # exists only where the source is large
+    assert transfer.ratio(target, source) == (None, None, transfer.UNDEFINED)
+    strong = np.concatenate([[0.4], g.normal(0.4, 0.02, 1000)])
+    assert transfer.ratio(target, strong) == (None, None, transfer.SILENT)
+    assert transfer.ratio(strong, np.full(1001, np.nan)) == (None, None, transfer.SILENT)
+    assert transfer.ratio(strong / 2, strong)[0] == pytest.approx(0.5)
+
+
 def test_a_ratio_s_interval_covers_the_truth_where_questions_differ():
     covered = 0
     for trial in range(200):

@@ -15,7 +15,8 @@ from emharness.generation.cells import Cell, Condition
 from emharness.reporting import figures
 
 UNDEFINED = "the source's own effect cannot be told from 0: its 95 % interval contains it"
-SILENT = "no coherent answer in one of the four conditions"
+SILENT = "too few coherent answers in one of the four conditions"
+MOST_DRAWS = 0.95  # share of the draws in which an effect must exist
 MOST_PERMUTATIONS = 5000
 
 
@@ -89,15 +90,19 @@ def _row(
 def ratio(numerator: np.ndarray, denominator: np.ndarray) -> tuple[float | None, list[float] | None, str | None]:
     """A ratio of two effects, each [value, draw, draw, …] under the same resampled questions.
 
-    Value and 95 % percentile interval; or None and why: where the interval of the denominator contains 0, or an effect
-    does not exist.
+    Value and 95 % percentile interval; or None and why: where the interval of the denominator contains 0, or one of the
+    effects does not exist in more than a twentieth of the draws. The denominator is judged on all of its own draws, so
+    that one source is told from 0 for all targets alike.
     """
+    own = denominator[1:][np.isfinite(denominator[1:])]
     usable = np.isfinite(numerator) & np.isfinite(denominator)
-    if not usable[0] or not usable[1:].any():
+    if not np.isfinite(denominator[0]) or len(own) < MOST_DRAWS * (len(denominator) - 1):
         return None, None, SILENT
-    low, high = np.quantile(denominator[1:][usable[1:]], [0.025, 0.975])
+    low, high = np.quantile(own, [0.025, 0.975])
     if low <= 0 <= high:
         return None, None, UNDEFINED
+    if not usable[0] or usable[1:].mean() < MOST_DRAWS:
+        return None, None, SILENT
     draws = (numerator[1:] / np.where(denominator[1:] == 0, np.nan, denominator[1:]))[usable[1:]]
     draws = draws[np.isfinite(draws)]
     return float(numerator[0] / denominator[0]), [float(x) for x in np.quantile(draws, [0.025, 0.975])], None
