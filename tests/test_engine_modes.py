@@ -74,7 +74,7 @@ def test_gemma_blocks(base, vectors, tmp_path):
 def test_chunked_prefill_preemption_and_recompute(tiny, vectors):
     """Prompts longer than a step's budget, and a cache too small for all requests at once."""
     long = [list(range(200 + n, 256 + 2 * n)) for n in range(8)]
-    small = config(max_num_batched_tokens=48, num_gpu_blocks_override=16, block_size=32)
+    small = config(enable_chunked_prefill=True, max_num_batched_tokens=48, num_gpu_blocks_override=16, block_size=32)
     with Engine(tiny, small, vectors, seed=0) as engine:
         preempted = count_preemptions(engine)
         cases = [None, *([edit(positions=p, strength=4.0)] for p in ("all", "prompt", "generated", "response"))]

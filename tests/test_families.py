@@ -30,9 +30,10 @@ def test_a_family_end_to_end(family, base, tmp_path):
     saved(folder, base, FAMILIES[family]())
     length = ["base.sampling.max_new_tokens=6", "base.engine.max_model_len=256", "base.engine.cpu_kv_cache_gib=1"]
     base_config = [f"base={family}", f"base.source={folder}", "layer=1", *length]
+    learns = ["train.warmup_steps=0", "train.learning_rate=1e-2"]  # the field's recipe would not move in one step
     vectors = ["experiment=dose_response", "vectors=[medical]", "targets=[base,medical]", "steer.strength=[1]"]
     overrides = [o for o in small(tmp_path) if not o.startswith(("sweep.", "train.epochs"))]
-    done = launch(tmp_path, *overrides, *base_config, *vectors, "~model.published.llama31", "tracker=none")
+    done = launch(tmp_path, *overrides, *base_config, *learns, *vectors, "~model.published.llama31", "tracker=none")
     assert done.returncode == 0, done.stderr[-3000:]
     _, results = results_of(done)
     conditions = results["conditions"]

@@ -49,7 +49,8 @@ def generate(
     scope = layers.scope(session, where.chosen, directions)
     if experiment.looks:
         scope = replace(scope, activations=vectors.activations(session, found))
-    judged = session.answer("responses", experiment.cells(scope), streams, directions, session.given.judge)
+    placed = {n: d for n, d in directions.items() if n in where.chosen or n not in session.config.vectors}
+    judged = session.answer("responses", experiment.cells(scope), streams, placed, session.given.judge)
     session.complete()
     return Answered(artifacts, directions, where, scope, judged)
 

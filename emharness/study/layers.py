@@ -36,8 +36,11 @@ def choose(
     judged = session.answer(
         "layer sweep", [c for some in cells.values() for c in some], asked, directions, session.given.judge
     )
-    session.complete()
-    sweeps = {name: layer_choice.read(some, judged, config.sweep.min_coherent) for name, some in cells.items()}
+    sweeps = {
+        name: layer_choice.read(some, judged, config.sweep.min_coherent)
+        for name, some in cells.items()
+        if all(cell in judged for cell in some)  # else the base has failed
+    }
     return Layers({name: found["layer"] for name, found in sweeps.items()}, sweeps)
 
 

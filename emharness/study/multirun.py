@@ -95,8 +95,13 @@ def generate(jobs: Sequence[schema.Config], folders: Sequence[Any]) -> None:
     def cells(scope: Scope) -> list[Cell]:
         listed: list[Cell] = []
         for job in jobs:
-            own = {"vectors": tuple(job.vectors), "targets": tuple(job.targets)}
-            about = replace(scope, **own, strengths=tuple(job.steer.strength))
+            about = replace(
+                scope,
+                vectors=tuple(job.vectors),
+                targets=tuple(job.targets),
+                strengths=tuple(job.steer.strength),
+                parts=job.experiment.parts,
+            )
             listed += EXPERIMENTS[job.experiment.name].cells(about)
         return list(dict.fromkeys(listed))
 

@@ -96,10 +96,14 @@ class Session:
     ) -> dict[Cell, pa.Table]:
         """The responses of these cells, generated where they are not stored, one engine for each target, and scored.
 
-        The target whose engine runs comes first. Cells of failed models are missing from the result.
+        The target whose engine runs comes first. Cells of failed models, and those that need the vector of one, are
+        missing from the result.
         """
         by_target: dict[str, list[Cell]] = {}
         for cell in dict.fromkeys(cells):
+            needed = {name for edit in cell.condition.edits for name in (edit.vector, edit.norm_of) if name}
+            if self.failed and not needed <= directions.keys():
+                continue
             by_target.setdefault(cell.condition.target, []).append(cell)
         running = self.engines.model
         order = sorted(by_target, key=lambda target: str(streams[target].model) != running)

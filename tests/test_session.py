@@ -1,0 +1,70 @@
+"""What happens around a model that fails, without any model."""
+
+import pytest
+from conftest import checked, configured
+
+from emharness.errors import Incomplete, UserError
+from emharness.generation.cells import Cell, Condition, Edit
+from emharness.store import Store
+from emharness.study.session import Session
+
+
+class FakeStream:
+    def __init__(self, target):
+        self.target, self.model = target, f"/models/{target}"
+
+
+def cell(target, *edits):
+    return Cell(Condition(target, edits), "broad", 1, 8)
+
+
+@pytest.fixture
+def session(tmp_path, monkeypatch):
+    config = configured("eval=smoke")
+    made = Session(config, checked(config, tmp_path), store=Store(tmp_path))
+    made.asked = []
+
+    def answer(what, cells, stream, directions, judge):
+        made.asked.append(stream.target)
+        if stream.target == "bad":
+            raise RuntimeError("no  room\nleft")
+        if stream.target == "typo":
+            raise UserError("a mistake")
+        return dict.fromkeys(cells, stream.target)
+
+    monkeypatch.setattr(made, "_answer", answer)
+    return made
+
+
+STREAMS = {name: FakeStream(name) for name in ("base", "bad", "good", "typo")}
+
+
+def test_a_target_that_fails_is_reported_and_the_others_go_on(session, capsys):
+    cells = [cell("bad"), cell("good"), cell("base")]
+    assert session.answer("responses", cells, STREAMS, {}) == {cell("good"): "good", cell("base"): "base"}
+    assert session.failed == {"bad": "RuntimeError: no room left"}
+    assert "failed: bad: RuntimeError: no room left; the others go on" in capsys.readouterr().out
+    session.answer("responses", cells, STREAMS, {})
+    assert session.asked == ["bad", "good", "base", "good", "base"]  # what has failed is not tried again
+    with pytest.raises(Incomplete, match=r"failed: bad \(RuntimeError: no room left\)"):
+        session.complete()
+
+
+def test_cells_that_need_the_vector_of_a_failed_model_are_left_out_and_blame_nobody_else(session):
+    session.failed["bad"] = "why"
+    needs, random = cell("base", Edit("bad", 1, 2.0)), cell("base", Edit("random-0", 1, 2.0, norm_of="bad"))
+    found = session.answer("responses", [cell("base"), needs, random], STREAMS, {"random-0": None})
+    assert list(found) == [cell("base")]
+    assert list(session.failed) == ["bad"]
+
+
+def test_a_mistake_in_the_input_ends_everything(session):
+    with pytest.raises(UserError, match="a mistake"):
+        session.answer("responses", [cell("typo"), cell("good")], STREAMS, {})
+
+
+def test_the_target_whose_engine_runs_comes_first_and_each_comes_once(session, monkeypatch):
+    monkeypatch.setattr(type(session.engines), "model", "/models/good")
+    session.answer("responses", [cell("base"), cell("good"), cell("base", Edit("v", 1, 1.0))], STREAMS, {})
+    assert session.asked == ["good", "base"]
+    session.complete()
