@@ -5,13 +5,14 @@ from conftest import checked, configured
 
 from emharness.errors import Incomplete, UserError
 from emharness.generation.cells import Cell, Condition, Edit
-from emharness.store import Store
+from emharness.store import Artifact, Store
+from emharness.study import vectors
 from emharness.study.session import Session
 
 
 class FakeStream:
     def __init__(self, target):
-        self.target, self.model = target, f"/models/{target}"
+        self.target, self.model, self.shape = target, f"/models/{target}", (2, 4)
 
 
 def cell(target, *edits):
@@ -68,3 +69,14 @@ def test_the_target_whose_engine_runs_comes_first_and_each_comes_once(session, m
     session.answer("responses", [cell("base"), cell("good"), cell("base", Edit("v", 1, 1.0))], STREAMS, {})
     assert session.asked == ["good", "base"]
     session.complete()
+
+
+def test_a_vector_is_never_made_of_half_its_answers(session, monkeypatch):
+    made = []
+    artifact = Artifact("vectors", "medical", {}, made.append)
+    monkeypatch.setattr(vectors, "vector", lambda *_: artifact)
+    streams = {"medical": FakeStream("medical"), "base": FakeStream("bad")}
+    _, directions = vectors.make(session, {}, streams, [])
+    assert made == []
+    assert session.failed["medical"] == "no vector, because base failed"
+    assert set(directions) == {"random-0", "random-1"}

@@ -57,9 +57,11 @@ def make(
                 now = [cell for cell in unsteered if cell.condition.target == target]
                 session.answer("unsteered", now, asked, {}, session.given.judge)
         for name in missing:
-            if name not in session.failed:
-                answers = session.answer("extraction", cells[name], asked, {})
+            answers = session.answer("extraction", cells[name], asked, {})
+            if len(answers) == len(cells[name]):
                 artifacts[name] = vector(session, found, asked, name, answers)
+            else:  # half of the texts would make another vector under the same name
+                session.failed.setdefault(name, f"no vector, because {', '.join(session.failed)} failed")
     directions = {}
     for name, artifact in artifacts.items():
         session.attempt(name, partial(_make_vector, session, name, artifact, directions))
