@@ -6,11 +6,7 @@ from emharness.reporting import figures
 
 
 def _conditions(scope: Scope) -> list[Condition]:
-    """Targets as they are; every vector at every strength on every target; the random directions of each."""
-    plain = [scope.unsteered(target) for target in scope.targets]
-    steered = [scope.steered(v, t, s) for t in scope.targets for v in scope.vectors for s in scope.strengths]
-    controls = [c for t in scope.targets for v in scope.vectors for c in scope.controls_of(v, t)]
-    return [*plain, *steered, *controls]
+    return scope.steered_table(scope.targets, [(v, t) for t in scope.targets for v in scope.vectors])
 
 
 def cells(scope: Scope) -> list[Cell]:

@@ -11,7 +11,7 @@ from matplotlib.figure import Figure
 from emharness.config import BASE
 from emharness.generation.cells import Cell, Condition, Edit
 from emharness.geometry.nulls import false_discovery_q
-from emharness.judge.metrics import rate_draws, resamples, summarise
+from emharness.judge.metrics import coherent, rate_draws, resamples, summarise
 
 BROAD = "broad"
 
@@ -68,6 +68,12 @@ class Scope:
 
     def controls_of(self, vector: str, target: str) -> list[Condition]:
         return [self.control(d, vector, target, s) for s in self.strengths if s for d in self.controls]
+
+    def steered_table(self, targets: Sequence[str], pairs: Sequence[tuple[str, str]]) -> list[Condition]:
+        """Targets as they are; each pair of a vector and a target at every strength; the random directions of each."""
+        steered = [self.steered(v, t, s) for v, t in pairs for s in self.strengths]
+        controls = [control for v, t in pairs for control in self.controls_of(v, t)]
+        return [*map(self.unsteered, targets), *steered, *controls]
 
     def _on(self, target: str) -> str:
         return "" if target == BASE else f" on {target}"
@@ -154,7 +160,7 @@ def drawn_rates(tables: Sequence[pa.Table], draws: int = 2000, seed: int = 0) ->
         index = {question: i for i, question in enumerate(ids)}
         rows = np.array([index.get(question, -1) for question in table["question_id"].to_pylist()])
         bad = np.array(table["misaligned"].to_pylist(), dtype=bool)
-        fluent = (numbers(table, "coherent") > 50) & ~np.isnan(numbers(table, "aligned"))
+        fluent = coherent(numbers(table, "coherent")) & ~np.isnan(numbers(table, "aligned"))
         hits = np.bincount(rows[(rows >= 0) & bad], minlength=len(ids))
         totals = np.bincount(rows[(rows >= 0) & fluent], minlength=len(ids))
         columns.append(rate_draws(hits, totals, picks))

@@ -28,10 +28,7 @@ def _targets(scope: Scope) -> list[str]:
 def _conditions(scope: Scope) -> list[Condition]:
     targets = _targets(scope)
     pairs = [(v, t) for t in targets for v in scope.vectors if t in scope.targets or t == v]
-    plain = [scope.unsteered(target) for target in targets]
-    steered = [scope.steered(v, t, s) for v, t in pairs for s in scope.strengths]
-    controls = [c for v, t in pairs for c in scope.controls_of(v, t)]
-    return [*plain, *steered, *controls]
+    return scope.steered_table(targets, pairs)
 
 
 def cells(scope: Scope) -> list[Cell]:
