@@ -5,6 +5,7 @@ import os
 import sys
 import warnings
 from collections.abc import Callable, Iterable
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -12,6 +13,8 @@ from hydra.core.hydra_config import HydraConfig
 from hydra.types import RunMode
 
 from emharness.errors import Incomplete, UserError
+
+LOCAL = "hydra._internal.core_plugins.basic_launcher.BasicLauncher"  # jobs one after another in this process
 
 # Libraries speak only of errors, so that the run's own progress can be read; what the user has set stays.
 QUIET = {
@@ -21,6 +24,13 @@ QUIET = {
     "HF_HUB_DISABLE_PROGRESS_BARS": "1",
     "PYTHONWARNINGS": "ignore::FutureWarning,ignore::UserWarning",
 }
+
+
+@dataclass(frozen=True)
+class Failed:
+    """What a job of a multirun gives back in place of a result; Hydra itself would print a traceback."""
+
+    why: str
 
 
 def quiet() -> None:
@@ -33,23 +43,21 @@ def quiet() -> None:
 
 
 def launcher(run: Callable[..., Any]) -> Callable[..., Any]:
-    """Wrap a Hydra task. In a multirun the error is raised on, so that the other jobs still run."""
+    """Wrap a Hydra task. In a multirun a mistake fails only its job: the others still run, and the status is then 1."""
 
     @functools.wraps(run)
     def wrapped(cfg: Any) -> Any:
         quiet()
         try:
             return run(cfg)
-        except UserError as error:
+        except (UserError, Incomplete) as error:
             print(f"error: {error}", file=sys.stderr, flush=True)
-            if HydraConfig.get().mode == RunMode.MULTIRUN:
+            job = HydraConfig.get()
+            if job.mode != RunMode.MULTIRUN:
+                sys.exit(2 if isinstance(error, UserError) else 1)
+            if job.launcher._target_ != LOCAL:  # in a process of its own, whose failure the launcher reports
                 raise
-            sys.exit(2)
-        except Incomplete as error:
-            print(f"error: {error}", file=sys.stderr, flush=True)
-            if HydraConfig.get().mode == RunMode.MULTIRUN:
-                raise
-            sys.exit(1)
+            return Failed(str(error))
 
     return wrapped
 

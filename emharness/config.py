@@ -10,6 +10,7 @@ from hydra.core.config_store import ConfigStore
 from omegaconf import MISSING, DictConfig, OmegaConf
 
 from emharness.errors import UserError
+from emharness.store import home
 
 
 @dataclass
@@ -165,6 +166,7 @@ class Config:
 
 
 ConfigStore.instance().store(name="schema", node=Config)
+OmegaConf.register_new_resolver("store", lambda: str(home()), replace=True)  # for Hydra's own files
 
 BASE = "base"  # the base as a target
 STEP = "-step"  # medical-step20 is medical after 20 steps of its training

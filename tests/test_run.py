@@ -215,7 +215,11 @@ def test_several_experiments_are_one_grid_and_each_reads_its_part(trained):
 def test_targets_as_jobs_of_a_cluster_fill_one_store_and_a_last_call_reads_the_whole(first, trained):
     layer = results_of(first[1])[1]["layer"]
     common = small(trained, "experiment=transfer", "vectors=[medical]", f"layer={layer}", "tracker=none")
-    sent = ["hydra/launcher=submitit_local", "hydra.launcher.timeout_min=10", "hydra.sweep.dir=jobs"]
+    sent = ["hydra/launcher=submitit_local", "hydra.launcher.timeout_min=10"]
+    mistaken = launch(trained, "-m", *common, "targets=base,nosuch", *sent)
+    assert mistaken.returncode == 2
+    assert "targets=nosuch: targets=nosuch: unknown" in mistaken.stderr
+    assert not list(trained.glob("home/**/.submitit"))  # nothing was sent
     jobs = launch(trained, "-m", *common, "targets=base,medical", *sent)
     assert jobs.returncode == 0, jobs.stderr[-3000:]
     whole = launch(trained, *common, "targets=[base,medical]")
@@ -237,6 +241,8 @@ def test_a_sweep_shares_stages_and_one_bad_job_does_not_stop_the_others(first):
     done = launch(folder, "-m", *small(folder, "model=medical", strengths, f"layer={layer}", "tracker=none"))
     assert done.returncode == 1
     assert "error: steer.strength=nan" in done.stderr
+    assert "Traceback" not in done.stderr
+    assert not (folder / "multirun.yaml").exists()
     assert done.stdout.count("results: ") == 2
     assert "2 jobs as one grid" in done.stdout
     table = re.split(r"^jobs *$", done.stdout, flags=re.M)[1]

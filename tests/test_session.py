@@ -4,7 +4,7 @@ import pytest
 from conftest import checked, configured
 
 from emharness.errors import Incomplete, UserError
-from emharness.generation.cells import Cell, Condition, Edit
+from emharness.generation.cells import Cell, Condition, Edit, Prompt, Request
 from emharness.store import Artifact, Store
 from emharness.study import vectors
 from emharness.study.session import Session
@@ -12,7 +12,10 @@ from emharness.study.session import Session
 
 class FakeStream:
     def __init__(self, target):
-        self.target, self.model, self.shape = target, f"/models/{target}", (2, 4)
+        self.target, self.model, self.shape, self.responses = target, f"/models/{target}", (2, 4), {}
+
+    def requests(self, cell, directions):
+        return [Request(f"{cell} {sample}", "", Prompt("q", "Q?", None, (1,)), sample, 8, None, 0) for sample in (0, 1)]
 
 
 def cell(target, *edits):
@@ -25,13 +28,14 @@ def session(tmp_path, monkeypatch):
     made = Session(config, checked(config, tmp_path), store=Store(tmp_path))
     made.asked = []
 
-    def answer(what, cells, stream, directions, judge):
+    def answer(what, asked, todo, stream, view, judge):
         made.asked.append(stream.target)
+        made.owed = dict(view._pending)
         if stream.target == "bad":
             raise RuntimeError("no  room\nleft")
         if stream.target == "typo":
             raise UserError("a mistake")
-        return dict.fromkeys(cells, stream.target)
+        return dict.fromkeys(asked, stream.target)
 
     monkeypatch.setattr(made, "_answer", answer)
     return made
@@ -49,6 +53,12 @@ def test_a_target_that_fails_is_reported_and_the_others_go_on(session, capsys):
     assert session.asked == ["bad", "good", "base", "good", "base"]  # what has failed is not tried again
     with pytest.raises(Incomplete, match=r"failed: bad \(RuntimeError: no room left\)"):
         session.complete()
+
+
+def test_all_targets_are_counted_as_one_and_what_a_target_does_not_give_is_not_waited_for(session, capsys):
+    session.answer("responses", [cell("bad"), cell("good"), cell("base")], STREAMS, {})
+    assert session.owed == {"smollm2": 2}  # when the last was asked, the first two were done with
+    assert "responses: 0 of 0 responses" in capsys.readouterr().out
 
 
 def test_cells_that_need_the_vector_of_a_failed_model_are_left_out_and_blame_nobody_else(session):

@@ -47,8 +47,11 @@ class _Line:
 
     def advance(self, done: int, total: int) -> None:
         self.done, self._total = done, total
+        self._show()
+
+    def _show(self) -> None:
         if self._bar:
-            self._bar.update(self._task, completed=done, total=total, note=self.note())
+            self._bar.update(self._task, completed=self.done, total=self._total, note=self.note())
         elif time.perf_counter() - self._last > EVERY:
             self._last = time.perf_counter()
             say(self._line())
@@ -79,18 +82,32 @@ class TrainProgress(_Line):
 
 
 class Progress(_Line):
-    """Responses done of total, tokens/s, time left, and the misaligned rate so far of the latest conditions."""
+    """The whole grid: responses done of total, tokens/s, time left, the target that is asked, and the misaligned rate
+    so far of its latest conditions."""
 
-    def __init__(self, label: str, total: int, names: Mapping[str, str]):
-        """`names`: digest of a condition's edits → its name."""
-        super().__init__(label, "responses", total)
+    def __init__(self, label: str, pending: Mapping[str, int]):
+        """`pending`: target → responses to be generated."""
+        super().__init__(label, "responses", sum(pending.values()) or None)
         self.tokens = 0
-        self._all, self._names = total, names
+        self._pending, self._asked = dict(pending), ""
+        self._names: Mapping[str, str] = {}
         self._counts: dict[str, tuple[int, int]] = {}  # digest → misaligned, counted
+
+    def target(self, name: str, names: Mapping[str, str]) -> None:
+        """Whose responses come now. `names`: digest of a condition's edits → its name."""
+        self._asked, self._names, self._counts = name, names, {}
+        self._show()
+
+    def finished(self, name: str) -> None:
+        """What a target still owes is not waited for: it failed, or another process generated it meanwhile."""
+        if owed := self._pending.pop(name, 0):
+            self._total = (self._total or 0) - owed
+            self._show()
 
     def response(self, n_tokens: int) -> None:
         self.tokens += n_tokens
-        self.advance(self.done + 1, self._all)
+        self._pending[self._asked] -= 1
+        self.advance(self.done + 1, self._total or 0)
 
     def scored(self, rows: Sequence[Mapping[str, Any]], scores: Mapping[str, Mapping[str, Any]]) -> None:
         """Count a judged chunk: rows with key and edits, scores by key."""
@@ -107,8 +124,8 @@ class Progress(_Line):
             for digest, (bad, counted) in list(self._counts.items())[-SHOWN:]
             if counted
         ]
-        speed = f"{self.tokens / max(1e-9, self.seconds):.0f} tokens/s"
-        return speed + (f"; EM so far: {', '.join(rates)}" if rates else "")
+        speed = f"{self.tokens / max(1e-9, self.seconds):.0f} tokens/s; {self._asked}"
+        return speed + (f", EM so far: {', '.join(rates)}" if rates else "")
 
 
 def _clock(seconds: float) -> str:

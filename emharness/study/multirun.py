@@ -17,46 +17,70 @@ from omegaconf import DictConfig
 from omegaconf.errors import OmegaConfBaseException
 
 from emharness import config as schema
-from emharness.cli import folders_of, quiet
+from emharness.cli import LOCAL, Failed, folders_of, quiet
 from emharness.errors import Incomplete, UserError
 
-LOCAL = "hydra._internal.core_plugins.basic_launcher.BasicLauncher"
 OWN = ("experiment", "vectors", "targets", "model", "steer")  # in what jobs of one grid may differ
 
 
 class OneGrid(Callback):
-    """Named in conf/config.yaml. Jobs that another launcher sends elsewhere are left to themselves."""
+    """Named in conf/config.yaml. Jobs that another launcher sends elsewhere are checked, then left to themselves."""
 
     def __init__(self) -> None:
-        self._jobs = 0
+        self._jobs = self._ended = self._failed = 0
         self._done: list[tuple[list[str], str | None]] = []  # overrides, path of results.json
 
     def on_multirun_start(self, config: DictConfig, **kwargs: Any) -> None:
-        if config.hydra.launcher._target_ != LOCAL:
-            return
         quiet()
+        local = config.hydra.launcher._target_ == LOCAL
         parsed = OverridesParser.create().parse_overrides(list(config.hydra.overrides.task))
-        jobs: list[schema.Config] = []
+        folders, jobs = folders_of(config.hydra.runtime.config_sources), list[schema.Config]()
         every = BasicSweeper.split_arguments(parsed, None)[0]
-        self._jobs = len(every)
+        self._jobs = len(every) if local else 0
         for overrides in every:
             try:
-                jobs.append(schema.typed(compose(config.hydra.job.config_name, overrides=overrides)))
-            except (UserError, HydraException, OmegaConfBaseException):
-                continue  # the job itself will say what is wrong with it
-        for some in grids(jobs):
+                composed = compose(config.hydra.job.config_name, overrides=overrides)
+            except (HydraException, OmegaConfBaseException):
+                return  # Hydra starts none of the jobs then, and says why
             try:
-                generate(some, folders_of(config.hydra.runtime.config_sources))
+                jobs.append(schema.typed(composed))
+                if not local:
+                    check(jobs[-1], folders)
+            except UserError as error:
+                if local:
+                    continue  # the job itself will say what is wrong with it
+                print(f"error: {' '.join(overrides)}: {error}", file=sys.stderr, flush=True)
+                sys.exit(2)  # before anything is sent
+        for some in grids(jobs) if local else []:
+            try:
+                generate(some, folders)
             except (UserError, Incomplete) as error:
                 print(f"error: {error}", file=sys.stderr, flush=True)
 
     def on_job_end(self, config: DictConfig, job_return: JobReturn, **kwargs: Any) -> None:
-        path = job_return.return_value if job_return.status == JobStatus.COMPLETED else None
-        self._done.append((list(job_return.overrides or []), path))
-        if len(self._done) == self._jobs:  # Hydra does not get to the end of a multirun of which a job failed
+        path = job_return.return_value if job_return.status == JobStatus.COMPLETED else Failed("")
+        failed = isinstance(path, Failed)
+        self._ended, self._failed = self._ended + 1, self._failed + failed
+        if path is not None:  # a job that only printed its plan has no row
+            self._done.append((list(job_return.overrides or []), None if failed else path))
+        if self._done and self._ended == self._jobs:  # Hydra does not get to the end when a job crashed
             from emharness.reporting.terminal import show_jobs
 
             show_jobs(self._done)
+
+    def on_multirun_end(self, config: DictConfig, **kwargs: Any) -> None:
+        if self._failed:
+            sys.exit(1)
+
+
+def check(job: schema.Config, folders: Sequence[Any]) -> None:
+    """UserError for what would fail in the job itself."""
+    from emharness import inputs
+    from emharness.experiments import EXPERIMENTS
+    from emharness.study import session
+
+    schema.one_of("experiment.name", job.experiment.name, tuple(EXPERIMENTS))
+    inputs.check(job, inputs.model_configs(folders, job.model), session.store())
 
 
 def grids(jobs: Sequence[schema.Config]) -> list[list[schema.Config]]:

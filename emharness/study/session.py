@@ -16,7 +16,7 @@ import pyarrow as pa
 from emharness.config import BASE, Config
 from emharness.errors import Incomplete, UserError
 from emharness.generation import grid
-from emharness.generation.cells import Cell, Direction
+from emharness.generation.cells import Cell, Direction, Request
 from emharness.generation.engines import Engines
 from emharness.generation.stream import Stream
 from emharness.inputs import Inputs
@@ -107,44 +107,57 @@ class Session:
             by_target.setdefault(cell.condition.target, []).append(cell)
         running = self.engines.model
         order = sorted(by_target, key=lambda target: str(streams[target].model) != running)
+        asked = {
+            target: {cell: streams[target].requests(cell, directions) for cell in by_target[target]}
+            for target in order
+            if target not in self.failed
+        }
+        todo = {
+            target: grid.pending([r for some in requests.values() for r in some], streams[target].responses.keys())
+            for target, requests in asked.items()
+        }
         found: dict[Cell, pa.Table] = {}
-        for target in order:
-            self.attempt(
-                target,
-                lambda target=target: found.update(
-                    self._answer(what, by_target[target], streams[target], directions, judge)
-                ),
-            )
+        with Progress(what, {self._called(target): len(some) for target, some in todo.items()}) as view:
+            for target, requests in asked.items():
+
+                def work(target: str = target, requests: dict[Cell, list[Request]] = requests) -> None:
+                    found.update(self._answer(what, requests, todo[target], streams[target], view, judge))
+
+                self.attempt(target, work)
+                view.finished(self._called(target))
         return {cell: found[cell] for cells in by_target.values() for cell in cells if cell in found}
 
     def _answer(
-        self, what: str, cells: list[Cell], stream: Stream, directions: Mapping[str, Direction], judge: Judge | None
+        self,
+        what: str,
+        asked: Mapping[Cell, list[Request]],
+        todo: list[Request],
+        stream: Stream,
+        view: Progress,
+        judge: Judge | None,
     ) -> dict[Cell, pa.Table]:
-        asked = {cell: stream.requests(cell, directions) for cell in cells}
-        every = [request for requests in asked.values() for request in requests]
-        todo = grid.pending(every, stream.responses.keys())
+        """One target's part: generate what is still to do, score all that is asked."""
         scores = stream.scores(judge.identity) if judge else None
         start = time.perf_counter()
         if todo:
-            called = self.config.base.name if stream.target == BASE else stream.target
             names = {requests[0].edits: cell.condition.name for cell, requests in asked.items() if requests}
-            with Progress(f"{what}: {called}", len(todo), names) as view:
+            view.target(self._called(stream.target), names)
 
-                def on_chunk(rows: list[dict[str, Any]]) -> None:
-                    if judge and scores:
-                        score(judge, rows, scores)
-                        view.scored(rows, scores.read(row["key"] for row in rows))
+            def on_chunk(rows: list[dict[str, Any]]) -> None:
+                if judge and scores:
+                    score(judge, rows, scores)
+                    view.scored(rows, scores.read(row["key"] for row in rows))
 
-                starts = self.engines.started
-                engine = self.engines.get(stream.model, self.config.base.engine, self.config.seed)
-                self.speeds.measured("start", self.engines.started - starts, time.perf_counter() - start)
-                begin = time.perf_counter()
-                sampling = self.config.base.sampling
-                grid.run(engine, todo, sampling, stream.responses, self.config.chunk, view.response, on_chunk)
-                seconds = time.perf_counter() - begin
-                self.speeds.measured("responses", len(todo), seconds)
-                self.speeds.measured("tokens", view.tokens if len(todo) >= LEAST["responses"] else 0, seconds)
-        keys = {request.key for request in every}
+            starts, tokens = self.engines.started, view.tokens
+            engine = self.engines.get(stream.model, self.config.base.engine, self.config.seed)
+            self.speeds.measured("start", self.engines.started - starts, time.perf_counter() - start)
+            begin = time.perf_counter()
+            sampling = self.config.base.sampling
+            grid.run(engine, todo, sampling, stream.responses, self.config.chunk, view.response, on_chunk)
+            seconds = time.perf_counter() - begin
+            self.speeds.measured("responses", len(todo), seconds)
+            self.speeds.measured("tokens", view.tokens - tokens if len(todo) >= LEAST["responses"] else 0, seconds)
+        keys = {request.key for requests in asked.values() for request in requests}
         rows = stream.responses.read(keys)
         marks = {}
         if judge and scores:
@@ -155,6 +168,9 @@ class Session:
             {"stage": "responses", "name": f"{what}: {stream.target}", "made": len(todo), "seconds": round(seconds, 2)}
         )
         return {cell: table(requests, rows, marks, cell.condition.name) for cell, requests in asked.items()}
+
+    def _called(self, target: str) -> str:
+        return self.config.base.name if target == BASE else target
 
     def stored(
         self, cells: Iterable[Cell], stream: Stream, directions: Mapping[str, Direction], judge: Judge
