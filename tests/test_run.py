@@ -142,7 +142,7 @@ def test_the_offline_wandb_run_holds_metrics_table_figures_and_vector(first):
         summary |= {i.key or "/".join(i.nested_key) for i in record.summary.update}
         artifacts |= {record.artifact.name, record.request.log_artifact.artifact.name}
     wanted = ("train/loss", "steer/em_rate_all", "responses", "conditions")
-    for key in (*wanted, "figures/dose_response", "figures/layer_sweep"):
+    for key in (*wanted, "figures/dose_response", "figures/dose_response_plotly", "figures/layer_sweep"):
         assert any(name == key or name.startswith(f"{key}/") for name in logged), (key, sorted(logged))
     assert "baseline/em_rate_all" in summary
     assert "vector-medical" in artifacts

@@ -6,12 +6,12 @@ from typing import Any
 
 import numpy as np
 import pyarrow as pa
-from matplotlib.figure import Figure
 
 from emharness.config import BASE
 from emharness.generation.cells import Cell, Condition, Edit
 from emharness.geometry.nulls import false_discovery_q
 from emharness.judge.metrics import coherent, rate_draws, resamples, summarise
+from emharness.reporting.picture import Picture
 
 BROAD = "broad"
 
@@ -88,7 +88,7 @@ class Reading:
 
     conditions: list[dict[str, Any]]
     numbers: dict[str, Any] = field(default_factory=dict)
-    figures: dict[str, Figure] = field(default_factory=dict)
+    figures: dict[str, Picture] = field(default_factory=dict)
 
 
 @dataclass(frozen=True)

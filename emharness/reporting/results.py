@@ -2,35 +2,39 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
 import pyarrow as pa
 import pyarrow.parquet as pq
-from matplotlib.figure import Figure
 
 from emharness.directions.vectors import load
+from emharness.reporting import drawing
+from emharness.reporting.picture import Picture
 from emharness.reporting.track import Tracker
 from emharness.store import write_json
 from emharness.versions import versions
 
 SCHEMA_VERSION = 2
 RESULTS_FILE = "results.json"
+PLOTLY_FILE = "figures.json"  # name → {"data", "layout"}
 
 
 def write(
     folder: Path,
     results: Mapping[str, Any],
     tables: Mapping[str, list[pa.Table]],
-    figures: Mapping[str, Figure],
+    figures: Mapping[str, Picture],
 ) -> None:
     """Everything that a run leaves behind, in `folder`. `tables`: file name → judged responses."""
     for name, some in tables.items():
         if some:
             pq.write_table(pa.concat_tables(some), folder / f"{name}.parquet")
-    for name, figure in figures.items():
-        figure.savefig(folder / f"{name}.png", dpi=160)
+    for name, picture in figures.items():
+        drawing.image(picture).savefig(folder / f"{name}.png", dpi=160)
+    write_json(folder / PLOTLY_FILE, {name: drawing.plotly(picture) for name, picture in figures.items()})
     write_json(folder / RESULTS_FILE, {"schema_version": SCHEMA_VERSION, **versions(), **results})
 
 
@@ -46,6 +50,7 @@ def mirror(folder: Path, results: Mapping[str, Any], vectors: Mapping[str, Path]
         ):
             tracker.table(name, rows)
     tracker.responses(pq.read_table(folder / "responses.parquet"))
-    tracker.figures({path.stem: path for path in sorted(folder.glob("*.png"))})
+    plotly = json.loads((folder / PLOTLY_FILE).read_text())
+    tracker.figures({path.stem: path for path in sorted(folder.glob("*.png"))}, plotly)
     for name, file in vectors.items():
         tracker.vector(f"vector-{name}", file, load(file)[1][name])

@@ -107,16 +107,17 @@ class Tracker:
         self._run.log({"responses": self._table(columns=table.column_names, data=rows)})
 
     @_guarded
-    def figures(self, images: dict[str, Path]) -> None:
-        self._run.log({f"figures/{k}": self._wandb.Image(str(v)) for k, v in images.items()})
+    def figures(self, images: dict[str, Path], plotly: dict[str, dict[str, Any]], folder: str = "figures") -> None:
+        """As images, and as Plotly."""
+        from plotly.graph_objects import Figure
+
+        self._run.log({f"{folder}/{k}": self._wandb.Image(str(v)) for k, v in images.items()})
+        self._run.log({f"{folder}/{k}_plotly": self._wandb.Plotly(Figure(v)) for k, v in plotly.items()})
 
     @_guarded
     def geometry(self, images: dict[str, Path], plotly: dict[str, dict[str, Any]], metrics: dict[str, Any]) -> None:
         """Figures as images and as Plotly, headline numbers in the summary."""
-        from plotly.graph_objects import Figure
-
-        self._run.log({f"geometry/{k}": self._wandb.Image(str(v)) for k, v in images.items()})
-        self._run.log({f"geometry/{k}_plotly": self._wandb.Plotly(Figure(v)) for k, v in plotly.items()})
+        self.figures(images, plotly, "geometry")
         self._run.summary.update({f"geometry/{k}": v for k, v in metrics.items()})
 
     @_guarded

@@ -1,0 +1,150 @@
+"""A picture as an image (Matplotlib) and as Plotly, from the same data."""
+
+from typing import Any
+
+import numpy as np
+from matplotlib.axes import Axes
+from matplotlib.figure import Figure
+from matplotlib.lines import Line2D
+
+from emharness.reporting.picture import GREY, Line, Lines, Matrix, Picture
+
+LEGEND = 1.6  # inches beside several panels
+DASHES = {"-": "solid", "--": "dash"}
+
+
+def image(picture: Picture) -> Figure:
+    n_rows = -(-len(picture.panels) // picture.columns)
+    several = len(picture.panels) > 1 and isinstance(picture.panels[0], Lines)
+    width = picture.size[0] * picture.columns + LEGEND * several
+    figure = Figure(figsize=(width, picture.size[1] * n_rows + 0.3), layout="constrained")
+    axes = list(figure.subplots(n_rows, picture.columns, squeeze=False).flat)
+    for place, panel in zip(axes, picture.panels, strict=False):
+        if isinstance(panel, Lines):
+            _draw_lines(place, panel, bars=not several)
+        else:
+            _draw_matrix(figure, place, panel)
+    for place in axes[len(picture.panels) :]:
+        place.set_visible(False)
+    handles = _legend([line for panel in picture.panels if isinstance(panel, Lines) for line in panel.lines])
+    if several:
+        figure.legend(handles=handles, loc="outside right upper", frameon=False, fontsize=8)
+    elif isinstance(picture.panels[0], Lines):
+        levels = [Line2D([], [], color=e.color, ls=e.style, label=e.label) for e in picture.panels[0].levels if e.label]
+        axes[0].legend(handles=[*handles, *levels], framealpha=0.8, edgecolor="none", fontsize=8)
+    figure.text(0.995, 0.005, picture.note, ha="right", va="bottom", fontsize=6, color=GREY)
+    return figure
+
+
+def _legend(lines: list[Line]) -> list[Line2D]:
+    by_label = {line.label: line for line in reversed(lines) if line.label}
+    labels = dict.fromkeys(line.label for line in lines if line.label)
+    return [
+        Line2D([], [], color=e.color, ls=e.style, marker=e.marker, ms=4, lw=1.2, label=e.label)
+        for e in (by_label[label] for label in labels)
+    ]
+
+
+def _draw_lines(axes: Axes, panel: Lines, bars: bool) -> None:
+    for line in panel.lines:
+        axes.plot(line.x, line.y, line.style, color=line.color, lw=1.2)
+        for x, y, hollow in zip(line.x, line.y, line.hollow or [False] * len(line.x), strict=True):
+            axes.plot(x, y, line.marker, color=line.color, mfc="white" if hollow else line.color, ms=4)
+        if line.low is not None and line.high is not None:
+            if bars:
+                y = np.array(line.y)
+                errors = np.maximum(0, [y - np.array(line.low), np.array(line.high) - y])
+                axes.errorbar(line.x, y, yerr=errors, color=line.color, fmt="none", capsize=3)
+            else:
+                axes.fill_between(line.x, line.low, line.high, color=line.color, alpha=0.12, lw=0)
+    for level in panel.levels:
+        across = axes.axvline if level.upright else axes.axhline
+        across(level.value, color=level.color, ls=level.style, lw=1.2)
+    axes.set(ylim=panel.y_range)
+    axes.set_title(panel.title, fontsize=9)
+    axes.set_xlabel(panel.x_label, fontsize=9)
+    axes.set_ylabel(panel.y_label, fontsize=9)
+    axes.spines[["top", "right"]].set_visible(False)
+
+
+def _draw_matrix(figure: Figure, axes: Axes, panel: Matrix) -> None:
+    least, colours = (-panel.limit, "RdBu_r") if panel.diverging else (0.0, "Oranges")
+    shown = axes.imshow(panel.values, cmap=colours, vmin=least, vmax=panel.limit, aspect="auto")
+    axes.set_facecolor("#eeeeee")
+    for (r, c), value in np.ndenumerate(panel.values):
+        dark = np.isfinite(value) and abs(value) > 0.6 * panel.limit
+        axes.text(c, r, panel.text(r, c), ha="center", va="center", fontsize=7, color="white" if dark else "black")
+    axes.set_xticks(range(len(panel.columns)), panel.columns, rotation=45, ha="right", fontsize=8)
+    axes.set_yticks(range(len(panel.rows)), panel.rows if panel.y_label else [""] * len(panel.rows), fontsize=8)
+    axes.set_title(panel.title, fontsize=9)
+    axes.set_xlabel(panel.x_label, fontsize=8)
+    axes.set_ylabel(panel.y_label, fontsize=8)
+    figure.colorbar(shown, ax=axes, shrink=0.8, format=lambda v, _: f"{100 * v:.0f} %")
+
+
+def plotly(picture: Picture) -> dict[str, Any]:
+    """{"data", "layout"} of a `plotly.graph_objects.Figure`; needs no Plotly. Undefined values are gaps."""
+    n_rows = -(-len(picture.panels) // picture.columns)
+    data: list[dict[str, Any]] = []
+    layout: dict[str, Any] = {
+        "grid": {"rows": n_rows, "columns": picture.columns, "pattern": "independent"},
+        "annotations": [_remark(picture.note)],
+    }
+    named: set[str] = set()
+    for i, panel in enumerate(picture.panels, start=1):
+        number = "" if i == 1 else str(i)
+        place = {"xaxis": f"x{number}", "yaxis": f"y{number}"}
+        layout[f"xaxis{number}"] = {"title": {"text": panel.x_label}}
+        layout[f"yaxis{number}"] = {"title": {"text": panel.y_label}}
+        title = {"text": panel.title, "xref": f"x{number} domain", "yref": f"y{number} domain", "x": 0.5, "y": 1.0}
+        layout["annotations"].append(title | {"showarrow": False, "xanchor": "center", "yanchor": "bottom"})
+        if isinstance(panel, Matrix):
+            layout[f"yaxis{number}"]["autorange"] = "reversed"
+            data.append(_heatmap(panel, showscale=i == len(picture.panels)) | place)
+            continue
+        if panel.y_range:
+            layout[f"yaxis{number}"]["range"] = list(panel.y_range)
+        for line in panel.lines:
+            data.append(_trace(line, first=bool(line.label) and line.label not in named) | place)
+            named.add(line.label)
+        for level in panel.levels:
+            along, across = ("x", "y") if level.upright else ("y", "x")
+            shape = {along + "0": level.value, along + "1": level.value, across + "0": 0, across + "1": 1}
+            refs = {along + "ref": along + number, across + "ref": f"{across}{number} domain", "type": "line"}
+            dash = "dot" if level.style == ":" else DASHES[level.style]
+            style = {"line": {"color": level.color, "dash": dash, "width": 1.2}, "label": {"text": level.label}}
+            layout.setdefault("shapes", []).append(shape | refs | style)
+    return {"data": data, "layout": layout}
+
+
+def _trace(line: Line, first: bool) -> dict[str, Any]:
+    marker: dict[str, Any] = {"color": line.color, "symbol": "circle" if line.marker == "o" else "x"}
+    if line.hollow:
+        marker["symbol"] = ["circle-open" if hollow else "circle" for hollow in line.hollow]
+    trace: dict[str, Any] = {
+        "type": "scatter", "mode": "lines+markers" if line.style else "markers", "name": line.label,
+        "legendgroup": line.label, "showlegend": first, "x": list(line.x), "y": list(line.y), "marker": marker,
+    }  # fmt: skip
+    if line.style:
+        trace["line"] = {"color": line.color, "dash": DASHES[line.style]}
+    if line.low is not None and line.high is not None:
+        up = [max(0.0, high - y) for high, y in zip(line.high, line.y, strict=True)]
+        down = [max(0.0, y - low) for low, y in zip(line.low, line.y, strict=True)]
+        trace["error_y"] = {"type": "data", "symmetric": False, "array": up, "arrayminus": down}
+    return trace
+
+
+def _heatmap(panel: Matrix, showscale: bool) -> dict[str, Any]:
+    values = [[100 * float(v) if np.isfinite(v) else None for v in row] for row in panel.values]
+    texts = [[panel.text(r, c) for c in range(len(panel.columns))] for r in range(len(panel.rows))]
+    colours = {"colorscale": "RdBu", "reversescale": True} if panel.diverging else {"colorscale": "Oranges"}
+    limits = {"zmin": -100 * panel.limit if panel.diverging else 0, "zmax": 100 * panel.limit}
+    return {
+        "type": "heatmap", "z": values, "x": list(panel.columns), "y": list(panel.rows), "text": texts,
+        "texttemplate": "%{text}", "showscale": showscale, "colorbar": {"ticksuffix": " %"}, **colours, **limits,
+    }  # fmt: skip
+
+
+def _remark(text: str) -> dict[str, Any]:
+    place = {"xref": "paper", "yref": "paper", "x": 1.0, "y": -0.12, "xanchor": "right"}
+    return {"text": text, "showarrow": False, "font": {"size": 10, "color": GREY}, **place}
