@@ -36,9 +36,9 @@ def slug(name: str) -> str:
     return "".join(c if c.isalnum() or c in "+-." else "_" for c in name)
 
 
-def partial_name() -> str:
+def partial_name(host: str | None = None, pid: str | None = None) -> str:
     """Beginning of an unfinished file's name; it says whose it is, so that the dead can be told from the living."""
-    return f"{_PARTIAL}~{socket.gethostname()}~{os.getpid()}~"
+    return f"{_PARTIAL}~{host or socket.gethostname()}~{pid or os.getpid()}~"
 
 
 def write_json(path: Path, value: Any) -> None:
@@ -100,7 +100,7 @@ class Store:
         removed = 0
         for path in self.root.glob(f"**/{_PARTIAL}~*"):
             _, host, pid, _ = path.name.split("~", 3)
-            if _alive(int(pid)) if host == socket.gethostname() else not _older(path, _OLD):
+            if alive(int(pid)) if host == socket.gethostname() else not older(path, _OLD):
                 continue
             shutil.rmtree(path, ignore_errors=True) if path.is_dir() else path.unlink(missing_ok=True)
             removed += 1
@@ -113,7 +113,8 @@ class Store:
         )
 
 
-def _alive(pid: int) -> bool:
+def alive(pid: int) -> bool:
+    """Whether a process of this machine runs."""
     try:
         os.kill(pid, 0)
     except ProcessLookupError:
@@ -123,7 +124,8 @@ def _alive(pid: int) -> bool:
     return True
 
 
-def _older(path: Path, seconds: float) -> bool:
+def older(path: Path, seconds: float) -> bool:
+    """Whether a file was last touched so long ago; False where it is gone."""
     try:
         return time.time() - path.stat().st_mtime > seconds
     except FileNotFoundError:

@@ -186,6 +186,9 @@ def test_two_processes_on_one_store_end_with_the_same_result(first, trained):
     done = [finish(process) for process in [start(trained, *command) for _ in range(2)]]
     assert [one.returncode for one in done] == [0, 0], [one.stderr[-2000:] for one in done]
     assert answers_of(done[0]) == answers_of(done[1]) == answers_of(first[1])
+    made = [s["made"] for one in done for s in results_of(one)[1]["stages"] if s["stage"] == "responses"]
+    files = (trained / "home" / "responses").glob("*/[!.]*.parquet")
+    assert sum(made) == sum(pq.read_metadata(path).num_rows for path in files)  # the work was shared, not repeated
 
 
 @pytest.mark.engine

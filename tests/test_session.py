@@ -1,18 +1,22 @@
 """What happens around a model that fails, without any model."""
 
+from pathlib import Path
+
 import pytest
 from conftest import checked, configured
 
 from emharness.errors import Incomplete, UserError
 from emharness.generation.cells import Cell, Condition, Edit, Prompt, Request
+from emharness.generation.responses import RESPONSES, Rows
 from emharness.store import Artifact, Store
-from emharness.study import vectors
+from emharness.study import answers, vectors
 from emharness.study.session import Session
 
 
 class FakeStream:
     def __init__(self, target):
-        self.target, self.model, self.shape, self.responses = target, f"/models/{target}", (2, 4), {}
+        self.target, self.model, self.shape = target, f"/models/{target}", (2, 4)
+        self.responses = Rows(Path("/nowhere") / target, RESPONSES)
 
     def requests(self, cell, directions):
         return [Request(f"{cell} {sample}", "", Prompt("q", "Q?", None, (1,)), sample, 8, None, 0) for sample in (0, 1)]
@@ -28,7 +32,7 @@ def session(tmp_path, monkeypatch):
     made = Session(config, checked(config, tmp_path), store=Store(tmp_path))
     made.asked = []
 
-    def answer(what, asked, todo, stream, view, judge):
+    def of_target(session, what, asked, stream, view, judge):
         made.asked.append(stream.target)
         made.owed = dict(view._pending)
         if stream.target == "bad":
@@ -37,7 +41,7 @@ def session(tmp_path, monkeypatch):
             raise UserError("a mistake")
         return dict.fromkeys(asked, stream.target)
 
-    monkeypatch.setattr(made, "_answer", answer)
+    monkeypatch.setattr(answers, "of_target", of_target)
     return made
 
 
@@ -46,17 +50,17 @@ STREAMS = {name: FakeStream(name) for name in ("base", "bad", "good", "typo")}
 
 def test_a_target_that_fails_is_reported_and_the_others_go_on(session, capsys):
     cells = [cell("bad"), cell("good"), cell("base")]
-    assert session.answer("responses", cells, STREAMS, {}) == {cell("good"): "good", cell("base"): "base"}
+    assert answers.answer(session, "responses", cells, STREAMS, {}) == {cell("good"): "good", cell("base"): "base"}
     assert session.failed == {"bad": "RuntimeError: no room left"}
     assert "failed: bad: RuntimeError: no room left; the others go on" in capsys.readouterr().out
-    session.answer("responses", cells, STREAMS, {})
+    answers.answer(session, "responses", cells, STREAMS, {})
     assert session.asked == ["bad", "good", "base", "good", "base"]  # what has failed is not tried again
     with pytest.raises(Incomplete, match=r"failed: bad \(RuntimeError: no room left\)"):
         session.complete()
 
 
 def test_all_targets_are_counted_as_one_and_what_a_target_does_not_give_is_not_waited_for(session, capsys):
-    session.answer("responses", [cell("bad"), cell("good"), cell("base")], STREAMS, {})
+    answers.answer(session, "responses", [cell("bad"), cell("good"), cell("base")], STREAMS, {})
     assert session.owed == {"smollm2": 2}  # when the last was asked, the first two were done with
     assert "responses: 0 of 0 responses" in capsys.readouterr().out
 
@@ -64,19 +68,19 @@ def test_all_targets_are_counted_as_one_and_what_a_target_does_not_give_is_not_w
 def test_cells_that_need_the_vector_of_a_failed_model_are_left_out_and_blame_nobody_else(session):
     session.failed["bad"] = "why"
     needs, random = cell("base", Edit("bad", 1, 2.0)), cell("base", Edit("random-0", 1, 2.0, norm_of="bad"))
-    found = session.answer("responses", [cell("base"), needs, random], STREAMS, {"random-0": None})
+    found = answers.answer(session, "responses", [cell("base"), needs, random], STREAMS, {"random-0": None})
     assert list(found) == [cell("base")]
     assert list(session.failed) == ["bad"]
 
 
 def test_a_mistake_in_the_input_ends_everything(session):
     with pytest.raises(UserError, match="a mistake"):
-        session.answer("responses", [cell("typo"), cell("good")], STREAMS, {})
+        answers.answer(session, "responses", [cell("typo"), cell("good")], STREAMS, {})
 
 
 def test_the_target_whose_engine_runs_comes_first_and_each_comes_once(session, monkeypatch):
     monkeypatch.setattr(type(session.engines), "model", "/models/good")
-    session.answer("responses", [cell("base"), cell("good"), cell("base", Edit("v", 1, 1.0))], STREAMS, {})
+    answers.answer(session, "responses", [cell("base"), cell("good"), cell("base", Edit("v", 1, 1.0))], STREAMS, {})
     assert session.asked == ["good", "base"]
     session.complete()
 

@@ -24,6 +24,7 @@ from emharness.reporting import figures, results
 from emharness.reporting.terminal import say
 from emharness.store import Artifact
 from emharness.study import layers, models, vectors
+from emharness.study.answers import answer
 from emharness.study.layers import Layers
 from emharness.study.models import CODE, DOMAIN
 from emharness.study.session import Session
@@ -50,7 +51,7 @@ def generate(
     if experiment.looks:
         scope = replace(scope, activations=vectors.activations(session, found))
     placed = {n: d for n, d in directions.items() if n in where.chosen or n not in session.config.vectors}
-    judged = session.answer("responses", experiment.cells(scope), streams, placed, session.given.judge)
+    judged = answer(session, "responses", experiment.cells(scope), streams, placed, session.given.judge)
     session.complete()
     return Answered(artifacts, directions, where, scope, judged)
 

@@ -12,6 +12,7 @@ from emharness.experiments.scope import Experiment, Scope
 from emharness.generation.cells import Cell, Direction
 from emharness.generation.stream import Stream
 from emharness.study import vectors
+from emharness.study.answers import answer
 from emharness.study.models import DOMAIN
 from emharness.study.session import Session
 
@@ -33,8 +34,8 @@ def choose(
     if (given := given_layer(session, experiment)) is not None:
         return Layers(dict.fromkeys(usable, given), {})
     cells = {name: layer_cells(session, name) for name in usable}
-    judged = session.answer(
-        "layer sweep", [c for some in cells.values() for c in some], asked, directions, session.given.judge
+    judged = answer(
+        session, "layer sweep", [c for some in cells.values() for c in some], asked, directions, session.given.judge
     )
     sweeps = {
         name: layer_choice.read(some, judged, config.sweep.min_coherent)

@@ -7,6 +7,7 @@ from collections.abc import Mapping
 from dataclasses import asdict
 from functools import partial
 
+from emharness import claims
 from emharness.config import BASE
 from emharness.experiments import layer as layer_choice
 from emharness.experiments.scope import BROAD
@@ -43,9 +44,10 @@ def find(session: Session) -> dict[str, Model]:
 
 def make(session: Session, found: Mapping[str, Model]) -> None:
     """Train or merge the organisms that are not stored."""
-    for name, model in found.items():
-        if model.artifact is not None and name != BASE:
-            session.attempt(name, partial(_make_organism, session, name, model.artifact))
+    wanted = {n: model.artifact for n, model in found.items() if model.artifact is not None and n != BASE}
+    where = {name: session.store.path(a.stage, a.name, a.identity) for name, a in wanted.items()}
+    for name in claims.in_turn(wanted, where.__getitem__):
+        session.attempt(name, partial(_make_organism, session, name, wanted[name]))
 
 
 def _make_organism(session: Session, name: str, artifact: Artifact) -> None:
@@ -58,6 +60,8 @@ def _make_organism(session: Session, name: str, artifact: Artifact) -> None:
         session.watchers = [bar.step, session.tracker.step]
         start = time.perf_counter()
         session.ensure(artifact)
+    if not session.stages[-1]["made"]:  # another process did
+        return
     organism, train = session.given.organisms[name], session.config.train
     steps = organism.stop_after or train.steps(len(organism.rows))
     session.speeds.measured("training", steps * train.batch_size, time.perf_counter() - start)

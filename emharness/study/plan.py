@@ -19,6 +19,7 @@ from emharness.generation.stream import Stream
 from emharness.organisms.models import Model
 from emharness.study import layers as where
 from emharness.study import vectors
+from emharness.study.answers import stored as stored_answers
 from emharness.study.session import Session
 from emharness.study.speeds import Speeds
 
@@ -96,7 +97,7 @@ def plan(session: Session, models: Mapping[str, Model], streams: Mapping[str, St
         for name in config.vectors:
             some = where.layer_cells(session, name)
             cells[BASE] += some
-            judged = session.stored(some, streams[BASE], directions, session.given.judge)
+            judged = stored_answers(some, streams[BASE], directions, session.given.judge)
             if judged is not None:
                 layers[name] = layer_choice.read(some, judged, config.sweep.min_coherent)["layer"]
     for cell in experiment.cells(where.scope(session, layers)):

@@ -5,29 +5,22 @@ from __future__ import annotations
 import sys
 import time
 import traceback
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable
 from dataclasses import asdict, dataclass, field
 from functools import cache
 from pathlib import Path
 from typing import Any
 
-import pyarrow as pa
-
-from emharness.config import BASE, Config
+from emharness import claims
+from emharness.config import Config
 from emharness.errors import Incomplete, UserError
-from emharness.generation import grid
-from emharness.generation.cells import Cell, Direction, Request
 from emharness.generation.engines import Engines
-from emharness.generation.stream import Stream
 from emharness.inputs import Inputs
-from emharness.judge import Judge
-from emharness.judge.scoring import score, table
 from emharness.organisms.models import OnStep
-from emharness.reporting.progress import Progress
 from emharness.reporting.terminal import say
 from emharness.reporting.track import Tracker
 from emharness.store import Artifact, Store, home
-from emharness.study.speeds import LEAST, Speeds
+from emharness.study.speeds import Speeds
 
 
 @cache
@@ -62,10 +55,17 @@ class Session:
 
     def ensure(self, artifact: Artifact) -> Path:
         """The artifact's folder, made now or found in the store."""
+        about = artifact.stage, artifact.name, artifact.identity
         start, called = time.perf_counter(), f"{artifact.stage}: {artifact.name}"
-        if not self.store.has(artifact.stage, artifact.name, artifact.identity):
-            say(f"{called} …")
-        path, made = self.store.get(artifact.stage, artifact.name, artifact.identity, artifact.make)
+        path, made = self.store.path(*about), False
+        while not self.store.has(*about):
+            with claims.claim(path) as first:
+                if first:
+                    say(f"{called} …")
+                    path, made = self.store.get(*about, artifact.make)
+                    break
+            say(f"{called}: another process is at it; waiting")
+            claims.wait(path, lambda: self.store.has(*about))
         seconds = time.perf_counter() - start
         self.stages.append({"stage": artifact.stage, "name": artifact.name, "made": made, "seconds": round(seconds, 2)})
         say(f"{called} " + (f"made in {seconds:.0f} s" if made else "found in the store"))
@@ -85,105 +85,6 @@ class Session:
             traceback.print_exc(file=sys.stderr)
             say(f"failed: {model}: {self.failed[model]}; the others go on")
             self.engines.close()
-
-    def answer(
-        self,
-        what: str,
-        cells: Iterable[Cell],
-        streams: Mapping[str, Stream],
-        directions: Mapping[str, Direction],
-        judge: Judge | None = None,
-    ) -> dict[Cell, pa.Table]:
-        """The responses of these cells, generated where they are not stored, one engine for each target, and scored.
-
-        The target whose engine runs comes first. Cells of failed models, and those that need the vector of one, are
-        missing from the result.
-        """
-        by_target: dict[str, list[Cell]] = {}
-        for cell in dict.fromkeys(cells):
-            needed = {name for edit in cell.condition.edits for name in (edit.vector, edit.norm_of) if name}
-            if self.failed and not needed <= directions.keys():
-                continue
-            by_target.setdefault(cell.condition.target, []).append(cell)
-        running = self.engines.model
-        order = sorted(by_target, key=lambda target: str(streams[target].model) != running)
-        asked = {
-            target: {cell: streams[target].requests(cell, directions) for cell in by_target[target]}
-            for target in order
-            if target not in self.failed
-        }
-        todo = {
-            target: grid.pending([r for some in requests.values() for r in some], streams[target].responses.keys())
-            for target, requests in asked.items()
-        }
-        found: dict[Cell, pa.Table] = {}
-        with Progress(what, {self._called(target): len(some) for target, some in todo.items()}) as view:
-            for target, requests in asked.items():
-
-                def work(target: str = target, requests: dict[Cell, list[Request]] = requests) -> None:
-                    found.update(self._answer(what, requests, todo[target], streams[target], view, judge))
-
-                self.attempt(target, work)
-                view.finished(self._called(target))
-        return {cell: found[cell] for cells in by_target.values() for cell in cells if cell in found}
-
-    def _answer(
-        self,
-        what: str,
-        asked: Mapping[Cell, list[Request]],
-        todo: list[Request],
-        stream: Stream,
-        view: Progress,
-        judge: Judge | None,
-    ) -> dict[Cell, pa.Table]:
-        """One target's part: generate what is still to do, score all that is asked."""
-        scores = stream.scores(judge.identity) if judge else None
-        start = time.perf_counter()
-        if todo:
-            names = {requests[0].edits: cell.condition.name for cell, requests in asked.items() if requests}
-            view.target(self._called(stream.target), names)
-
-            def on_chunk(rows: list[dict[str, Any]]) -> None:
-                if judge and scores:
-                    score(judge, rows, scores)
-                    view.scored(rows, scores.read(row["key"] for row in rows))
-
-            starts, tokens = self.engines.started, view.tokens
-            engine = self.engines.get(stream.model, self.config.base.engine, self.config.seed)
-            self.speeds.measured("start", self.engines.started - starts, time.perf_counter() - start)
-            begin = time.perf_counter()
-            sampling = self.config.base.sampling
-            grid.run(engine, todo, sampling, stream.responses, self.config.chunk, view.response, on_chunk)
-            seconds = time.perf_counter() - begin
-            self.speeds.measured("responses", len(todo), seconds)
-            self.speeds.measured("tokens", view.tokens - tokens if len(todo) >= LEAST["responses"] else 0, seconds)
-        keys = {request.key for requests in asked.values() for request in requests}
-        rows = stream.responses.read(keys)
-        marks = {}
-        if judge and scores:
-            score(judge, rows.values(), scores)
-            marks = scores.read(keys)
-        seconds = time.perf_counter() - start
-        self.stages.append(
-            {"stage": "responses", "name": f"{what}: {stream.target}", "made": len(todo), "seconds": round(seconds, 2)}
-        )
-        return {cell: table(requests, rows, marks, cell.condition.name) for cell, requests in asked.items()}
-
-    def _called(self, target: str) -> str:
-        return self.config.base.name if target == BASE else target
-
-    def stored(
-        self, cells: Iterable[Cell], stream: Stream, directions: Mapping[str, Direction], judge: Judge
-    ) -> dict[Cell, pa.Table] | None:
-        """The judged responses of these cells if all are stored and scored, else None; nothing is generated."""
-        scores = stream.scores(judge.identity)
-        try:
-            asked = {cell: stream.requests(cell, directions) for cell in cells}
-            keys = {request.key for requests in asked.values() for request in requests}
-            rows, marks = stream.responses.read(keys), scores.read(keys)
-        except KeyError:  # a vector or a row is not there
-            return None
-        return {cell: table(requests, rows, marks, cell.condition.name) for cell, requests in asked.items()}
 
     def complete(self) -> None:
         """Raise Incomplete if a model failed."""

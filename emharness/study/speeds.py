@@ -7,13 +7,13 @@ from pathlib import Path
 from emharness.store import slug, write_json
 
 # Per second, for the embedded base on 2 CPU cores: what a plan assumes before the first run on a machine.
-DEFAULTS = {"training": 1.6, "responses": 18.0, "extraction": 12.0, "start": 0.1, "tokens": 700.0}
-LEAST = {"training": 50, "responses": 300, "extraction": 50, "start": 1, "tokens": 300}  # smaller ones say little
+DEFAULTS = {"training": 2.0, "responses": 18.0, "extraction": 12.0, "start": 0.1, "length": 39.0}
+LEAST = {"training": 50, "responses": 300, "extraction": 50, "start": 1, "length": 10_000}  # smaller ones say little
 
 
 class Speeds:
-    """Units of work per second by kind (training rows, responses, extracted sequences, engine starts, tokens), kept
-    for each machine and base. A new measurement counts as much as all earlier ones."""
+    """Units of work per second by kind (training rows, responses, extracted sequences, engine starts), and the tokens
+    of a response (`length`), kept for each machine and base. A new measurement counts as much as all earlier ones."""
 
     def __init__(self, root: Path, base: str):
         self._path = root / "speeds" / f"{slug(socket.gethostname())}-{slug(base)}.json"
@@ -37,6 +37,4 @@ class Speeds:
 
     def tokens_per_response(self, most: int) -> float:
         """Mean length of a response, at most `most`."""
-        if "tokens" in self._known and "responses" in self._known:
-            return min(most, self._known["tokens"] / self._known["responses"])
-        return min(most, DEFAULTS["tokens"] / DEFAULTS["responses"])
+        return min(most, self._known.get("length", DEFAULTS["length"]))

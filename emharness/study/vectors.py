@@ -5,12 +5,14 @@ from __future__ import annotations
 import time
 from collections.abc import Mapping
 from functools import partial
+from itertools import chain
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 from safetensors.numpy import load_file
 
+from emharness import claims
 from emharness.config import BASE
 from emharness.directions import vectors as files
 from emharness.directions.extract import VECTORS_FILE
@@ -27,6 +29,7 @@ from emharness.inputs import parts
 from emharness.organisms import weights
 from emharness.organisms.models import Model
 from emharness.store import Artifact
+from emharness.study.answers import answer
 from emharness.study.models import EXTRACTION
 from emharness.study.session import Session
 from emharness.versions import versions
@@ -50,21 +53,23 @@ def make(
     if config.vector.recipe == "model_diff":
         missing = [n for n, a in artifacts.items() if not session.store.has(a.stage, a.name, a.identity)]
         cells = {name: extraction_cells(session, name) for name in missing}
-        for target in [*missing, BASE]:
+        for target in chain(claims.in_turn(missing, lambda name: asked[name].responses.folder), [BASE]):
             own = [cell for some in cells.values() for cell in some if cell.condition.target == target]
             if own:
-                session.answer("extraction", own, asked, {})
+                answer(session, "extraction", own, asked, {})
                 now = [cell for cell in unsteered if cell.condition.target == target]
-                session.answer("unsteered", now, asked, {}, session.given.judge)
+                answer(session, "unsteered", now, asked, {}, session.given.judge)
         for name in missing:
-            answers = session.answer("extraction", cells[name], asked, {})
+            answers = answer(session, "extraction", cells[name], asked, {})
             if len(answers) == len(cells[name]):
                 artifacts[name] = vector(session, found, asked, name, answers)
             else:  # half of the texts would make another vector under the same name
                 session.failed.setdefault(name, f"no vector, because {', '.join(session.failed)} failed")
-    directions = {}
-    for name, artifact in artifacts.items():
-        session.attempt(name, partial(_make_vector, session, name, artifact, directions))
+    made: dict[str, Direction] = {}
+    where = {name: session.store.path(a.stage, a.name, a.identity) for name, a in artifacts.items()}
+    for name in claims.in_turn(artifacts, where.__getitem__):
+        session.attempt(name, partial(_make_vector, session, name, artifacts[name], made))
+    directions = {name: made[name] for name in artifacts if name in made}
     directions |= subspaces(session, directions) | randoms(session, asked[BASE].shape)
     return artifacts, directions
 
@@ -74,7 +79,7 @@ def _make_vector(session: Session, name: str, artifact: Artifact, directions: di
         session.engines.close()  # its memory is needed for the models' own forward passes
     stored, start = session.store.has(artifact.stage, artifact.name, artifact.identity), time.perf_counter()
     directions[name] = direction(session.ensure(artifact) / VECTORS_FILE, name)
-    if not stored:
+    if not stored and session.stages[-1]["made"]:
         read = 4 * len(session.given.organisms[name].prompts)
         session.speeds.measured("extraction", read, time.perf_counter() - start)
 

@@ -1,0 +1,83 @@
+"""Who is making what: hints between processes on one store, so that cluster jobs share work in place of repeating it.
+
+No locks. A claim is a file that its process touches while it works; one that is not touched any more, or whose process
+is dead, counts for nothing. Where two go on all the same, both make the same thing and the store keeps one of them.
+"""
+
+from __future__ import annotations
+
+import socket
+import time
+from collections.abc import Callable, Iterable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from threading import Event, Thread
+from typing import TypeVar
+
+from emharness.store import alive, older, partial_name
+
+_CLAIM = "claim"
+TOUCHED = 20.0  # seconds between signs of life
+STALE = 300.0  # seconds without one after which a claim counts for nothing
+POLL = 1.0  # seconds between two looks at what another process makes
+
+Item = TypeVar("Item")
+
+
+@contextmanager
+def claim(path: Path) -> Iterator[bool]:
+    """Say, while the block runs, that this process makes `path`. False, and nothing said, where another was first."""
+    if claimed(path):
+        yield False
+        return
+    path.parent.mkdir(parents=True, exist_ok=True)
+    own = path.parent / f"{partial_name()}{_CLAIM}~{time.time_ns()}~{path.name}"
+    own.touch()
+    ended = Event()
+    sign = Thread(target=_touch, args=(own, ended), daemon=True)
+    sign.start()
+    try:
+        yield not any(_age(other) < _age(own) for other in _claims(path) if other != own)
+    finally:
+        ended.set()
+        sign.join()
+        own.unlink(missing_ok=True)
+
+
+def claimed(path: Path) -> bool:
+    """Whether a living process, on this machine or another, is making `path`."""
+    return bool(_claims(path))
+
+
+def wait(path: Path, done: Callable[[], bool]) -> None:
+    """Until it is done, or nobody makes `path` any more."""
+    while not done() and claimed(path):
+        time.sleep(POLL)
+
+
+def in_turn(items: Iterable[Item], path: Callable[[Item], Path]) -> Iterator[Item]:
+    """Each once; what other processes are making comes when nothing else is left."""
+    left = list(items)
+    while left:
+        chosen = next((item for item in left if not claimed(path(item))), left[0])
+        left.remove(chosen)
+        yield chosen
+
+
+def _claims(path: Path) -> set[Path]:
+    found = path.parent.glob(f"{partial_name('*', '*')}{_CLAIM}~*~{path.name}")
+    return {claim for claim in found if _lives(claim)}
+
+
+def _lives(claim: Path) -> bool:
+    _, host, pid, _ = claim.name.split("~", 3)
+    return (host != socket.gethostname() or alive(int(pid))) and not older(claim, STALE)
+
+
+def _age(claim: Path) -> tuple[int, str]:
+    return int(claim.name.split("~")[4]), claim.name
+
+
+def _touch(claim: Path, ended: Event) -> None:
+    while not ended.wait(TOUCHED):
+        claim.touch()

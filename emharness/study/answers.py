@@ -1,0 +1,123 @@
+"""The answers of a grid's cells: what is stored, what has to be generated, and by whom."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Iterable, Mapping
+from typing import Any
+
+import pyarrow as pa
+
+from emharness import claims
+from emharness.config import BASE
+from emharness.generation import grid
+from emharness.generation.cells import Cell, Direction, Request
+from emharness.generation.stream import Stream
+from emharness.judge import Judge
+from emharness.judge.scoring import score, table
+from emharness.reporting.progress import Progress
+from emharness.reporting.terminal import say
+from emharness.study.session import Session
+
+Asked = Mapping[Cell, list[Request]]
+
+
+def answer(
+    session: Session,
+    what: str,
+    cells: Iterable[Cell],
+    streams: Mapping[str, Stream],
+    directions: Mapping[str, Direction],
+    judge: Judge | None = None,
+) -> dict[Cell, pa.Table]:
+    """The responses of these cells, generated where they are not stored, one engine for each target, and scored.
+
+    The target whose engine runs comes first, what another process asks comes last. Cells of failed models, and those
+    that need the vector of one, are missing from the result.
+    """
+    by_target: dict[str, list[Cell]] = {}
+    for cell in dict.fromkeys(cells):
+        needed = {name for edit in cell.condition.edits for name in (edit.vector, edit.norm_of) if name}
+        if session.failed and not needed <= directions.keys():
+            continue
+        if cell.condition.target not in session.failed:
+            by_target.setdefault(cell.condition.target, []).append(cell)
+    running = session.engines.model
+    order = sorted(by_target, key=lambda target: str(streams[target].model) != running)
+    asked = {t: {cell: streams[t].requests(cell, directions) for cell in by_target[t]} for t in order}
+    owed = {_called(session, t): len(_pending(asked[t], streams[t])) for t in order}
+    found: dict[Cell, pa.Table] = {}
+    with Progress(what, owed) as view:
+        for target in claims.in_turn(order, lambda target: streams[target].responses.folder):
+
+            def work(target: str = target) -> None:
+                found.update(of_target(session, what, asked[target], streams[target], view, judge))
+
+            session.attempt(target, work)
+            view.finished(_called(session, target))
+    return {cell: found[cell] for cells in by_target.values() for cell in cells if cell in found}
+
+
+def of_target(
+    session: Session, what: str, asked: Asked, stream: Stream, view: Progress, judge: Judge | None
+) -> dict[Cell, pa.Table]:
+    """One target's part: generate what is still to do, or wait for who does it; score all that is asked."""
+    scores, start, made = stream.scores(judge.identity) if judge else None, time.perf_counter(), 0
+
+    def on_chunk(rows: list[dict[str, Any]]) -> None:
+        if judge and scores:
+            score(judge, rows, scores)
+            view.scored(rows, scores.read(row["key"] for row in rows))
+
+    while todo := _pending(asked, stream):
+        with claims.claim(stream.responses.folder) as first:
+            if first:
+                names = {requests[0].edits: cell.condition.name for cell, requests in asked.items() if requests}
+                view.target(_called(session, stream.target), names)
+                made += _generate(session, todo, stream, view, on_chunk)
+                continue
+        say(f"{what}: another process asks {_called(session, stream.target)}; waiting")
+        claims.wait(stream.responses.folder, lambda: not _pending(asked, stream))
+    keys = {request.key for requests in asked.values() for request in requests}
+    rows, marks = stream.responses.read(keys), {}
+    if judge and scores:
+        score(judge, rows.values(), scores)
+        marks = scores.read(keys)
+    seconds = round(time.perf_counter() - start, 2)
+    session.stages.append({"stage": "responses", "name": f"{what}: {stream.target}", "made": made, "seconds": seconds})
+    return {cell: table(requests, rows, marks, cell.condition.name) for cell, requests in asked.items()}
+
+
+def _generate(session: Session, todo: list[Request], stream: Stream, view: Progress, on_chunk: grid.OnChunk) -> int:
+    """Start the engine if another one runs, generate, note how fast that was; how many responses."""
+    config, speeds = session.config, session.speeds
+    starts, start, tokens = session.engines.started, time.perf_counter(), view.tokens
+    engine = session.engines.get(stream.model, config.base.engine, config.seed)
+    speeds.measured("start", session.engines.started - starts, time.perf_counter() - start)
+    begin = time.perf_counter()
+    grid.run(engine, todo, config.base.sampling, stream.responses, config.chunk, view.response, on_chunk)
+    speeds.measured("responses", len(todo), time.perf_counter() - begin)
+    speeds.measured("length", view.tokens - tokens, len(todo))
+    return len(todo)
+
+
+def _pending(asked: Asked, stream: Stream) -> list[Request]:
+    return grid.pending([request for some in asked.values() for request in some], stream.responses.keys())
+
+
+def stored(
+    cells: Iterable[Cell], stream: Stream, directions: Mapping[str, Direction], judge: Judge
+) -> dict[Cell, pa.Table] | None:
+    """The judged responses of these cells if all are stored and scored, else None; nothing is generated."""
+    scores = stream.scores(judge.identity)
+    try:
+        asked = {cell: stream.requests(cell, directions) for cell in cells}
+        keys = {request.key for requests in asked.values() for request in requests}
+        rows, marks = stream.responses.read(keys), scores.read(keys)
+    except KeyError:  # a vector or a row is not there
+        return None
+    return {cell: table(requests, rows, marks, cell.condition.name) for cell, requests in asked.items()}
+
+
+def _called(session: Session, target: str) -> str:
+    return session.config.base.name if target == BASE else target
