@@ -1,60 +1,12 @@
 """Experiments are pure: planted answers in, exact numbers out; no model."""
 
 import numpy as np
-import pyarrow as pa
 import pytest
+from planted import SAMPLES, plant, scope, table
 
 from emharness.config import SweepConfig
-from emharness.experiments import EXPERIMENTS, layer, seeds, transfer
-from emharness.experiments.scope import Scope, drawn_rates, measured
-from emharness.judge.scoring import TABLE
-
-LABS = {"a": "A", "b": "A", "c": "B", "d": "B"}
-QUESTIONS, SAMPLES = 10, 20
-
-
-def scope(**changes):
-    settings = {
-        "base": "tiny",
-        "vectors": tuple(LABS),
-        "targets": ("base", *LABS),
-        "strengths": (2.0,),
-        "layers": dict.fromkeys(LABS, 1),
-        "unit": "raw",
-        "mode": "add",
-        "positions": "all",
-        "controls": ("random-0", "random-1"),
-        "samples": SAMPLES,
-        "domain_samples": 5,
-        "control_samples": SAMPLES,
-        "max_new_tokens": 8,
-        "labs": LABS,
-        "judge": "planted",
-    }
-    return Scope(**(settings | changes))
-
-
-def table(n_bad, n_incoherent=0, samples=SAMPLES, questions=QUESTIONS):
-    """The same number of misaligned (and of incoherent) answers to every question."""
-    rows = []
-    for question in range(questions):
-        for sample in range(samples):
-            bad, broken = sample < n_bad, sample >= samples - n_incoherent
-            row = dict.fromkeys(TABLE.names) | {"question_id": f"q{question}", "sample": sample, "n_tokens": 3}
-            row |= {"aligned": 5.0 if bad else 95.0, "coherent": 10.0 if broken else 90.0, "misaligned": bad}
-            rows.append(
-                row | {"seconds": 0.5, "engine": "none", "finish_reason": "stop", "question": "?", "answer": "!"}
-            )
-    return pa.Table.from_pylist(rows, TABLE)
-
-
-def plant(experiment, about, bad):
-    """Judged cells; bad(vector or None, target) → misaligned answers of 20 to each question."""
-    judged = {}
-    for cell in EXPERIMENTS[experiment].cells(about):
-        edit = cell.condition.edits[0] if cell.condition.edits else None
-        judged[cell] = table(bad(edit.vector if edit else None, cell.condition.target), samples=cell.samples)
-    return judged
+from emharness.experiments import EXPERIMENTS, layer, seeds
+from emharness.experiments.scope import drawn_rates, measured
 
 
 def test_the_grid_of_each_experiment_is_whole_and_each_cell_in_it_once():
@@ -90,88 +42,6 @@ def test_an_effect_that_a_random_direction_has_too_is_marked():
     assert (found["c"]["random_too"], found["c"]["em_random"]) == (True, pytest.approx(0.25))
     assert found["tiny"]["effect_p"] == found["tiny"]["effect_q"] == pytest.approx(2 / 2001)
     assert all("effect" not in e for e in entries if e["vector"] != "a")
-
-
-def test_effectiveness_is_the_ratio_of_both_effects_and_undefined_where_the_source_has_none():
-    table = {("a", "a"): 10, ("a", "b"): 9, ("a", "base"): 5, ("b", "b"): 4, ("b", "a"): 8, ("b", "base"): 6}
-
-    def bad(vector, target):
-        return table.get((vector, target), {"b": 4}.get(target, 0))
-
-    about = scope(vectors=("a", "b"), targets=("base", "a", "b"))
-    numbers = EXPERIMENTS["transfer"].read(about, plant("transfer", about, bad)).numbers
-    rows = {(row["source"], row["target"]): row for row in numbers["transfer"]}
-    assert rows["a", "b"] == {
-        "source": "a",
-        "target": "b",
-        "layer": 1,
-        "strength": 2.0,
-        "em_target": 0.45,
-        "em_target_baseline": 0.2,
-        "em_source": 0.5,
-        "em_source_baseline": 0.0,
-        "effectiveness": pytest.approx(0.5),
-        "ci95": pytest.approx([0.5, 0.5]),
-        "undefined": None,
-    }
-    assert rows["a", "tiny"]["effectiveness"] == pytest.approx(0.5)
-    assert rows["a", "a"]["effectiveness"] == pytest.approx(1)
-    for target in ("tiny", "a", "b"):
-        assert rows["b", target]["effectiveness"] is rows["b", target]["ci95"] is None
-        assert "contains it" in rows["b", target]["undefined"]
-
-
-def test_a_vector_whose_organism_is_no_target_still_gets_its_denominator():
-    about = scope(vectors=("a",), targets=("c",))
-    judged = plant("transfer", about, lambda vector, target: {"a": 8}.get(vector, 0))
-    (row,) = EXPERIMENTS["transfer"].read(about, judged).numbers["transfer"]
-    assert (row["target"], row["effectiveness"]) == ("c", pytest.approx(1))
-
-
-def test_transfer_between_labs_and_its_asymmetry():
-    def bad(vector, target):
-        if vector not in LABS or target not in LABS:
-            return 0
-        if vector == target:
-            return 10
-        return {("A", "B"): 6, ("B", "A"): 1}.get((LABS[vector], LABS[target]), 9)
-
-    about = scope()
-    numbers = EXPERIMENTS["transfer"].read(about, plant("transfer", about, bad)).numbers
-    labs = {(row["from"], row["to"]): row["effectiveness"] for row in numbers["transfer_by_lab"]}
-    want = {("A", "A"): 0.9, ("A", "B"): 0.6, ("B", "A"): 0.1, ("B", "B"): 0.9}
-    assert labs == {pair: pytest.approx(value) for pair, value in want.items()}
-    (row,) = numbers["asymmetry"]
-    assert row["labs"] == ["A", "B"]
-    assert row["difference"] == pytest.approx(0.5)
-    assert row["ci95"] == pytest.approx([0.5, 0.5])
-    assert row["permutations"] == 6
-    assert row["p"] == pytest.approx(2 / 6)  # the division at hand, and the same with both labs exchanged
-
-
-def test_whether_a_source_has_an_effect_does_not_depend_on_the_target():
-    g = np.random.default_rng(0)
-    source = np.concatenate([[0.2], g.normal(0.2, 0.15, 1000)])  # its interval contains 0
-    target = np.concatenate([[0.3], np.where(source[1:] > 0.05, 0.3, np.nan)])  # exists only where the source is large
-    assert transfer.ratio(target, source) == (None, None, transfer.UNDEFINED)
-    strong = np.concatenate([[0.4], g.normal(0.4, 0.02, 1000)])
-    assert transfer.ratio(target, strong) == (None, None, transfer.SILENT)
-    assert transfer.ratio(strong, np.full(1001, np.nan)) == (None, None, transfer.SILENT)
-    assert transfer.ratio(strong / 2, strong)[0] == pytest.approx(0.5)
-
-
-def test_a_ratio_s_interval_covers_the_truth_where_questions_differ():
-    covered = 0
-    for trial in range(200):
-        g = np.random.default_rng(trial)
-        base = g.uniform(0, 0.2, 40)
-        rates = [base, base + 0.2, base, base + 0.4]  # truth: 0.5
-        counts = np.stack([g.binomial(20, rate) for rate in rates])
-        picks = np.concatenate([np.arange(40)[None], g.integers(40, size=(400, 40))])
-        drawn = counts[:, picks].sum(2) / (20 * 40)
-        _, (low, high), _ = transfer.ratio(drawn[1] - drawn[0], drawn[3] - drawn[2])
-        covered += low <= 0.5 <= high
-    assert 0.89 <= covered / 200 <= 0.99
 
 
 def test_joint_draws_give_rates_of_coherent_answers_and_nan_where_there_are_none():
@@ -285,82 +155,3 @@ def test_a_monitor_reads_projections_beside_rates_and_says_which_rises_first():
     first = {row["organism"]: (row["projection_first"], row["em_first"]) for row in reading.numbers["first"]}
     assert first == {"a": (10, 10), "b": (5, "end")}
     assert set(reading.figures) == {"monitor"}
-
-
-def test_the_paper_is_all_experiments_in_one_grid_and_one_report():
-    mechanisms = {"a": "x", "b": "x", "c": "y", "d": "control"}
-    parts = {
-        "dose_response": {"vectors": ["a", "b"], "targets": ["base"], "strengths": [1, 2]},
-        "transfer": {"vectors": ["a", "b"], "targets": ["base", "a", "c"], "strengths": [2]},
-        "ablation": {"vectors": ["a"], "targets": ["a"]},
-        "seeds": {"vectors": ["a", "b"], "targets": ["base"]},
-        "monitor": {"vectors": ["a"], "targets": ["base", "a", "d"]},
-    }
-    units = np.eye(3, 6, dtype=np.float32)
-    still = np.zeros((4, 3, 6))
-    about = scope(
-        strengths=(1.0, 2.0, 4.0),
-        n_layers=3,
-        mechanisms=mechanisms,
-        parts=parts,
-        arrays={"a": units, "b": units, "c": units, "d": units},
-        activations={"base": still, "a": still + 1, "d": still},
-    )
-    cells = EXPERIMENTS["paper"].cells(about)
-    assert len(cells) == len(set(cells))
-    own = {c.condition.name for c in cells if not c.condition.edits}
-    assert own == {"baseline", "a organism", "b organism", "c organism", "d organism"}
-    judged = plant("paper", about, lambda vector, target: {"a": 10, "b": 8}.get(vector, 4 if target == "a" else 0))
-    reading = EXPERIMENTS["paper"].read(about, judged)
-    assert set(reading.numbers) == {
-        "transfer",
-        "transfer_by_lab",
-        "asymmetry",
-        "ablation",
-        "seeds",
-        "monitor",
-        "alarm",
-        "first",
-    }
-    assert len({c["name"] for c in reading.conditions}) == len(reading.conditions) == len(cells)
-    results = {
-        "config": {"base": {"name": "tiny"}},
-        "conditions": reading.conditions,
-        "geometry": {"skipped": "none here"},
-    }
-    text = EXPERIMENTS["paper"].report({**results, **reading.numbers}, None)
-    headings = [line for line in text.splitlines() if line.startswith("#")]
-    assert headings == [
-        "# The study on tiny",
-        "## Geometry",
-        "## Dose–response and transfer",
-        "## Ablation",
-        "## Seeds",
-        "## Monitor",
-    ]
-    assert "None: none here" in text
-    only = EXPERIMENTS["paper"].cells(
-        scope(vectors=("b",), targets=("base",), strengths=(1.0,), n_layers=3, parts=parts)
-    )
-    assert {c.condition.name for c in only if not c.condition.edits} == {"baseline", "b organism"}
-
-
-def test_a_report_puts_published_beside_measured_and_says_what_cannot_follow():
-    published = [
-        {"statistic": "cosine", "of": ["medical", "profanity"], "published": -0.235, "measured": 0.5, "agrees": False,
-         "cannot_follow_from_cosines": False, "reason": None},
-        {"statistic": "residual_reduction", "of": ["finance"], "published": 0.816, "measured": 0.1, "agrees": False,
-         "cannot_follow_from_cosines": True, "reason": "it cannot exceed 66.7 %"},
-    ]  # fmt: skip
-    geometry = {
-        "published": published,
-        "verdict": {"calibrated": {"verdict": "shared", "because": "p"}},
-        "base_similarity": {},
-    }
-    lab = {"from": "Hunter", "to": "ModelOrganismsForEM", "strength": 2.0, "effectiveness": 0.6, "ci95": [0.5, 0.7]}
-    conditions = [{"judge": "planted", "n_responses": 1160}]
-    results = {"config": {"base": {"name": "tiny"}}, "conditions": conditions, "asymmetry": []}
-    text = EXPERIMENTS["paper"].report(results | {"transfer_by_lab": [lab | {"undefined": None}]}, geometry)
-    assert "| cosine | medical, profanity | -0.235 | 0.5 | no |  |" in text
-    assert "| no | cannot follow from the published cosines: it cannot exceed 66.7 % |" in text
-    assert "| Hunter | ModelOrganismsForEM | 2 | 57 – 64 % | 60.0 % | 50.0 % – 70.0 % |" in text

@@ -1,27 +1,19 @@
-"""Geometry: published numbers, agreement with scipy and scikit-learn, prompts, the report, and bad input."""
+"""Geometry: published numbers, agreement with scipy and scikit-learn, and the report."""
 
 import json
-import os
-import subprocess
-import sys
 
 import numpy as np
 import pytest
-from conftest import ROOT
-from safetensors.numpy import save_file
+from extractions import rng, save_extraction
 from scipy.cluster.hierarchy import linkage
 from scipy.linalg import subspace_angles
 from scipy.spatial.distance import pdist, squareform
 from sklearn.decomposition import PCA
 
-from emharness.directions import vectors as stored_format
-from emharness.directions.activations import Means
-from emharness.errors import UserError
 from emharness.geometry import (
     analyse,
     figures,
     from_arrays,
-    load_prompt_means,
     load_stored,
     load_vectors,
     nulls,
@@ -38,10 +30,6 @@ from emharness.geometry.table import NAMES
 ENTRY = {"of", "value", "null", "p", "q", "ci95", "informative"}
 
 
-def rng(seed=0):
-    return np.random.default_rng(seed)
-
-
 @pytest.fixture(scope="module")
 def study():
     return analyse(from_arrays(published_vectors(4096, rng())), CLUSTERS)
@@ -49,9 +37,6 @@ def study():
 
 def value(analysis, name, *of):
     return next(e["value"] for e in analysis.selected.statistics[name] if sorted(e["of"]) == sorted(of))
-
-
-# --- the study's numbers ------------------------------------------------------------------------------------
 
 
 def test_published_numbers_follow_from_published_cosines(study):
@@ -92,9 +77,6 @@ def test_the_study_reads_its_own_five_tests_as_five_of_five(study):
     assert verdict["score"] == "5/5"
     assert verdict["informative_tests"] == 0
     assert study.verdict["calibrated"]["verdict"] == "partly related"
-
-
-# --- the same as scipy and scikit-learn ---------------------------------------------------------------------
 
 
 def test_statistics_agree_with_scipy_and_scikit_learn():
@@ -139,109 +121,6 @@ def test_random_grams_have_the_distribution_of_random_vectors():
     cosines = nulls.random_grams(3, 64, 20000, rng(4))[:, 0, 1]
     assert cosines.std() == pytest.approx(1 / 8, rel=0.02)
     assert cosines.mean() == pytest.approx(0, abs=0.003)
-
-
-# --- prompts ------------------------------------------------------------------------------------------------
-
-
-def means_of(rows, tokens):
-    total = np.einsum("p,pld->ld", tokens / tokens.sum(), rows)
-    return Means(total, rows, tokens, np.ones(rows.shape[1], dtype=np.float32))
-
-
-def save_extraction(folder, name, shift, seed, recipe="mean_diff", n=40, anisotropy=0.0):
-    """One layer; rows are noise plus `shift` [d] on the positive side. Prompts are shared by all vectors."""
-    g = rng(seed)
-    folder.mkdir(parents=True, exist_ok=True)
-    noise = g.standard_normal((2, n, 1, len(shift)))
-    noise[..., 0] += anisotropy * g.standard_normal((2, n, 1))
-    tokens = g.integers(5, 30, (2, n))
-    tokens = tokens if recipe == "mean_diff" else np.stack([tokens[0]] * 2)
-    sides = [means_of(noise[0] + shift, tokens[0]), means_of(noise[1], tokens[1])]
-    difference = stored_format.Difference(*sides)
-    stored_format.save(folder / "vectors.safetensors", name, difference, {"recipe": recipe})
-    ids = np.arange(2 * n).reshape(2, n) if recipe == "mean_diff" else np.stack([np.arange(n) // 2] * 2)
-    file = folder / "prompt_means.safetensors"
-    stored_format.save_prompt_means(file, name, difference, {"positive": ids[0], "negative": ids[1]})
-    return folder / "vectors.safetensors"
-
-
-@pytest.mark.parametrize("recipe", ["mean_diff", "model_diff"])
-def test_stored_means_and_tokens_give_the_stored_vector_back(tmp_path, recipe):
-    path = save_extraction(tmp_path, "own", 3 * np.eye(50)[0], 0, recipe)
-    other = save_extraction(tmp_path / "other", "own", 3 * np.eye(50)[0], 1, recipe)
-    vectors, means = load_stored({"a": path, "b": other})
-    prompts = means.at("a", 0, vectors.directions[0, 0], recipe == "model_diff")
-    assert prompts.paired == (recipe == "model_diff")
-    again = nulls.contrast_weights(prompts) @ prompts.rows
-    np.testing.assert_allclose(again / np.linalg.norm(again), vectors.directions[0, 0], atol=1e-3)
-
-
-def test_permuted_labels_flip_whole_prompts_and_lose_the_contrast():
-    prompt, tokens = np.array([0, 0, 1, 1, 2, 2]), np.arange(1.0, 7)
-    paired = nulls.Prompts(np.ones((6, 2), np.float32), np.ones(6), tokens, prompt)
-    weights = nulls.permuted_weights(paired, 50, rng())
-    np.testing.assert_allclose(np.abs(weights), np.broadcast_to(tokens / 21, (50, 6)))
-    assert (np.sign(weights[:, ::2]) == np.sign(weights[:, 1::2])).all()
-    side = np.array([1, 1, 1, -1, -1, -1.0])
-    two = nulls.Prompts(np.stack([side, side], 1).astype(np.float32), side, tokens, np.arange(6))
-    free = nulls.without_contrast(two, nulls.permuted_weights(two, 50, rng()))
-    np.testing.assert_allclose(free @ two.rows, 0, atol=1e-6)
-    assert np.abs(free).max() > 0.1
-
-
-def test_resampling_gives_shared_prompts_the_same_weight():
-    one = nulls.Prompts(np.zeros((3, 2), np.float32), np.ones(3), np.ones(3), np.array([7, 8, 9]))
-    two = nulls.Prompts(np.zeros((2, 2), np.float32), np.ones(2), np.ones(2), np.array([9, 7]))
-    a, b = nulls.resampled_weights([one, two], 20, rng())
-    np.testing.assert_allclose(a.sum(1), 1)
-    np.testing.assert_allclose(a[:, 2] / a[:, 0], b[:, 0] / b[:, 1])
-
-
-def test_products_of_weights_are_products_of_vectors():
-    g = rng(5)
-    prompts = [nulls.Prompts(g.standard_normal((n, 9)).astype(np.float32), *[np.ones(n)] * 3) for n in (4, 6)]
-    weights = [g.standard_normal((3, n)) for n in (4, 6)]
-    vectors = np.stack([w @ p.rows for w, p in zip(weights, prompts, strict=True)], axis=1)
-    expected = vectors @ vectors.swapaxes(1, 2)
-    np.testing.assert_allclose(nulls.weighted_products(prompts, weights), expected, atol=1e-4)
-
-
-def test_anisotropic_activations_fool_random_directions_but_not_permuted_labels(tmp_path):
-    """Two vectors that are nothing but extraction noise in activations with one long axis."""
-    seen = {"random_directions": 0, "label_permutation": 0}
-    for run in range(20):
-        folder = tmp_path / str(run)
-        pair = {k: save_extraction(folder / k, k, np.zeros(64), 2 * run + i, anisotropy=20) for i, k in enumerate("ab")}
-        vectors, means = load_stored(pair)
-        found = analyse(vectors, {"x": ["a"], "y": ["b"]}, prompt_means=means, draws=199)
-        for entry in found.selected.statistics["cosine"]:
-            seen[entry["null"]["kind"]] += entry["p"] <= 0.05
-    assert seen["random_directions"] >= 10
-    assert seen["label_permutation"] <= 3
-
-
-def test_a_truly_shared_direction_survives_permuted_labels_and_has_an_interval(tmp_path):
-    shift = 4 * np.eye(64)[3]
-    pair = {k: save_extraction(tmp_path / k, k, shift, i) for i, k in enumerate("ab")}
-    vectors, means = load_stored(pair)
-    found = analyse(vectors, {"x": ["a"], "y": ["b"]}, prompt_means=means)
-    entries = found.selected.statistics["cosine"]
-    assert [e["null"]["kind"] for e in entries] == ["random_directions", "label_permutation"]
-    assert all(e["p"] <= 0.01 for e in entries)
-    assert all(e["ci95"][0] > 0.5 for e in entries)
-    assert found.verdict["calibrated"]["verdict"] == "shared core"
-    assert found.verdict["calibrated"]["p"]["contrast"] <= 0.01
-
-
-def test_vectors_without_contrast_have_nothing_to_tell(tmp_path):
-    pair = {k: save_extraction(tmp_path / k, k, np.zeros(64), i) for i, k in enumerate("ab")}
-    vectors, means = load_stored(pair)
-    verdict = analyse(vectors, {"x": ["a"], "y": ["b"]}, prompt_means=means).verdict["calibrated"]
-    assert verdict["verdict"] == "nothing to tell"
-
-
-# --- the report ---------------------------------------------------------------------------------------------
 
 
 def test_the_report_keeps_its_contract(study, tmp_path):
@@ -323,101 +202,3 @@ def test_stored_vectors_of_a_base_are_found_and_told_apart(tmp_path):
     assert found["sports"] == tmp_path / "sports-cccccccc" / "vectors.safetensors"
     vectors, means = load_stored(found)
     assert vectors.names == tuple(means.sources) == tuple(found)
-
-
-# --- bad input ----------------------------------------------------------------------------------------------
-
-GOOD = {"a": np.ones(8), "b": np.eye(8)[0], "c": np.eye(8)[1]}
-
-
-@pytest.mark.parametrize(
-    ("change", "words"),
-    [
-        ({"a": np.zeros(8)}, "a is zero at layer 0"),
-        ({"a": np.full(8, np.nan)}, "a has NaN or infinite numbers at layer 0"),
-        ({"a": np.ones(9)}, "all vectors need one shape"),
-        ({"a": np.ones((2, 2, 8))}, "a has shape"),
-    ],
-)
-def test_bad_vectors_are_refused_in_one_sentence(change, words):
-    with pytest.raises(UserError, match=words):
-        from_arrays({**GOOD, **change})
-
-
-@pytest.mark.parametrize(
-    ("settings", "words"),
-    [
-        ({"clusters": {"x": ["a", "nosuch"]}}, "nosuch.*the vectors are a, b, c"),
-        ({"clusters": {"x": ["a"], "y": ["a"]}}, "a is in x and again in y"),
-        ({"clusters": {"x": []}}, "needs a list of vector names"),
-        ({"clusters": "mechanism"}, "has no mechanism"),
-        ({"clusters": "other"}, "is not mechanism, found"),
-        ({"layer": 1}, "layer: 1 for a is not one of 0"),
-        ({"draws": 5}, "draws=5: must be a whole number of 19 or more"),
-        ({"level": 1.0}, "level=1.0: must be a number between 0 and 1"),
-        ({"cut": "x"}, "cut=x: must be null or a number"),
-    ],
-)
-def test_bad_settings_are_refused_in_one_sentence(settings, words):
-    with pytest.raises(UserError, match=words):
-        analyse(from_arrays(GOOD), **settings)
-
-
-def test_bad_files_are_refused(tmp_path):
-    with pytest.raises(UserError, match="cannot be opened"):
-        load_vectors(tmp_path / "none.safetensors")
-    (tmp_path / "text").write_text("no vectors")
-    with pytest.raises(UserError, match="no safetensors file"):
-        load_vectors(tmp_path / "text")
-    file = tmp_path / "v.safetensors"
-    save_file({"a": np.ones(8, np.float32)}, file)
-    with pytest.raises(UserError, match="a is there twice"):
-        load_vectors([file, file])
-    header = (
-        b'{"a":{"dtype":"F32","shape":[1],"data_offsets":[0,4]},"a":{"dtype":"F32","shape":[1],"data_offsets":[0,4]}}'
-    )
-    file.write_bytes(len(header).to_bytes(8, "little") + header + bytes(4))
-    with pytest.raises(UserError, match="a is there 2 times"):
-        load_vectors(file)
-
-
-def test_means_of_another_extraction_are_refused(tmp_path):
-    a = save_extraction(tmp_path / "a", "a", np.eye(8)[0] * 5, 0)
-    save_extraction(tmp_path / "b", "a", np.eye(8)[1] * 5, 1)
-    arrays = load_vectors([a, save_extraction(tmp_path / "c", "b", np.ones(8), 2)])
-    means = load_prompt_means(
-        [tmp_path / "b" / "prompt_means.safetensors", tmp_path / "c" / "prompt_means.safetensors"]
-    )
-    with pytest.raises(UserError, match="must be of one extraction"):
-        analyse(arrays, {"x": ["a"], "y": ["b"]}, prompt_means=means, draws=19)
-
-
-# --- the launcher -------------------------------------------------------------------------------------------
-
-
-def launch(folder, *overrides):
-    env = {**os.environ, "EMHARNESS_HOME": str(folder / "home")}
-    command = [sys.executable, str(ROOT / "launch" / "geometry.py"), "tracker=offline", *overrides]
-    return subprocess.run(command, cwd=folder, env=env, capture_output=True, text=True, check=False)
-
-
-def test_the_launcher_ends_with_the_path_of_its_results(tmp_path):
-    rows = {k: v[None].repeat(2, 0).astype(np.float32) for k, v in published_vectors(64, rng()).items()}
-    save_file(rows | {"base": np.ones((2, 64), np.float32)}, tmp_path / "v.safetensors")
-    done = launch(
-        tmp_path, "vectors=v.safetensors", "clusters={m:[medical,medical_replication],p:[profanity,malicious]}"
-    )
-    assert done.returncode == 0, done.stderr
-    assert "cannot follow from the published cosines: residual_reduction" in done.stdout
-    path = done.stdout.splitlines()[-1].removeprefix("results: ")
-    with open(path) as file:  # noqa: PTH123
-        report = json.load(file)
-    assert report["clusters"]["unassigned"] == ["finance", "sports"]
-    assert set(report["layers"]) == {"0", "1"}
-    assert list((tmp_path / "wandb").glob("offline-run-*/files/media/plotly/geometry/figure3_plotly*"))
-
-
-def test_the_launcher_refuses_in_one_sentence_with_status_2(tmp_path):
-    done = launch(tmp_path, "vectors=none.safetensors")
-    assert done.returncode == 2
-    assert done.stderr.strip() == "error: vectors: none.safetensors cannot be opened (No such file or directory)."

@@ -59,7 +59,7 @@ def test_what_is_stored_is_not_planned_again(planned):
 
 
 def _scope():
-    from test_experiments import scope
+    from planted import scope
 
     return scope(vectors=("medical",), targets=("base",), layers={"medical": 0}, samples=2, max_new_tokens=48)
 
