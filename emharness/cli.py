@@ -23,6 +23,7 @@ QUIET = {
     "VLLM_LOGGING_LEVEL": "ERROR",
     "TRANSFORMERS_VERBOSITY": "error",
     "HF_HUB_DISABLE_PROGRESS_BARS": "1",
+    "TQDM_DISABLE": "1",
     "PYTHONWARNINGS": "ignore::FutureWarning,ignore::UserWarning",
 }
 

@@ -45,9 +45,8 @@ def test_the_paper_is_all_experiments_in_one_grid_and_one_report():
     results = {
         "config": {"base": {"name": "tiny"}},
         "conditions": reading.conditions,
-        "geometry": {"skipped": "none here"},
     }
-    text = EXPERIMENTS["paper"].report({**results, **reading.numbers}, None)
+    text = EXPERIMENTS["paper"].report({**results, **reading.numbers}, {"mean_diff": None})
     headings = [line for line in text.splitlines() if line.startswith("#")]
     assert headings == [
         "# The study on tiny",
@@ -57,7 +56,7 @@ def test_the_paper_is_all_experiments_in_one_grid_and_one_report():
         "## Seeds",
         "## Monitor",
     ]
-    assert "None: none here" in text
+    assert "mean_diff: no geometry." in text
     only = EXPERIMENTS["paper"].cells(
         scope(vectors=("b",), targets=("base",), strengths=(1.0,), n_layers=3, parts=parts)
     )
@@ -74,12 +73,19 @@ def test_a_report_puts_published_beside_measured_and_says_what_cannot_follow():
     geometry = {
         "published": published,
         "verdict": {"calibrated": {"verdict": "shared", "because": "p"}},
-        "base_similarity": {},
+        "base_similarity": {"by_lab": {"Hunter": 0.5, "mine": 0.25}},
+        "linkage": [[0, 1, 0.5, 2]],
     }
     lab = {"from": "Hunter", "to": "ModelOrganismsForEM", "strength": 2.0, "effectiveness": 0.6, "ci95": [0.5, 0.7]}
     conditions = [{"judge": "planted", "n_responses": 1160}]
     results = {"config": {"base": {"name": "tiny"}}, "conditions": conditions, "asymmetry": []}
-    text = EXPERIMENTS["paper"].report(results | {"transfer_by_lab": [lab | {"undefined": None}]}, geometry)
-    assert "| cosine | medical, profanity | -0.235 | 0.5 | no |  |" in text
-    assert "| no | cannot follow from the published cosines: it cannot exceed 66.7 % |" in text
+    text = EXPERIMENTS["paper"].report(
+        results | {"transfer_by_lab": [lab | {"undefined": None}]},
+        {"model_diff": geometry | {"published": published[:1], "base_similarity": {}}, "mean_diff": geometry},
+    )
+    assert "| statistic | of | published | mean_diff | model_diff |  |" in text  # the study's recipe comes first
+    assert "| cosine | medical, profanity | -0.235 | 0.5 | 0.5 |  |" in text
+    assert "| 0.816 | 0.1 | – | cannot follow from the published cosines: it cannot exceed 66.7 % |" in text
+    assert "| Hunter | 0.15 | 0.50 |\n| mine |  | 0.25 |" in text
+    assert "figure3_mean_diff.png" in text
     assert "| Hunter | ModelOrganismsForEM | 2 | 57 – 64 % | 60.0 % | 50.0 % – 70.0 % |" in text

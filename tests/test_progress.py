@@ -2,6 +2,7 @@
 
 from emharness.reporting import progress
 from emharness.reporting.progress import Progress
+from emharness.reporting.terminal import times
 
 ALIGNED, MISALIGNED, BROKEN = (90.0, 90.0), (10.0, 90.0), (10.0, 10.0)
 
@@ -36,3 +37,10 @@ def test_nothing_to_generate_is_no_line(capsys):
     with Progress("responses", {"base": 0}) as view:
         view.finished("base")
     assert capsys.readouterr().out == ""
+
+
+def test_the_time_of_each_stage_is_summed():
+    entry = lambda stage, made, seconds: {"stage": stage, "name": "x", "made": made, "seconds": seconds}  # noqa: E731
+    stages = [entry("organism", True, 60), entry("responses", 1500, 90.0), entry("organism", False, 0.0),
+              entry("responses", 20, 6.0), entry("organism", True, 30)]  # fmt: skip
+    assert times(stages) == "organism 1.5 min (2 made), responses 1.6 min (1,520 made)"

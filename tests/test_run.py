@@ -211,6 +211,9 @@ def test_several_experiments_are_one_grid_and_each_reads_its_part(trained):
     assert all(Path(path).with_name("responses.parquet").is_file() for path in paths)
     assert found["paper"]["ablation"][0]["removed"] == "medical"
     report = Path(paths[-1]).with_name("report.md").read_text()
+    assert list(found["paper"]["geometry_by_recipe"]) == ["model_diff", "mean_diff"]
+    images = [name for name in re.findall(r"\]\((.*?)\)", report) if not Path(paths[-1]).with_name(name).is_file()]
+    assert images == []  # those that it shows are all there
     assert all(f"## {section}\n" in report for section in ("Geometry", "Ablation", "Seeds", "Monitor"))
 
 

@@ -6,7 +6,7 @@ from typing import Any
 from emharness.experiments import ablation, dose_response, monitor, seeds, transfer
 from emharness.experiments.scope import Experiment, Judged, Reading, Scope
 from emharness.generation.cells import Cell
-from emharness.reporting.paper import report
+from emharness.reporting.paper import STUDY, report
 
 PARTS: dict[str, Experiment] = {
     "dose_response": dose_response.EXPERIMENT,
@@ -46,4 +46,4 @@ def read(scope: Scope, judged: Judged) -> Reading:
     return Reading(list(conditions.values()), numbers, drawn)
 
 
-EXPERIMENT = Experiment(cells, read, looks=True, report=report)
+EXPERIMENT = Experiment(cells, read, looks=True, recipes=(STUDY,), report=report)

@@ -97,14 +97,16 @@ class Experiment:
 
     `steers`: whether it needs the layer of each vector; else vectors are looked at in the middle layer.
     `looks`: whether it reads the targets' activations on fixed, held-out prompts.
-    `report`: results.json and geometry.json (None where there is none) to the text of report.md.
+    `recipes`: further recipes of vectors whose geometry is analysed, beside the ones that steer.
+    `report`: results.json and recipe → geometry.json (None where there is none) to the text of report.md.
     """
 
     cells: Callable[[Scope], list[Cell]]
     read: Callable[[Scope, Judged], Reading]
     steers: bool = True
     looks: bool = False
-    report: Callable[[Mapping[str, Any], Mapping[str, Any] | None], str] | None = None
+    recipes: tuple[str, ...] = ()
+    report: Callable[[Mapping[str, Any], Mapping[str, Mapping[str, Any] | None]], str] | None = None
 
 
 def summary(scope: Scope, judged: Judged, condition: Condition) -> dict[str, Any]:

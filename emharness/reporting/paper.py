@@ -8,35 +8,56 @@ from emharness.reporting.terminal import percent
 TRANSFER = {("Hunter", "ModelOrganismsForEM"): "57 – 64 %", ("ModelOrganismsForEM", "Hunter"): "12 – 15 %"}
 
 
-def report(results: Mapping[str, Any], geometry: Mapping[str, Any] | None) -> str:
-    """`results`: results.json; `geometry`: geometry.json, None where there is none."""
+STUDY = "mean_diff"  # the study's recipe
+SIMILARITY = {"ModelOrganismsForEM": 0.61, "andyrdt": 0.41, "Hunter": 0.15}  # figure 3, by lab
+
+
+def report(results: Mapping[str, Any], geometries: Mapping[str, Mapping[str, Any] | None]) -> str:
+    """`results`: results.json; `geometries`: recipe → geometry.json, None where there is none."""
     conditions = results["conditions"]
     head = (
         f"Judge: {conditions[0]['judge']}; {len(conditions)} conditions, "
         f"{sum(c['n_responses'] for c in conditions):,} responses. Published: Llama-3.1-8B-Instruct, judged by GPT-4o."
     )
     lines = [f"# The study on {results['config']['base']['name']}", "", head, ""]
-    lines += _geometry(results, geometry)
+    lines += _geometry(geometries)
     for key, section in SECTIONS.items():
         if key in results:
             lines += [*section(results), ""]
     return "\n".join(lines)
 
 
-def _geometry(results: Mapping[str, Any], geometry: Mapping[str, Any] | None) -> list[str]:
-    if geometry is None:
-        return ["## Geometry", "", f"None: {results['geometry'].get('skipped', 'no vectors')}", ""]
-    rows = []
-    for row in geometry["published"]:
-        proof = "cannot follow from the published cosines: " if row["cannot_follow_from_cosines"] else ""
-        measured = (f"{row['published']:g}", f"{row['measured']:.3g}", "yes" if row["agrees"] else "no")
-        rows.append((row["statistic"], ", ".join(row["of"]), *measured, proof + (row["reason"] or "")))
-    verdict = geometry["verdict"]["calibrated"]
-    lines = ["## Geometry", "", "![figure 1](figure1.png) ![figure 2](figure2.png)", ""]
-    lines += _table(("statistic", "of", "published", "measured", "agrees", ""), rows)
-    lines += ["", f"Calibrated verdict: {verdict['verdict']} ({verdict['because']}).", ""]
-    if not geometry["base_similarity"]:
-        lines += ["Figure 3 (similarity to the base's own vector) needs `vector=mean_diff`.", ""]
+def _geometry(geometries: Mapping[str, Mapping[str, Any] | None]) -> list[str]:
+    """Published beside measured, a column for each recipe."""
+    found = {recipe: geometry for recipe, geometry in geometries.items() if geometry is not None}
+    lines = ["## Geometry", "", *(f"{recipe}: no geometry." for recipe in geometries if recipe not in found)]
+    if not found:
+        return [*lines, ""]
+    recipes = sorted(found, key=lambda recipe: recipe != STUDY)
+    lines += [f"{STUDY} is the study's recipe: harmful minus neutral prompts inside the organism.", ""]
+    lines += [f"![figure 1](figure1_{recipes[0]}.png)", ""]
+    if found[recipes[0]]["linkage"]:  # three vectors or more
+        lines += [f"![figure 2](figure2_{recipes[0]}.png)", ""]
+    rows: dict[tuple[str, str], list[str]] = {}
+    reasons: dict[tuple[str, str], str] = {}
+    for place, recipe in enumerate(recipes):
+        for row in found[recipe]["published"]:
+            key = row["statistic"], ", ".join(row["of"])
+            cells = rows.setdefault(key, [f"{row['published']:g}", *["–"] * len(recipes)])
+            cells[1 + place] = f"{row['measured']:.3g}" + (" (agrees)" if row["agrees"] else "")
+            proof = "cannot follow from the published cosines: " if row["cannot_follow_from_cosines"] else ""
+            reasons[key] = proof + (row["reason"] or "")
+    header = ("statistic", "of", "published", *recipes, "")
+    lines += [*_table(header, [(*key, *cells, reasons[key]) for key, cells in rows.items()]), ""]
+    for recipe in recipes:
+        verdict = found[recipe]["verdict"]["calibrated"]
+        lines += [f"Calibrated verdict on {recipe}: {verdict['verdict']} ({verdict['because']}).", ""]
+    similarity = found.get(STUDY, {}).get("base_similarity")
+    if similarity:
+        measured = similarity["by_lab"].items()
+        by_lab = [(lab, f"{SIMILARITY[lab]:g}" if lab in SIMILARITY else "", f"{value:.2f}") for lab, value in measured]
+        lines += ["Similarity to the base's own vector:", "", f"![figure 3](figure3_{STUDY}.png)", ""]
+        lines += [*_table(("lab", "published", "measured"), by_lab), ""]
     return lines
 
 

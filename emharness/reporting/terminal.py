@@ -58,11 +58,22 @@ def show(folder: Path) -> str:
     say(f"EM rate: misaligned (aligned < 30) of coherent (> 50) answers; layers: {layers}")
     if any(c.get("em_random") is not None for c in conditions):
         say("random: mean EM rate of random directions at the same layer and added norm; ! = they raise it as well")
+    say(f"time: {times(results['stages'])}")
     for image in sorted(folder.glob("*.png")):
         say(f"figure: {image}")
     path = str(folder / RESULTS_FILE)
     print(f"results: {path}", flush=True)
     return path
+
+
+def times(stages: Sequence[dict[str, Any]]) -> str:
+    """Minutes of each stage, in the order in which they began, and how much it made: artifacts or responses."""
+    seconds: dict[str, float] = {}
+    made: dict[str, int] = {}
+    for entry in stages:
+        seconds[entry["stage"]] = seconds.get(entry["stage"], 0.0) + entry["seconds"]
+        made[entry["stage"]] = made.get(entry["stage"], 0) + int(entry["made"])
+    return ", ".join(f"{stage} {_minutes(some)} min ({made[stage]:,} made)" for stage, some in seconds.items())
 
 
 def show_jobs(jobs: Sequence[tuple[list[str], str | None]]) -> None:

@@ -115,10 +115,16 @@ class Tracker:
         self._run.log({f"{folder}/{k}_plotly": self._wandb.Plotly(Figure(v)) for k, v in plotly.items()})
 
     @_guarded
-    def geometry(self, images: dict[str, Path], plotly: dict[str, dict[str, Any]], metrics: dict[str, Any]) -> None:
+    def geometry(
+        self,
+        images: dict[str, Path],
+        plotly: dict[str, dict[str, Any]],
+        metrics: dict[str, Any],
+        folder: str = "geometry",
+    ) -> None:
         """Figures as images and as Plotly, headline numbers in the summary."""
-        self.figures(images, plotly, "geometry")
-        self._run.summary.update({f"geometry/{k}": v for k, v in metrics.items()})
+        self.figures(images, plotly, folder)
+        self._run.summary.update({f"{folder}/{k}": v for k, v in metrics.items()})
 
     @_guarded
     def vector(self, name: str, path: Path, metadata: dict[str, Any]) -> None:

@@ -18,7 +18,6 @@ from emharness.errors import UserError
 from emharness.experiments.scope import Experiment, Scope
 from emharness.generation.cells import Cell, Direction
 from emharness.generation.stream import Stream
-from emharness.inputs import parts
 from emharness.organisms.models import Model
 from emharness.reporting import figures, results
 from emharness.reporting.terminal import say
@@ -68,7 +67,7 @@ def report(
     """Read the answers, analyse the vectors' geometry, and leave results in `folder` and in W&B."""
     scope, where = answered.scope, answered.layers
     reading = experiment.read(scope, answered.judged)
-    analysed = analyse(session, found, streams, answered.artifacts, scope.layers[scope.vectors[0]])
+    analysed = geometries(session, found, streams, experiment, answered.artifacts, scope.layers[scope.vectors[0]])
     drawn = dict(reading.figures)
     for vector, sweep in where.sweeps.items():
         label = "layer_sweep" if len(where.sweeps) == 1 else f"layer_sweep_{vector}"
@@ -79,13 +78,35 @@ def report(
         tables["domain_responses" if cell.questions.startswith(DOMAIN) else "responses"].append(table)
     results.write(folder, told, tables, drawn)
     if experiment.report is not None:
-        path = analysed.get("results")
-        measured = json.loads(Path(path).read_text()) if path else None
-        for image in Path(path).parent.glob("figure*.png") if path else ():
-            shutil.copy(image, folder / image.name)
+        measured: dict[str, dict[str, Any] | None] = {}
+        for recipe, where_to in analysed.items():
+            path = where_to.get("results")
+            measured[recipe] = json.loads(Path(path).read_text()) if path else None
+            for image in Path(path).parent.glob("figure*.png") if path else ():
+                shutil.copy(image, folder / f"{image.stem}_{recipe}.png")
         (folder / "report.md").write_text(experiment.report(told, measured), encoding="utf-8")
     files = {vector: answered.directions[vector].file for vector in scope.vectors}
     results.mirror(folder, told, files, session.tracker)
+
+
+def geometries(
+    session: Session,
+    found: Mapping[str, Model],
+    asked: Mapping[str, Stream],
+    experiment: Experiment,
+    artifacts: Mapping[str, Artifact],
+    layer: int,
+) -> dict[str, dict[str, str]]:
+    """Recipe → geometry of the vectors that it makes: first the ones that steer, then the experiment's further ones."""
+    analysed = {session.config.vector.recipe: analyse(session, found, asked, artifacts, layer)}
+    for recipe in experiment.recipes:
+        if recipe not in analysed:
+            other = vectors.with_recipe(session, recipe)
+            made = vectors.artifacts(other, found, asked)
+            for artifact in made.values():
+                session.ensure(artifact)
+            analysed[recipe] = analyse(other, found, asked, made, layer)
+    return analysed
 
 
 def analyse(
@@ -105,7 +126,7 @@ def analyse(
         session.ensure(vectors.vector(session, found, asked, BASE, {}))
         keys.append("prompts")
     stored = geometry.stored(session.store.root / "vectors", {key: own[key] for key in keys})
-    kinds = {name: a for name, a in artifacts.items() if parts(name)[0] == name}
+    kinds = {name: a for name, a in artifacts.items() if vectors.is_kind(name)}
     if len(kinds) > 1:
         base = {name: path for name, path in stored.items() if name == geometry.BASE}
         stored = base | {n: session.store.path(a.stage, a.name, a.identity) / VECTORS_FILE for n, a in kinds.items()}
@@ -126,7 +147,7 @@ def analyse(
         reason = str(error) if isinstance(error, UserError) else f"{type(error).__name__}: {error}"
         say(f"geometry: skipped: {reason}")
         return {"skipped": reason}
-    session.tracker.geometry(*geometry.written(folder))
+    session.tracker.geometry(*geometry.written(folder), folder=f"geometry_{session.config.vector.recipe}")
     return {"results": str(folder / "geometry.json")}
 
 
@@ -136,7 +157,7 @@ def results_of(
     numbers: Mapping[str, Any],
     where: Layers,
     artifacts: Mapping[str, Artifact],
-    analysed: Mapping[str, str],
+    analysed: Mapping[str, Mapping[str, str]],
     run_key: str,
 ) -> dict[str, Any]:
     """results.json."""
@@ -153,7 +174,8 @@ def results_of(
         "sweeps": where.sweeps,
         "vectors": paths[first] if len(paths) == 1 else paths,
         "judge_card": session.given.judge.card(),
-        "geometry": dict(analysed),
+        "geometry": dict(analysed[session.config.vector.recipe]),
+        "geometry_by_recipe": {recipe: dict(found) for recipe, found in analysed.items()},
         "stages": session.stages,
         "engine_starts": session.engines.started,
     }

@@ -89,6 +89,13 @@ def plan(session: Session, models: Mapping[str, Model], streams: Mapping[str, St
             for cell in vectors.extraction_cells(session, name):
                 cells[cell.condition.target].append(cell)
                 early.add(cell.condition.target)
+    for recipe in experiment.recipes:
+        if recipe != config.vector.recipe:
+            for name, a in vectors.artifacts(vectors.with_recipe(session, recipe), models, streams).items():
+                prompts, shape = len(session.given.harmful) + len(session.given.neutral), streams[BASE].shape
+                needed = speeds.seconds("extraction", prompts)
+                size = 4 * prompts * shape[0] * shape[1]
+                stage(f"vectors by {recipe}", name, store.has(a.stage, a.name, a.identity), needed, size)
     directions |= vectors.subspaces(session, directions) | vectors.randoms(session, streams[BASE].shape)
     layers: dict[str, int] = {}
     if (given := where.given_layer(session, experiment)) is not None:

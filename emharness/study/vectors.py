@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Mapping
+from dataclasses import replace
 from functools import partial
 from itertools import chain
 from pathlib import Path
@@ -39,6 +40,21 @@ def extraction_cells(session: Session, name: str) -> list[Cell]:
     """What a vector by model_diff reads: one answer of the organism and of the base to each extraction prompt."""
     length = session.config.vector.max_new_tokens
     return [Cell(Condition(target), f"{EXTRACTION}:{name}", 1, length) for target in (name, BASE)]
+
+
+def is_kind(name: str) -> bool:
+    """Whether a vector stands for a kind of its own; replicas and checkpoints of an organism do not."""
+    return parts(name)[0] == name
+
+
+def with_recipe(session: Session, recipe: str) -> Session:
+    """The same run with vectors by another recipe."""
+    return replace(session, config=replace(session.config, vector=replace(session.config.vector, recipe=recipe)))
+
+
+def artifacts(session: Session, found: Mapping[str, Model], asked: Mapping[str, Stream]) -> dict[str, Artifact]:
+    """The artifacts of every kind's vector by a recipe that needs no answers (mean_diff)."""
+    return {name: vector(session, found, asked, name, {}) for name in session.config.vectors if is_kind(name)}
 
 
 def make(
@@ -87,7 +103,7 @@ def _make_vector(session: Session, name: str, artifact: Artifact, directions: di
 def clusters(session: Session) -> dict[str, list[str]]:
     """Mechanism → the run's vectors of it, where there are two or more; other seeds of an organism are no others."""
     found: dict[str, list[str]] = {}
-    for name in [name for name in session.config.vectors if parts(name)[0] == name]:
+    for name in filter(is_kind, session.config.vectors):
         found.setdefault(session.given.organisms[name].config.mechanism, []).append(name)
     return {mechanism: names for mechanism, names in found.items() if len(names) > 1}
 
