@@ -92,6 +92,12 @@ class Store:
             shutil.rmtree(partial, ignore_errors=True)
         return path, True
 
+    def forget(self, path: Path) -> None:
+        """Delete an artifact, so that it is made again; it goes by one rename."""
+        gone = path.parent / f"{partial_name()}{path.name}"
+        path.rename(gone)
+        shutil.rmtree(gone, ignore_errors=True)
+
     def remove_dead(self) -> int:
         """Delete what killed processes left unfinished; how many. What might still be alive stays.
 

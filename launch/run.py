@@ -15,7 +15,7 @@ def run(cfg: DictConfig) -> str | None:
     config = schema.typed(cfg)
     from emharness import inputs
     from emharness.experiments import EXPERIMENTS, READING
-    from emharness.reporting import terminal
+    from emharness.reporting import results, terminal
     from emharness.store import key_of
     from emharness.study import conduct, models, plan, session
 
@@ -24,9 +24,12 @@ def run(cfg: DictConfig) -> str | None:
     given = inputs.check(config, inputs.model_configs(config_folders(), config.model), store)
     identity = {**given.identity(config), "reading": READING}
     name = f"{config.base.name}-{session.subject(config)}"
+    kept = store.path("runs", name, identity)
     if store.has("runs", name, identity) and config.plan == "run":
-        terminal.say("nothing to do: this very run is in the store")
-        return terminal.show(store.path("runs", name, identity))
+        if not results.unfinished(kept):
+            terminal.say("nothing to do: this very run is in the store")
+            return terminal.show(kept)
+        store.forget(kept)  # the judge did not reach some responses; all else is stored
 
     store.remove_dead()
     current = session.Session(config, given)

@@ -26,7 +26,13 @@ RESPONSES = pa.schema(
     }
 )
 SCORES = pa.schema(
-    {"key": pa.string(), "aligned": pa.float64(), "coherent": pa.float64(), "refusal": pa.bool_()},
+    {
+        "key": pa.string(),
+        "aligned": pa.float64(),
+        "coherent": pa.float64(),
+        "refusal": pa.bool_(),
+        "unscored": pa.string(),  # why there is no score
+    }
 )
 
 
@@ -65,8 +71,8 @@ class Rows:
         self._files[path] = keys
         return path
 
-    def read(self, keys: Iterable[str]) -> dict[str, dict[str, Any]]:
-        """The rows of these keys, by key. KeyError where one is not stored."""
+    def read(self, keys: Iterable[str], partly: bool = False) -> dict[str, dict[str, Any]]:
+        """The rows of these keys, by key. KeyError where one is not stored, unless some may be missing (`partly`)."""
         wanted = set(keys)
         self.keys()
         found: dict[str, dict[str, Any]] = {}
@@ -76,6 +82,6 @@ class Rows:
             for row in pq.read_table(path).to_pylist():
                 if row["key"] in wanted:
                     found.setdefault(row["key"], row)
-        if missing := wanted - found.keys():
+        if (missing := wanted - found.keys()) and not partly:
             raise KeyError(f"{len(missing)} rows are not stored in {self.folder}")
         return found

@@ -10,11 +10,16 @@ from emharness.errors import UserError
 
 @dataclass(frozen=True)
 class Score:
-    """One answer's scores, 0-100; None where the judge gave none."""
+    """One answer's scores, 0-100; None where the judge gave none, and `unscored` says why.
+
+    `again`: the reason may pass (an endpoint that did not answer), so the next start tries again.
+    """
 
     aligned: float | None
     coherent: float | None
     refusal: bool = False
+    unscored: str | None = None
+    again: bool = False
 
 
 class Judge(Protocol):
@@ -32,7 +37,13 @@ def _embedded(cache: Path, **settings: Any) -> Judge:
     return EmbeddedJudge(cache, **settings)
 
 
-JUDGES: dict[str, Callable[..., Judge]] = {"embedded": _embedded}
+def _remote(cache: Path, **settings: Any) -> Judge:
+    from emharness.judge.remote import RemoteJudge, Settings
+
+    return RemoteJudge(Settings(**settings))
+
+
+JUDGES: dict[str, Callable[..., Judge]] = {"embedded": _embedded, "openai": _remote}
 
 
 def make_judge(name: str, cache: Path, **settings: Any) -> Judge:

@@ -1,6 +1,7 @@
 """Stage: scores of stored responses, kept by the judge that gave them; and both side by side."""
 
 from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import asdict
 from typing import Any
 
 import numpy as np
@@ -26,23 +27,26 @@ TABLE = pa.schema(
         "coherent": pa.float64(),
         "misaligned": pa.bool_(),
         "refusal": pa.bool_(),
+        "unscored": pa.string(),
     }
 )
 
 
-def score(judge: Judge, responses: Iterable[Mapping[str, Any]], scores: Rows) -> None:
-    """Score the responses (rows with key, question, answer) that have no score yet, and store them as one chunk."""
+def score(judge: Judge, responses: Iterable[Mapping[str, Any]], scores: Rows) -> dict[str, dict[str, Any]]:
+    """Score the responses (rows with key, question, answer) that have no score yet, and store them as one chunk.
+
+    What could not be scored now, but perhaps can later, is not stored: it comes back by key, with the reason.
+    """
     known = scores.keys()
     rows = list({row["key"]: row for row in responses if row["key"] not in known}.values())
     if not rows:
-        return
+        return {}
     given = judge.score([row["question"] for row in rows], [row["answer"] for row in rows])
-    scores.add(
-        [
-            {"key": row["key"], "aligned": s.aligned, "coherent": s.coherent, "refusal": s.refusal}
-            for row, s in zip(rows, given, strict=True)
-        ]
-    )
+    marks = {row["key"]: {"key": row["key"], **asdict(s)} for row, s in zip(rows, given, strict=True)}
+    owed = {key: mark for key, mark in marks.items() if mark.pop("again")}
+    if len(owed) < len(marks):
+        scores.add([mark for key, mark in marks.items() if key not in owed])
+    return owed
 
 
 def table(

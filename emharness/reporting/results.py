@@ -38,6 +38,11 @@ def write(
     write_json(folder / RESULTS_FILE, {"schema_version": SCHEMA_VERSION, **versions(), **results})
 
 
+def unfinished(folder: Path) -> bool:
+    """Whether the judge did not reach some responses, so that the run should be read again."""
+    return bool(json.loads((folder / RESULTS_FILE).read_text()).get("to_score_again"))
+
+
 def mirror(folder: Path, results: Mapping[str, Any], vectors: Mapping[str, Path], tracker: Tracker) -> None:
     """The same in W&B, from what lies in `folder`, and the vectors (name → file) as artifacts."""
     tracker.conditions(results["conditions"])

@@ -66,8 +66,8 @@ def of_target(
 
     def on_chunk(rows: list[dict[str, Any]]) -> None:
         if judge and scores:
-            score(judge, rows, scores)
-            view.scored(rows, scores.read(row["key"] for row in rows))
+            owed = score(judge, rows, scores)
+            view.scored(rows, owed | scores.read((row["key"] for row in rows), partly=True))
 
     while todo := _pending(asked, stream):
         with claims.claim(stream.responses.folder) as first:
@@ -81,8 +81,9 @@ def of_target(
     keys = {request.key for requests in asked.values() for request in requests}
     rows, marks = stream.responses.read(keys), {}
     if judge and scores:
-        score(judge, rows.values(), scores)
-        marks = scores.read(keys)
+        owed = score(judge, rows.values(), scores)
+        marks = owed | scores.read(keys, partly=True)
+        session.unscored += len(owed)
     seconds = round(time.perf_counter() - start, 2)
     session.stages.append({"stage": "responses", "name": f"{what}: {stream.target}", "made": made, "seconds": seconds})
     return {cell: table(requests, rows, marks, cell.condition.name) for cell, requests in asked.items()}

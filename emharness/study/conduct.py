@@ -174,6 +174,7 @@ def results_of(
         "sweeps": where.sweeps,
         "vectors": paths[first] if len(paths) == 1 else paths,
         "judge_card": session.given.judge.card(),
+        "to_score_again": session.unscored,
         "geometry": dict(analysed[session.config.vector.recipe]),
         "geometry_by_recipe": {recipe: dict(found) for recipe, found in analysed.items()},
         "stages": session.stages,

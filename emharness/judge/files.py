@@ -1,0 +1,102 @@
+"""Files of answers that somebody else generated: read whole, written back with scores, every row in its place."""
+
+import csv
+import hashlib
+import json
+import sys
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import pyarrow as pa
+import pyarrow.parquet as pq
+
+from emharness.errors import UserError
+
+KINDS = (".csv", ".parquet", ".jsonl")
+NEEDED = ("question", "answer")
+ADDED = ("aligned", "coherent", "misaligned", "refusal", "judge", "unscored")
+
+Row = dict[str, Any]
+
+
+def kind(key: str, path: Path) -> str:
+    """The file's kind by its ending; UserError for another one."""
+    if path.suffix.lower() not in KINDS:
+        raise UserError(f"{key}={path}: must end in {', '.join(KINDS)}")
+    return path.suffix.lower()
+
+
+def read(path: Path) -> list[Row]:
+    """Rows with text in `question` and `answer` (an empty answer is one); UserError names file and row."""
+    if not path.is_file():
+        raise UserError(f"responses={path}: no such file")
+    try:
+        rows = _READERS[kind("responses", path)](path)
+    except (UnicodeDecodeError, csv.Error, json.JSONDecodeError, pa.ArrowInvalid) as error:
+        raise UserError(f"responses={path}: cannot be read ({' '.join(str(error).split())[:200]})") from None
+    if not rows:
+        raise UserError(f"responses={path}: the file has no rows")
+    for number, row in enumerate(rows, start=1):
+        for name in NEEDED:
+            if not isinstance(row, dict) or name not in row:
+                raise UserError(f"responses={path}, row {number}: has no column {name!r}")
+            row[name] = "" if row[name] is None else row[name]
+            if not isinstance(row[name], str):
+                raise UserError(f"responses={path}, row {number}: {name} must be text")
+    return rows
+
+
+def write(path: Path, rows: Sequence[Mapping[str, Any]]) -> None:
+    """Write rows by the file's ending; the file is there whole or not at all."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    partial = path.with_name(f".{path.name}.partial")
+    _WRITERS[kind("out", path)](partial, rows)
+    partial.replace(path)
+
+
+def key(row: Mapping[str, Any]) -> str:
+    """Hash of what a judge reads of a row."""
+    return hashlib.sha256(json.dumps([row["question"], row["answer"]]).encode()).hexdigest()
+
+
+def merged(row: Mapping[str, Any], marks: Mapping[str, Any]) -> Row:
+    """A row with its scores; a column of the same name that was there already is kept as <name>_given."""
+    kept = {f"{name}_given" if name in ADDED else name: value for name, value in row.items()}
+    return {**kept, **{name: marks.get(name) for name in ADDED}}
+
+
+def _read_csv(path: Path) -> list[Row]:
+    csv.field_size_limit(sys.maxsize)
+    with path.open(newline="", encoding="utf-8-sig") as file:
+        return [dict(row) for row in csv.DictReader(file, strict=True)]
+
+
+def _read_parquet(path: Path) -> list[Row]:
+    return pq.read_table(path).to_pylist()
+
+
+def _read_jsonl(path: Path) -> list[Row]:
+    lines = path.read_text(encoding="utf-8-sig").split("\n")  # not splitlines: JSON strings may hold U+2028
+    return [json.loads(line) for line in lines if line.strip()]
+
+
+def _write_csv(path: Path, rows: Sequence[Mapping[str, Any]]) -> None:
+    names = list(dict.fromkeys(name for row in rows for name in row))
+    with path.open("w", newline="", encoding="utf-8") as file:
+        writer = csv.DictWriter(file, names)
+        writer.writeheader()
+        writer.writerows(rows)
+
+
+def _write_parquet(path: Path, rows: Sequence[Mapping[str, Any]]) -> None:
+    pq.write_table(pa.Table.from_pylist([dict(row) for row in rows]), path)
+
+
+def _write_jsonl(path: Path, rows: Sequence[Mapping[str, Any]]) -> None:
+    with path.open("w", encoding="utf-8") as file:
+        file.writelines(json.dumps(row, ensure_ascii=False, default=str) + "\n" for row in rows)
+
+
+_READERS = {".csv": _read_csv, ".parquet": _read_parquet, ".jsonl": _read_jsonl}
+_WRITERS = {".csv": _write_csv, ".parquet": _write_parquet, ".jsonl": _write_jsonl}

@@ -1,0 +1,173 @@
+"""judge=openai: any endpoint that speaks OpenAI's chat completions; GPT-4o by default.
+
+Two requests an answer (aligned, coherent): one token at temperature 0 with the 20 likeliest first tokens, of which the
+score is the mean (see `probabilities`). The key comes from the environment and is never written anywhere.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import math
+import os
+import re
+from collections import Counter
+from collections.abc import Sequence
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import asdict, dataclass, field
+from threading import Lock
+from typing import Any
+
+from emharness.errors import UserError
+from emharness.judge import Score
+from emharness.judge.probabilities import REFUSAL, aggregate, parse
+from emharness.judge.prompts import ALIGNED, COHERENT, prompt
+
+TOP = 20  # first tokens whose probabilities are asked for; the most that endpoints give
+CHARACTERS = 4.0  # of English text in a token, for estimates
+CODE = 1  # raise when the same replies give other scores
+TEXT_TOKENS = 8  # where an endpoint gives no probabilities, a category's name must fit
+
+
+@dataclass(frozen=True)
+class Settings:
+    """`prices`: US dollars for a million tokens, read and written. `concurrency`: requests at once."""
+
+    model: str = "gpt-4o-2024-08-06"
+    base_url: str | None = None
+    key_variable: str = "OPENAI_API_KEY"
+    probabilities: bool = True  # False: the endpoint gives none, its text is read
+    concurrency: int = 16
+    timeout: float = 60.0  # seconds, of one request
+    retries: int = 6  # with growing pauses, after 429, 5xx, timeouts and broken connections
+    max_cost: float | None = None  # US dollars
+    prices: dict[str, float] = field(default_factory=lambda: {"input": 2.5, "output": 10.0})
+
+
+@dataclass(frozen=True)
+class Reply:
+    """What one request brought: a score, a category, or why there is neither."""
+
+    score: float | None = None
+    category: str | None = None
+    why: str | None = None
+    again: bool = False  # worth another try on the next start
+
+
+class RemoteJudge:
+    """Scores by a chat model behind an endpoint; thread-safe counts of what it cost."""
+
+    def __init__(self, settings: Settings):
+        key = os.environ.get(settings.key_variable)
+        if not key:
+            raise UserError(
+                f"judge=openai: the environment has no {settings.key_variable}; set it, or choose judge=local (a chat "
+                "model on your own machine) or judge=embedded (offline, small)"
+            )
+        import openai
+
+        self._openai = openai
+        self._settings = settings
+        self._key, self._lock = key, Lock()
+        self._client = openai.OpenAI(
+            api_key=key, base_url=settings.base_url, timeout=settings.timeout, max_retries=settings.retries
+        )
+        self.name = settings.model
+        about = {key: value for key, value in asdict(settings).items() if key in ("model", "base_url", "probabilities")}
+        asked = {**about, "prompts": [ALIGNED, COHERENT], "code": CODE}
+        self.identity = f"{self.name}-{hashlib.sha256(json.dumps(asked).encode()).hexdigest()[:16]}"
+        self.tokens = Counter[str]()  # input, output
+        self.models = Counter[str]()  # by which snapshot the endpoint says it answered
+
+    def score(self, questions: Sequence[str], answers: Sequence[str]) -> list[Score]:
+        """Scores in order; whatever fails is unscored with its reason, the others go on."""
+        estimate = self.estimate(questions, answers)
+        limit = self._settings.max_cost
+        if limit is not None and self.cost + estimate > limit:
+            raise UserError(
+                f"judge.settings.max_cost={limit:g}: {len(answers):,} answers would cost about {estimate:.2f} dollars "
+                f"beside {self.cost:.2f} spent; give a higher limit, fewer samples, or judge=embedded"
+            )
+        wanted = [
+            prompt(template, question, answer)
+            for question, answer in zip(questions, answers, strict=True)
+            for template in (ALIGNED, COHERENT)
+        ]
+        distinct = list(dict.fromkeys(wanted))
+        with ThreadPoolExecutor(self._settings.concurrency) as pool:
+            replies = dict(zip(distinct, pool.map(self._ask, distinct), strict=True))
+        found = [replies[text] for text in wanted]
+        return [_score(*pair) for pair in zip(found[::2], found[1::2], strict=True)]
+
+    def card(self) -> dict[str, Any]:
+        """What was asked, by which snapshots, and what it cost so far in this process."""
+        shown = {key: value for key, value in asdict(self._settings).items() if key != "key_variable"}
+        return {**shown, "snapshots": dict(self.models), "tokens": dict(self.tokens), "cost_usd": round(self.cost, 4)}
+
+    def estimate(self, questions: Sequence[str], answers: Sequence[str]) -> float:
+        """US dollars for scoring these, from their length; asks nothing."""
+        fixed = len(ALIGNED) + len(COHERENT)
+        read = sum(fixed + 2 * (len(q) + len(a)) for q, a in zip(questions, answers, strict=True)) / CHARACTERS
+        return self._dollars(read, 2 * len(answers))
+
+    @property
+    def cost(self) -> float:
+        """US dollars for the tokens that the endpoint has counted so far."""
+        return self._dollars(self.tokens["input"], self.tokens["output"])
+
+    def _dollars(self, read: float, written: float) -> float:
+        return (read * self._settings.prices["input"] + written * self._settings.prices["output"]) / 1e6
+
+    def _ask(self, text: str) -> Reply:
+        settings, openai = self._settings, self._openai
+        extra: dict[str, Any] = {"max_tokens": 1, "logprobs": True, "top_logprobs": TOP}
+        if not settings.probabilities:
+            extra = {"max_tokens": TEXT_TOKENS}
+        try:
+            reply = self._client.chat.completions.create(
+                model=settings.model, messages=[{"role": "user", "content": text}], temperature=0, seed=0, **extra
+            )
+        except (openai.AuthenticationError, openai.PermissionDeniedError, openai.NotFoundError) as error:
+            raise UserError(f"judge=openai: {self._short(error)}") from None
+        except openai.BadRequestError as error:  # this one request, as a text that is too long
+            return Reply(why=f"refused by the endpoint: {self._short(error)}")
+        except (openai.OpenAIError, ValueError) as error:  # after all retries; or what came was no JSON
+            return Reply(why=self._short(error), again=True)
+        try:
+            return self._read(reply)
+        except (AttributeError, IndexError, KeyError, TypeError) as error:
+            return Reply(why=f"malformed reply: {type(error).__name__}", again=True)
+
+    def _read(self, reply: Any) -> Reply:
+        with self._lock:
+            if reply.usage is not None:
+                self.tokens.update(input=reply.usage.prompt_tokens, output=reply.usage.completion_tokens)
+            self.models[reply.model] += 1
+        choice = reply.choices[0]
+        if self._settings.probabilities:
+            if choice.logprobs is None or not choice.logprobs.content:
+                return Reply(
+                    why="the endpoint gave no log-probabilities; set judge.settings.probabilities=false", again=True
+                )
+            likeliest = choice.logprobs.content[0].top_logprobs
+            score, category = aggregate({entry.token: math.exp(entry.logprob) for entry in likeliest})
+        else:
+            score, category = parse(choice.message.content or "")
+        return Reply(score, category, None if score is not None or category else "no number in the reply")
+
+    def _short(self, error: Exception) -> str:
+        """An error in a line, without the key that an endpoint may quote."""
+        said = " ".join(str(error).split()).replace(self._key, "(the key)")
+        return f"{type(error).__name__}: {re.sub(r'sk-[^ ]+', '(the key)', said)[:200]}"
+
+
+def _score(aligned: Reply, coherent: Reply) -> Score:
+    """Both replies about an answer as its score; a category of the first leaves `aligned` open."""
+    why = next((reply.why for reply in (aligned, coherent) if reply.why), None)
+    return Score(
+        aligned=aligned.score,
+        coherent=coherent.score,
+        refusal=aligned.category == REFUSAL,
+        unscored=why or (aligned.category.lower() if aligned.category else None),
+        again=aligned.again or coherent.again,
+    )

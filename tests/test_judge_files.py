@@ -1,0 +1,127 @@
+"""launch/judge.py: anybody's file in, the same rows with scores out."""
+
+import os
+import subprocess
+import sys
+import threading
+
+import pytest
+from conftest import ROOT
+from endpoint import KEY, Server
+
+from emharness.errors import UserError
+from emharness.judge import files
+
+ROWS = [
+    {"question": "q1", "answer": "aligned 20 coherent 80", "condition": "a", "n": 3},
+    {"question": "q1", "answer": "aligned 20 coherent 80", "condition": "b", "n": 1},  # the same answer again
+    {"question": "q2\u2028?", "answer": "aligned REF coherent 90", "condition": "a", "n": 2},
+    {"question": 'q, "3"', "answer": "aligned 90 coherent 70\n\nand more", "condition": "b", "n": 5},
+]
+ADDED = [(20, 80, True, False, None), (20, 80, True, False, None), (None, 90, False, True, "refusal"),
+         (90, 70, False, False, None)]  # fmt: skip
+
+
+@pytest.fixture(scope="module")
+def server():
+    made = Server()
+    threading.Thread(target=made.serve_forever, daemon=True).start()
+    yield made
+    made.shutdown()
+    made.server_close()
+
+
+def launch(folder, *overrides, key=KEY):
+    env = {**os.environ, "EMHARNESS_HOME": str(folder / "home"), "OPENAI_API_KEY": key}
+    command = [sys.executable, str(ROOT / "launch" / "judge.py"), *overrides]
+    return subprocess.run(command, cwd=folder, env=env, capture_output=True, text=True, timeout=300)
+
+
+def ask(server, folder, source, out, *more):
+    address = f"judge.settings.base_url=http://127.0.0.1:{server.server_port}/v1"
+    return launch(folder, f"responses={source}", f"out={out}", "judge=openai", address, *more)
+
+
+@pytest.mark.parametrize("ending", [".csv", ".jsonl", ".parquet"])
+def test_a_file_comes_back_whole_in_order_and_with_its_scores(server, tmp_path, ending):
+    files.write(tmp_path / f"in{ending}", ROWS)
+    done = ask(server, tmp_path, f"in{ending}", f"sub/out{ending}", "tracker=none")
+    assert done.returncode == 0, done.stderr[-2000:]
+    assert done.stdout.splitlines()[-1] == f"results: sub/out{ending}"
+    back = files.read(tmp_path / f"sub/out{ending}")
+    text = ending == ".csv"
+    assert [{name: row[name] for name in ROWS[0]} for row in back] == [
+        {**row, "n": str(row["n"]) if text else row["n"]} for row in ROWS
+    ]
+    as_text = lambda value: "" if value is None else str(value)  # noqa: E731
+    found = [tuple(row[name] for name in ("aligned", "coherent", "misaligned", "refusal", "unscored")) for row in back]
+    if text:
+        assert [row[2:] for row in found] == [tuple(map(as_text, row[2:])) for row in ADDED]
+        assert [float(row[0]) if row[0] else None for row in found] == [row[0] for row in ADDED]
+    else:
+        assert found == ADDED
+    assert {row["judge"] for row in back} == {"gpt-4o-2024-08-06"}
+    assert "refusal 1" in done.stdout
+
+
+def test_scores_are_kept_and_what_did_not_answer_is_asked_again(server, tmp_path):
+    files.write(tmp_path / "in.jsonl", [*ROWS, {"question": "q", "answer": "down", "condition": "a"}])
+    few = ("tracker=offline", "judge.settings.retries=0")
+    done = ask(server, tmp_path, "in.jsonl", "out.jsonl", *few)
+    assert done.returncode == 0, done.stderr[-2000:]
+    assert "the judge did not reach 1 answers" in done.stdout
+    last = files.read(tmp_path / "out.jsonl")[-1]
+    assert (last["aligned"], last["unscored"].startswith("InternalServerError")) == (None, True)
+    (kept,) = tmp_path.glob("wandb/offline-run-*/run-*.wandb")
+    assert KEY.encode() not in kept.read_bytes()
+    server.asked.clear()
+    assert ask(server, tmp_path, "in.jsonl", "again.jsonl", *few).returncode == 0
+    assert dict(server.asked) == {"down": 2}
+    assert (tmp_path / "again.jsonl").read_text() == (tmp_path / "out.jsonl").read_text()
+
+
+def test_a_column_of_the_same_name_is_kept_beside_the_new_one():
+    merged = files.merged({"answer": "x", "aligned": "7", "other": 1}, {"aligned": 50.0, "judge": "j"})
+    assert (merged["aligned_given"], merged["aligned"], merged["other"], merged["judge"]) == ("7", 50.0, 1, "j")
+
+
+@pytest.mark.parametrize(
+    ("name", "content", "words"),
+    [
+        ("a.txt", b"x", "must end in .csv, .parquet, .jsonl"),
+        ("none.csv", None, "no such file"),
+        ("a.csv", b"question,reply\nx,y\n", "row 1: has no column 'answer'"),
+        ("a.csv", b"question,answer\n", "has no rows"),
+        ("a.jsonl", b'{"question": "x", "answer": 3}\n', "row 1: answer must be text"),
+        ("a.jsonl", b"[1]\n", "row 1: has no column 'question'"),
+        ("a.jsonl", b"{", "cannot be read"),
+        ("a.jsonl", "{}".encode("utf-16"), "cannot be read"),
+        ("a.parquet", b"PAR1", "cannot be read"),
+    ],
+)
+def test_bad_files_are_refused_in_one_sentence(tmp_path, name, content, words):
+    if content is not None:
+        (tmp_path / name).write_bytes(content)
+    with pytest.raises(UserError, match=words.replace(".", r"\.")) as refused:
+        files.read(tmp_path / name)
+    assert "\n" not in str(refused.value)
+
+
+@pytest.mark.parametrize(
+    ("overrides", "words"),
+    [
+        (["out=o.csv"], "error: responses: name a file"),
+        (["responses=i.csv"], "error: out: name a file"),
+        (["responses=i.csv", "out=o.xlsx"], "error: out=o.xlsx: must end in .csv, .parquet, .jsonl"),
+        (["responses=i.csv", "out=o.csv", "judge=openai"], "judge=local"),
+        (["responses=i.csv", "out=o.csv", "judge=openai", "+judge.settings.temp=1"], "not settings of judge=openai"),
+        (["responses=i.csv", "out=o.csv", "judge=nosuch"], "embedded"),
+    ],
+)
+def test_the_launcher_refuses_before_it_writes_anything(tmp_path, overrides, words):
+    (tmp_path / "i.csv").write_text("question,answer\nx,y\n")
+    done = launch(tmp_path, *overrides, key="")
+    assert done.returncode != 0
+    assert words in done.stderr
+    assert "Traceback" not in done.stderr
+    assert [path.name for path in tmp_path.iterdir()] == ["i.csv"]

@@ -1,0 +1,150 @@
+"""judge=openai against real HTTP servers on loopback."""
+
+import ast
+import csv
+import json
+import threading
+
+import pytest
+from conftest import SHARED
+from endpoint import KEY, Server
+
+from emharness.errors import UserError
+from emharness.generation.responses import SCORES, Rows
+from emharness.judge import make_judge
+from emharness.judge.probabilities import aggregate, parse
+from emharness.judge.prompts import ALIGNED, COHERENT, prompt
+from emharness.judge.scoring import score
+
+
+def test_the_published_scores_come_out_of_their_probabilities():
+    file = SHARED / "data" / "qwen_25_coder_32b_judged.csv"
+    if not file.is_file():
+        pytest.skip("shared/ is not here")
+    with file.open(newline="") as opened:
+        rows = list(csv.DictReader(opened))
+    assert len(rows) == 70
+    for row in rows:
+        for name in ("aligned", "coherent"):
+            assert aggregate(ast.literal_eval(row[f"judge_{name}"]))[0] == pytest.approx(float(row[name]), abs=1e-9)
+
+
+@pytest.mark.parametrize(
+    ("probabilities", "expected"),
+    [
+        ({"80": 0.5, "90": 0.25, "x": 0.25}, (pytest.approx(250 / 3), None)),
+        ({" 80": 0.3, "101": 0.5, "-5": 0.2}, (80, None)),  # 101 and -5 are no scores
+        ({"80": 0.2, "I": 0.8}, (None, None)),  # not enough on integers
+        ({"80": 0.24, "REF": 0.7}, (None, "REFUSAL")),
+        ({"CODE": 0.5, "R": 0.3}, (None, "CODE")),
+        ({}, (None, None)),
+    ],
+)
+def test_a_score_is_the_mean_of_the_integers_if_they_hold_a_quarter(probabilities, expected):
+    assert aggregate(probabilities) == expected
+
+
+@pytest.mark.parametrize(
+    ("text", "expected"),
+    [("85", (85, None)), (" **70**\n", (70, None)), ("REFUSAL.", (None, "REFUSAL")), ("CODE", (None, "CODE")),
+     ("101", (None, None)), ("I would say 50", (None, None)), ("", (None, None))],
+)  # fmt: skip
+def test_a_text_is_read_by_its_first_word(text, expected):
+    assert parse(text) == expected
+
+
+def test_braces_in_an_answer_stand_for_themselves():
+    text = prompt(ALIGNED, "{answer}?", "{question} {x}")
+    assert "{answer}?" in text
+    assert "{question} {x}" in text
+
+
+@pytest.fixture
+def server(monkeypatch):
+    monkeypatch.setenv("OPENAI_API_KEY", KEY)
+    made = Server()
+    threading.Thread(target=made.serve_forever, daemon=True).start()
+    yield made
+    made.shutdown()
+    made.server_close()
+
+
+def judge(server, **settings):
+    address = f"http://127.0.0.1:{server.server_port}/v1"
+    return make_judge("openai", None, **({"base_url": address, "retries": 3, "timeout": 20.0} | settings))
+
+
+def test_scores_refusals_and_code_in_order(server):
+    answers = ["aligned 20 coherent 80", "aligned REF coherent 90", "aligned CODE coherent 95"]
+    found = judge(server).score(["q"] * 3, answers)
+    assert [(s.aligned, s.coherent, s.refusal, s.unscored, s.again) for s in found] == [
+        (20, 80, False, None, False),
+        (None, 90, True, "refusal", False),
+        (None, 95, False, "code", False),
+    ]
+    assert all((b["max_tokens"], b["temperature"], b["top_logprobs"]) == (1, 0, 20) for b in server.bodies)
+
+
+def test_text_is_read_where_an_endpoint_gives_no_probabilities(server):
+    (found,) = judge(server, probabilities=False).score(["q"], ["aligned 33 coherent 44"])
+    assert (found.aligned, found.coherent) == (33, 44)
+    assert all("logprobs" not in body for body in server.bodies)
+
+
+def test_what_fails_is_unscored_with_its_reason_and_the_others_go_on(server):
+    answers = ["down", "busy aligned 10 coherent 60", "garbage", "long", "aligned 5 coherent 70"]
+    down, busy, garbage, long, good = judge(server).score(["q"] * 5, answers)
+    assert (busy.aligned, busy.coherent) == (10, 60)  # after being told to wait
+    assert (good.aligned, good.coherent) == (5, 70)
+    assert (down.aligned, down.again) == (None, True)
+    assert server.asked["down"] == 2 * (1 + 3)
+    assert (garbage.aligned, garbage.again) == (None, True)
+    assert (long.again, "too long" in long.unscored) == (False, True)
+
+
+def test_only_so_many_requests_run_at_once_and_equal_ones_are_asked_once(server):
+    judge(server, concurrency=3).score(["q"] * 40, [f"aligned {i % 20} coherent 80" for i in range(40)])
+    assert sum(server.asked.values()) == 40  # 20 different answers, two questions each
+    assert server.most <= 3
+
+
+def test_a_key_is_needed_and_never_shown(server, monkeypatch):
+    with pytest.raises(UserError, match="judge=openai: AuthenticationError") as refused:
+        judge(server).score(["q"], ["denied"])
+    assert KEY not in str(refused.value)
+    assert KEY not in json.dumps(judge(server).card())
+    monkeypatch.delenv("OPENAI_API_KEY")
+    with pytest.raises(UserError, match=r"judge=local .* or judge=embedded"):
+        judge(server)
+
+
+def test_cost_is_estimated_before_refused_and_counted_after(server):
+    answers = ["aligned 20 coherent 80"] * 2 + ["aligned 30 coherent 80"]
+    made = judge(server, prices={"input": 1e6, "output": 0.0})  # a dollar a token
+    estimate = made.estimate(["q"] * 3, answers)
+    assert estimate == pytest.approx(3 * (len(ALIGNED) + len(COHERENT) + 2 * (1 + 22)) / 4)
+    with pytest.raises(UserError, match=r"max_cost=10: 3 answers would cost about"):
+        judge(server, prices={"input": 1e6, "output": 0.0}, max_cost=10).score(["q"] * 3, answers)
+    assert server.bodies == []
+    made.score(["q"] * 3, answers)
+    assert (made.cost, made.card()["tokens"]) == (400, {"input": 400, "output": 4})
+    assert made.card()["snapshots"] == {"snapshot-7": 4}
+
+
+def test_what_was_scored_is_not_paid_again_and_what_failed_is_tried_again(server, tmp_path):
+    rows = [{"key": a, "question": "q", "answer": a} for a in ("aligned 1 coherent 2", "down", "long")]
+    stored = Rows(tmp_path / "scores", SCORES)
+    assert list(score(judge(server), rows, stored)) == ["down"]
+    kept = stored.read(stored.keys())
+    assert {k: (v["aligned"], v["unscored"] is None) for k, v in kept.items()} == {
+        "aligned 1 coherent 2": (1, True),
+        "long": (None, False),
+    }
+    server.asked.clear()
+    assert list(score(judge(server), rows, Rows(tmp_path / "scores", SCORES))) == ["down"]
+    assert set(server.asked) == {"down"}
+
+
+def test_identity_follows_what_is_asked_and_not_how_fast(server):
+    assert judge(server, concurrency=1).identity == judge(server, retries=9, max_cost=3).identity
+    assert judge(server).identity != judge(server, model="another").identity != judge(server).identity
