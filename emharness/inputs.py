@@ -68,7 +68,7 @@ class Inputs:
             "sampling": science["base"]["sampling"],
             "engine": engine_identity(config),
         }
-        del science["base"]["sampling"]["progress"]
+        del science["base"]["sampling"]["progress"], science["judge"]["settings"]  # what counts of them is in `content`
         del science["vector"]["batch_size"], science["train"]["micro_batch"]
         for group in ("eval", "sweep"):
             del science[group]["questions"]

@@ -145,6 +145,12 @@ def test_what_was_scored_is_not_paid_again_and_what_failed_is_tried_again(server
     assert set(server.asked) == {"down"}
 
 
+@pytest.mark.parametrize("settings", [{"concurrency": 0}, {"retries": -1}, {"timeout": 0}, {"prices": {"input": 1}}])
+def test_settings_that_cannot_be_are_refused(server, settings):
+    with pytest.raises(UserError, match=f"judge.settings.{next(iter(settings))}"):
+        judge(server, **settings)
+
+
 def test_identity_follows_what_is_asked_and_not_how_fast(server):
     assert judge(server, concurrency=1).identity == judge(server, retries=9, max_cost=3).identity
     assert judge(server).identity != judge(server, model="another").identity != judge(server).identity

@@ -58,6 +58,11 @@ class RemoteJudge:
     """Scores by a chat model behind an endpoint; thread-safe counts of what it cost."""
 
     def __init__(self, settings: Settings):
+        for name, least in (("concurrency", 1), ("retries", 0), ("timeout", 0.001)):
+            if not getattr(settings, name) >= least:
+                raise UserError(f"judge.settings.{name}={getattr(settings, name)}: must be at least {least}")
+        if set(settings.prices) != {"input", "output"}:
+            raise UserError("judge.settings.prices: must have input and output, US dollars for a million tokens")
         key = os.environ.get(settings.key_variable)
         if not key:
             raise UserError(

@@ -69,9 +69,11 @@ def trained_model(
     }
 
     def make(folder: Path) -> None:
+        from emharness.organisms import memory
         from emharness.organisms.train import train
 
-        losses = train(base.folder, rows, recipe, seed, folder, on_step, stop_after)
+        with memory.kept():
+            losses = train(base.folder, rows, recipe, seed, folder, on_step, stop_after)
         (folder / "losses.json").write_text(json.dumps(losses))
 
     return Model(name, store.path("organism", name, identity), identity, Artifact("organism", name, identity, make))
