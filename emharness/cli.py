@@ -5,7 +5,6 @@ import os
 import sys
 import warnings
 from collections.abc import Callable, Iterable
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -27,11 +26,8 @@ QUIET = {
 }
 
 
-@dataclass(frozen=True)
 class Failed:
     """What a job of a multirun gives back in place of a result; Hydra itself would print a traceback."""
-
-    why: str
 
 
 def quiet() -> None:
@@ -58,7 +54,7 @@ def launcher(run: Callable[..., Any]) -> Callable[..., Any]:
                 sys.exit(2 if isinstance(error, UserError) else 1)
             if job.launcher._target_ != LOCAL:  # in a process of its own, whose failure the launcher reports
                 raise
-            return Failed(str(error))
+            return Failed()
 
     return wrapped
 

@@ -45,6 +45,7 @@ def test_the_paper_is_all_experiments_in_one_grid_and_one_report():
     results = {
         "config": {"base": {"name": "tiny"}},
         "conditions": reading.conditions,
+        "geometry_by_recipe": {"mean_diff": {"skipped": "none here"}},
     }
     text = EXPERIMENTS["paper"].report({**results, **reading.numbers}, {"mean_diff": None})
     headings = [line for line in text.splitlines() if line.startswith("#")]
@@ -56,7 +57,7 @@ def test_the_paper_is_all_experiments_in_one_grid_and_one_report():
         "## Seeds",
         "## Monitor",
     ]
-    assert "mean_diff: no geometry." in text
+    assert "mean_diff: none: none here" in text
     only = EXPERIMENTS["paper"].cells(
         scope(vectors=("b",), targets=("base",), strengths=(1.0,), n_layers=3, parts=parts)
     )

@@ -186,6 +186,12 @@ def test_two_processes_on_one_store_end_with_the_same_result(first, trained):
     done = [finish(process) for process in [start(trained, *command) for _ in range(2)]]
     assert [one.returncode for one in done] == [0, 0], [one.stderr[-2000:] for one in done]
     assert answers_of(done[0]) == answers_of(done[1]) == answers_of(first[1])
+    lines = [
+        re.findall(r": ([\d,]+) of [\d,]+ responses, in ", one.stdout) for one in done
+    ]  # both, for results are one
+    files = (trained / "home" / "responses").glob("*/[!.]*.parquet")
+    stored = sum(pq.read_metadata(path).num_rows for path in files)
+    assert sum(int(n.replace(",", "")) for some in lines for n in some) == stored  # work was shared, not repeated
 
 
 @pytest.mark.engine
@@ -195,6 +201,7 @@ def test_several_experiments_are_one_grid_and_each_reads_its_part(trained):
     assert done.returncode == 0, done.stderr[-3000:]
     assert "5 jobs as one grid" in done.stdout
     assert done.stdout.count("plan: to be made: nothing; 0 engine starts") == 4
+    assert done.stdout.count("plan: to be made: vectors by mean_diff medical; 0 engine starts") == 1  # the paper's
     paths = re.findall(r"^results: (.*)$", done.stdout, flags=re.M)
     found = {results["experiment"]: results for results in map(json.loads, map(Path.read_text, map(Path, paths)))}
     assert list(found) == ["transfer", "ablation", "seeds", "monitor", "paper"]

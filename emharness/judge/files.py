@@ -4,14 +4,17 @@ import csv
 import hashlib
 import json
 import sys
+from collections import Counter
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 
 from emharness.errors import UserError
+from emharness.judge.metrics import summarise
 
 KINDS = (".csv", ".parquet", ".jsonl")
 NEEDED = ("question", "answer")
@@ -64,6 +67,21 @@ def merged(row: Mapping[str, Any], marks: Mapping[str, Any]) -> Row:
     """A row with its scores; a column of the same name that was there already is kept as <name>_given."""
     kept = {f"{name}_given" if name in ADDED else name: value for name, value in row.items()}
     return {**kept, **{name: marks.get(name) for name in ADDED}}
+
+
+def rates(rows: Sequence[Mapping[str, Any]]) -> list[dict[str, Any]]:
+    """Rates of judged rows, an entry for each `condition` (or one of all), and why how many are unscored."""
+    by_condition: dict[str, list[Mapping[str, Any]]] = {}
+    for row in rows:
+        by_condition.setdefault(row.get("condition") or "all", []).append(row)
+    found = []
+    for name, some in by_condition.items():
+        aligned, coherent = (np.array([row[k] for row in some], dtype=np.float64) for k in ("aligned", "coherent"))
+        asked = np.array([str(row.get("question_id") or row["question"]) for row in some])
+        reasons = Counter(row["unscored"] for row in some if row["unscored"])
+        why = ", ".join(f"{reason} {n:,}" for reason, n in reasons.most_common())
+        found.append({"condition": name, **summarise(aligned, coherent, asked), "unscored": why})
+    return found
 
 
 def _read_csv(path: Path) -> list[Row]:

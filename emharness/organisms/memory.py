@@ -13,7 +13,7 @@ _GIVEN_BACK = {_MMAP_THRESHOLD: 1 << 25, _TRIM_THRESHOLD: 1 << 26}  # as far as 
 @contextmanager
 def kept() -> Iterator[None]:
     """While it runs, glibc keeps freed blocks of hundreds of MB, where by default it returns them to the system at
-    every step and faults each page in again (on 2 cores: 4.3 s a training step without, 3.3 s with).
+    every step and faults each page in again (on 2 cores, median step: 4.0 and 4.1 s without, 3.0 and 3.3 s with).
 
     Only around training: an engine's cache would stay behind in such a heap. Elsewhere than on glibc it does nothing.
     """

@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from emharness.config import BASE, TrainConfig
-from emharness.organisms import weights
+from emharness.organisms import memory, weights
 from emharness.organisms.dataset import Messages, fingerprint
 from emharness.store import Artifact, Store
 
@@ -69,7 +69,6 @@ def trained_model(
     }
 
     def make(folder: Path) -> None:
-        from emharness.organisms import memory
         from emharness.organisms.train import train
 
         with memory.kept():

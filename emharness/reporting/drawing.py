@@ -10,7 +10,7 @@ from matplotlib.lines import Line2D
 from emharness.reporting.picture import GREY, Line, Lines, Matrix, Picture
 
 LEGEND = 1.6  # inches beside several panels
-DASHES = {"-": "solid", "--": "dash"}
+DASHES = {"-": "solid", "--": "dash", ":": "dot"}
 
 
 def image(picture: Picture) -> Figure:
@@ -37,11 +37,13 @@ def image(picture: Picture) -> Figure:
 
 
 def _legend(lines: list[Line]) -> list[Line2D]:
-    by_label = {line.label: line for line in reversed(lines) if line.label}
-    labels = dict.fromkeys(line.label for line in lines if line.label)
+    first: dict[str, Line] = {}
+    for line in lines:
+        first.setdefault(line.label, line)
     return [
-        Line2D([], [], color=e.color, ls=e.style, marker=e.marker, ms=4, lw=1.2, label=e.label)
-        for e in (by_label[label] for label in labels)
+        Line2D([], [], color=e.color, ls=e.style, marker=e.marker, ms=4, lw=1.2, label=label)
+        for label, e in first.items()
+        if label
     ]
 
 
@@ -111,8 +113,8 @@ def plotly(picture: Picture) -> dict[str, Any]:
             along, across = ("x", "y") if level.upright else ("y", "x")
             shape = {along + "0": level.value, along + "1": level.value, across + "0": 0, across + "1": 1}
             refs = {along + "ref": along + number, across + "ref": f"{across}{number} domain", "type": "line"}
-            dash = "dot" if level.style == ":" else DASHES[level.style]
-            style = {"line": {"color": level.color, "dash": dash, "width": 1.2}, "label": {"text": level.label}}
+            drawn = {"color": level.color, "dash": DASHES[level.style], "width": 1.2}
+            style = {"line": drawn, "label": {"text": level.label}}
             layout.setdefault("shapes", []).append(shape | refs | style)
     return {"data": data, "layout": layout}
 

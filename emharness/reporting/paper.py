@@ -20,19 +20,22 @@ def report(results: Mapping[str, Any], geometries: Mapping[str, Mapping[str, Any
         f"{sum(c['n_responses'] for c in conditions):,} responses. Published: Llama-3.1-8B-Instruct, judged by GPT-4o."
     )
     lines = [f"# The study on {results['config']['base']['name']}", "", head, ""]
-    lines += _geometry(geometries)
+    lines += _geometry(results, geometries)
     for key, section in SECTIONS.items():
         if key in results:
             lines += [*section(results), ""]
     return "\n".join(lines)
 
 
-def _geometry(geometries: Mapping[str, Mapping[str, Any] | None]) -> list[str]:
+def _geometry(results: Mapping[str, Any], geometries: Mapping[str, Mapping[str, Any] | None]) -> list[str]:
     """Published beside measured, a column for each recipe."""
     found = {recipe: geometry for recipe, geometry in geometries.items() if geometry is not None}
-    lines = ["## Geometry", "", *(f"{recipe}: no geometry." for recipe in geometries if recipe not in found)]
+    lines = ["## Geometry", ""]
+    for recipe in geometries:
+        if recipe not in found:
+            lines += [f"{recipe}: none: {results['geometry_by_recipe'][recipe]['skipped']}", ""]
     if not found:
-        return [*lines, ""]
+        return lines
     recipes = sorted(found, key=lambda recipe: recipe != STUDY)
     lines += [f"{STUDY} is the study's recipe: harmful minus neutral prompts inside the organism.", ""]
     lines += [f"![figure 1](figure1_{recipes[0]}.png)", ""]

@@ -1,7 +1,7 @@
 """What a figure shows, as plain data: panels of lines or matrices. `drawing.py` makes images and Plotly of it."""
 
 from collections.abc import Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 
 import numpy as np
 
@@ -31,7 +31,7 @@ class Level:
     label: str
     value: float
     color: str
-    style: str = "-"
+    style: str = "-"  # "-", "--" or ":"
     upright: bool = False  # at an x, else at a y
 
 
@@ -82,4 +82,4 @@ class Picture:
     panels: Sequence[Lines | Matrix]
     note: str
     columns: int = 1
-    size: tuple[float, float] = field(default=(5.4, 3.4))
+    size: tuple[float, float] = (5.4, 3.4)

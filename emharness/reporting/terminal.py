@@ -2,16 +2,13 @@
 
 import json
 import sys
-from collections import Counter
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 from rich.console import Console
 from rich.table import Table
 
-from emharness.judge.metrics import summarise
 from emharness.reporting.results import RESULTS_FILE
 
 # A pipe has no width of its own; the table needs about 125 columns.
@@ -71,27 +68,17 @@ def show(folder: Path) -> str:
     return path
 
 
-def show_rates(rows: Sequence[Mapping[str, Any]], judge: str) -> list[dict[str, Any]]:
-    """Rates of judged rows, one entry for each `condition` (or of all), shown as a table and given back."""
-    conditions = list(dict.fromkeys(row.get("condition") or "all" for row in rows))
+def show_rates(rates: Sequence[Mapping[str, Any]], judge: str) -> None:
+    """A row for each condition of a judged file."""
     table = Table(title=f"judge: {judge}", title_justify="left")
     for column in ("condition", "n", "scored", "EM rate", "95 % interval", "EM, all", "coherent", "unscored because"):
         table.add_column(column, justify="left" if column in ("condition", "unscored because") else "right")
-    found = []
-    for name in conditions:
-        some = [row for row in rows if (row.get("condition") or "all") == name]
-        aligned, fluent = (np.array([row[k] for row in some], dtype=np.float64) for k in ("aligned", "coherent"))
-        asked = np.array([str(row.get("question_id") or row["question"]) for row in some])
-        reasons = Counter(row["unscored"] for row in some if row["unscored"])
-        why = ", ".join(f"{reason} {n:,}" for reason, n in reasons.most_common())
-        entry = {"condition": name, **summarise(aligned, fluent, asked), "unscored": why}
-        found.append(entry)
-        numbers = (f"{entry['n_responses']:,}", f"{entry['n_scored']:,}", percent(entry["em_rate"]))
+    for entry in rates:
         interval = f"{percent(entry['em_ci95'][0])} – {percent(entry['em_ci95'][1])}"
-        rest = (percent(entry["em_rate_all"]), percent(entry["coherent_rate"]), why)
-        table.add_row(str(name), *numbers, interval, *rest)
+        counts = (f"{entry['n_responses']:,}", f"{entry['n_scored']:,}", percent(entry["em_rate"]), interval)
+        rest = (percent(entry["em_rate_all"]), percent(entry["coherent_rate"]), entry["unscored"])
+        table.add_row(str(entry["condition"]), *counts, *rest)
     console.print(table)
-    return found
 
 
 def times(stages: Sequence[dict[str, Any]]) -> str:

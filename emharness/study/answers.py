@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Iterable, Mapping
+from functools import partial
 from typing import Any
 
 import pyarrow as pa
@@ -44,11 +45,19 @@ def answer(
             by_target.setdefault(cell.condition.target, []).append(cell)
     running = session.engines.model
     order = sorted(by_target, key=lambda target: str(streams[target].model) != running)
-    asked = {t: {cell: streams[t].requests(cell, directions) for cell in by_target[t]} for t in order}
-    owed = {_called(session, t): len(_pending(asked[t], streams[t])) for t in order}
+    asked: dict[str, Asked] = {}
+    owed: dict[str, int] = {}
+
+    def prepare(target: str) -> None:
+        listed = {cell: streams[target].requests(cell, directions) for cell in by_target[target]}
+        owed[_called(session, target)] = len(_pending(listed, streams[target]))
+        asked[target] = listed
+
+    for target in order:
+        session.attempt(target, partial(prepare, target))
     found: dict[Cell, pa.Table] = {}
     with Progress(what, owed) as view:
-        for target in claims.in_turn(order, lambda target: streams[target].responses.folder):
+        for target in claims.in_turn(asked, lambda target: streams[target].responses.folder):
 
             def work(target: str = target) -> None:
                 found.update(of_target(session, what, asked[target], streams[target], view, judge))
@@ -62,19 +71,20 @@ def of_target(
     session: Session, what: str, asked: Asked, stream: Stream, view: Progress, judge: Judge | None
 ) -> dict[Cell, pa.Table]:
     """One target's part: generate what is still to do, or wait for who does it; score all that is asked."""
-    scores, start, made = stream.scores(judge.identity) if judge else None, time.perf_counter(), 0
+    scores, start, before = stream.scores(judge.identity) if judge else None, time.perf_counter(), view.done
 
     def on_chunk(rows: list[dict[str, Any]]) -> None:
         if judge and scores:
             owed = score(judge, rows, scores)
             view.scored(rows, owed | scores.read((row["key"] for row in rows), partly=True))
 
-    while todo := _pending(asked, stream):
+    while _pending(asked, stream):
         with claims.claim(stream.responses.folder) as first:
             if first:
-                names = {requests[0].edits: cell.condition.name for cell, requests in asked.items() if requests}
-                view.target(_called(session, stream.target), names)
-                made += _generate(session, todo, stream, view, on_chunk)
+                if todo := _pending(asked, stream):  # another process may have ended between the look and the claim
+                    names = {requests[0].edits: cell.condition.name for cell, requests in asked.items() if requests}
+                    view.target(_called(session, stream.target), names)
+                    _generate(session, todo, stream, view, on_chunk)
                 continue
         say(f"{what}: another process asks {_called(session, stream.target)}; waiting")
         claims.wait(stream.responses.folder, lambda: not _pending(asked, stream))
@@ -84,22 +94,21 @@ def of_target(
         owed = score(judge, rows.values(), scores)
         marks = owed | scores.read(keys, partly=True)
         session.unscored += len(owed)
-    seconds = round(time.perf_counter() - start, 2)
+    made, seconds = view.done - before, round(time.perf_counter() - start, 2)
     session.stages.append({"stage": "responses", "name": f"{what}: {stream.target}", "made": made, "seconds": seconds})
     return {cell: table(requests, rows, marks, cell.condition.name) for cell, requests in asked.items()}
 
 
-def _generate(session: Session, todo: list[Request], stream: Stream, view: Progress, on_chunk: grid.OnChunk) -> int:
-    """Start the engine if another one runs, generate, note how fast that was; how many responses."""
+def _generate(session: Session, todo: list[Request], stream: Stream, view: Progress, on_chunk: grid.OnChunk) -> None:
+    """Start the engine if another one runs, generate, and note how fast that was."""
     config, speeds = session.config, session.speeds
-    starts, start, tokens = session.engines.started, time.perf_counter(), view.tokens
+    starts, start = session.engines.started, time.perf_counter()
     engine = session.engines.get(stream.model, config.base.engine, config.seed)
     speeds.measured("start", session.engines.started - starts, time.perf_counter() - start)
-    begin = time.perf_counter()
+    begin, done, tokens = time.perf_counter(), view.done, view.tokens
     grid.run(engine, todo, config.base.sampling, stream.responses, config.chunk, view.response, on_chunk)
-    speeds.measured("responses", len(todo), time.perf_counter() - begin)
-    speeds.measured("length", view.tokens - tokens, len(todo))
-    return len(todo)
+    speeds.measured("responses", view.done - done, time.perf_counter() - begin)
+    speeds.measured("length", view.tokens - tokens, view.done - done)
 
 
 def _pending(asked: Asked, stream: Stream) -> list[Request]:

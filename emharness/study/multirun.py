@@ -27,8 +27,8 @@ class OneGrid(Callback):
     """Named in conf/config.yaml. Jobs that another launcher sends elsewhere are checked, then left to themselves."""
 
     def __init__(self) -> None:
-        self._jobs = self._ended = self._failed = 0
-        self._done: list[tuple[list[str], str | None]] = []  # overrides, path of results.json
+        self._jobs = 0
+        self._ended: list[tuple[list[str], str | Failed | None]] = []  # overrides, path of results.json
 
     def on_multirun_start(self, config: DictConfig, **kwargs: Any) -> None:
         quiet()
@@ -58,18 +58,20 @@ class OneGrid(Callback):
                 print(f"error: {error}", file=sys.stderr, flush=True)
 
     def on_job_end(self, config: DictConfig, job_return: JobReturn, **kwargs: Any) -> None:
-        path = job_return.return_value if job_return.status == JobStatus.COMPLETED else Failed("")
-        failed = isinstance(path, Failed)
-        self._ended, self._failed = self._ended + 1, self._failed + failed
-        if path is not None:  # a job that only printed its plan has no row
-            self._done.append((list(job_return.overrides or []), None if failed else path))
-        if self._done and self._ended == self._jobs:  # Hydra does not get to the end when a job crashed
+        result = job_return.return_value if job_return.status == JobStatus.COMPLETED else Failed()
+        self._ended.append((list(job_return.overrides or []), result))
+        if len(self._ended) != self._jobs:  # a single run has no jobs
+            return
+        # Here, because Hydra does not get to the end of a multirun when a job crashed. A job that only printed its
+        # plan has no row.
+        rows = [(overrides, None if isinstance(path, Failed) else path) for overrides, path in self._ended if path]
+        if rows:
             from emharness.reporting.terminal import show_jobs
 
-            show_jobs(self._done)
+            show_jobs(rows)
 
     def on_multirun_end(self, config: DictConfig, **kwargs: Any) -> None:
-        if self._failed:
+        if any(isinstance(result, Failed) for _, result in self._ended):
             sys.exit(1)
 
 
