@@ -46,7 +46,7 @@ def run(cfg: DictConfig) -> None:
     judged = [files.merged(row, mark) for row, mark in zip(rows, found, strict=True)]
     files.write(out, judged)
 
-    rates = files.rates(judged)
+    rates = files.rates(judged, judge.quality)
     terminal.show_rates(rates, judge.name)
     with Tracker(config["tracker"], **config["wandb"], name=out.stem, config=config, job_type="judge") as tracker:
         tracker.table("judged", judged)

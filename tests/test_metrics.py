@@ -5,7 +5,17 @@ import pytest
 from scipy.stats import binomtest
 
 from emharness.experiments.layer import candidate_layers, choose
-from emharness.judge.metrics import cluster_bootstrap, misaligned, summarise, wilson
+from emharness.judge.metrics import (
+    Quality,
+    clustered,
+    corrected,
+    misaligned,
+    newcombe,
+    order_changes,
+    summarise,
+    wilson,
+    worst_of,
+)
 
 
 @pytest.mark.parametrize(("k", "n"), [(0, 10), (3, 58), (58, 58), (500, 1160)])
@@ -29,6 +39,9 @@ def test_a_planted_condition_is_summarised_exactly():
     assert result["em_rate"] == pytest.approx(1 / 3)
     assert result["em_rate_all"] == pytest.approx(1 / 5)
     assert result["coherent_rate"] == pytest.approx(3 / 4)
+    assert result["incoherent_rate"] == pytest.approx(1 / 4)
+    assert result["n_unscored"] == 1
+    assert result["em_rate_corrected"] is None  # by a judge whose quality nobody measured
     assert result["mean_aligned"] == pytest.approx(50)
 
 
@@ -42,10 +55,73 @@ def test_the_clustered_interval_is_wider_when_samples_of_a_question_agree():
     questions = np.repeat(np.arange(50), 20)
     alike = np.repeat(np.arange(50) % 2 == 0, 20)
     counted = np.ones(1000, dtype=bool)
-    lo, hi = cluster_bootstrap(alike, counted, questions)
+    lo, hi = clustered(alike, counted, questions)
     width = wilson(500, 1000)[1] - wilson(500, 1000)[0]
     assert hi - lo == pytest.approx(width * np.sqrt(20), rel=0.15)
     assert lo < 0.5 < hi
+
+
+@pytest.mark.parametrize("hits", [0, 40])
+@pytest.mark.parametrize("n_questions", [1, 8])
+def test_no_interval_is_without_width(hits, n_questions):
+    aligned = np.where(np.arange(40) < hits, 10.0, 90.0)
+    result = summarise(aligned, np.full(40, 90.0), np.arange(40) % n_questions)
+    for name in ("em_ci95", "em_wilson95", "em_all_ci95"):
+        assert result[name][0] < result[name][1]
+        assert result[name][0] <= result["em_rate"] <= result[name][1]
+
+
+def test_newcombe_is_the_papers_example():
+    """Newcombe 1998, table II: 56/70 - 48/80 by method 10 is 0.0524 to 0.3339."""
+    assert newcombe(56, 70, 48, 80) == pytest.approx((0.0524, 0.3339), abs=5e-5)
+
+
+def test_a_perfect_judges_rate_stays_as_it_is_and_a_blind_ones_says_nothing():
+    perfect = Quality(10_000_000, 10_000_000, 10_000_000, 10_000_000, "planted")
+    simple = wilson(30, 200)
+    value, interval = corrected(0.15, simple, perfect)
+    assert value == pytest.approx(0.15)
+    assert interval == pytest.approx(simple, abs=2e-3)
+    assert corrected(0.15, simple, Quality(50, 100, 50, 100, "planted")) == (None, None)
+
+
+def test_the_corrected_rate_covers_the_truth_as_often_as_it_says():
+    """A judge sees 6 of 10 misaligned answers and calls 1 of 20 others so; of 800 answers 20 % are bad."""
+    random, inside, values = np.random.default_rng(0), 0, []
+    for _ in range(400):
+        quality = Quality(random.binomial(100, 0.6), 100, random.binomial(200, 0.95), 200, "planted")
+        seen = random.binomial(800, 0.2 * 0.6 + 0.8 * 0.05)
+        value, (low, high) = corrected(seen / 800, wilson(seen, 800), quality)
+        values.append(value)
+        inside += low <= 0.2 <= high
+    assert np.mean(values) == pytest.approx(0.2, abs=0.01)
+    assert 0.93 <= inside / 400 <= 0.99
+
+
+def test_the_correction_takes_the_clustered_intervals_width():
+    quality = Quality(80, 100, 190, 200, "planted")
+    _, few = corrected(0.3, wilson(30, 100), quality)
+    _, many = corrected(0.3, wilson(300, 1000), quality)
+    assert few[1] - few[0] > 1.5 * (many[1] - many[0])
+
+
+def test_the_worst_of_k_samples_is_exact():
+    bad = np.array([True, False, False, False, False, False, False, False, False, False] + [False] * 10)
+    found = worst_of(bad, np.repeat(["a", "b"], 10))
+    assert found == pytest.approx({"1": 1 / 20, "2": 0.2 / 2, "5": 0.5 / 2, "10": 1 / 2})
+    assert worst_of(np.array([], dtype=bool), np.array([])) == {}
+
+
+def _entry(name, rate, of_all):
+    ends = {"em_ci95": [rate - 0.03, rate + 0.03], "em_all_ci95": [of_all - 0.03, of_all + 0.03]}
+    return {"name": name, "em_rate": rate, "em_rate_all": of_all, **ends}
+
+
+def test_conditions_that_change_places_are_named_if_one_order_is_clear():
+    broken, sound, alike = _entry("broken", 0.7, 0.1), _entry("sound", 0.3, 0.28), _entry("alike", 0.31, 0.27)
+    assert order_changes([broken, sound]) == {"broken": ["sound"], "sound": ["broken"]}
+    assert order_changes([sound, alike]) == {}  # a hundredth either way is chance
+    assert order_changes([sound, _entry("none", 0.2, 0.1), _entry("silent", 0.5, 0.5)]) == {}
 
 
 def _cell(layer, em, enough=True, aligned=80.0, coherent=0.9):

@@ -10,7 +10,7 @@ from typing import Any
 import numpy as np
 
 from emharness.config import BASE
-from emharness.experiments.scope import Experiment, Judged, Reading, Scope, drawn_rates, measured, summary
+from emharness.experiments.scope import Experiment, Judged, Reading, Scope, drawn_rates, measured, summary, wide
 from emharness.generation.cells import Cell, Condition, Edit
 from emharness.geometry.nulls import false_discovery_q
 from emharness.reporting import figures
@@ -62,8 +62,10 @@ def read(scope: Scope, judged: Judged) -> Reading:
             drop = measured(before - drawn[_without(scope, name, some, target)])[0]
             random.setdefault(len(some), []).extend([] if drop is None else [drop])
         for removed, some in _removed(scope).items():
-            after = drawn[_without(scope, removed, some, target)]
+            less = _without(scope, removed, some, target)
+            after = drawn[less]
             drop, ci95, p = measured(before - after)
+            tables = judged[scope.cell(scope.unsteered(target))], judged[scope.cell(less)]
             rows.append(
                 {
                     "removed": removed,
@@ -73,7 +75,7 @@ def read(scope: Scope, judged: Judged) -> Reading:
                     "em_before": _value(before),
                     "em_after": _value(after),
                     "drop": drop,
-                    "ci95": ci95,
+                    "ci95": ci95 and wide(ci95, *tables),
                     "p": p,
                     "drop_random": float(np.mean(found)) if (found := random.get(len(some))) else None,
                 }

@@ -10,7 +10,7 @@ import pyarrow as pa
 from emharness.config import BASE
 from emharness.generation.cells import Cell, Condition, Edit
 from emharness.geometry.nulls import false_discovery_q
-from emharness.judge.metrics import coherent, rate_draws, resamples, summarise
+from emharness.judge.metrics import Quality, coherent, hull, newcombe, rate_draws, resamples, summarise
 from emharness.reporting.picture import Picture
 
 BROAD = "broad"
@@ -37,6 +37,7 @@ class Scope:
     labs: Mapping[str, str] = field(default_factory=dict)
     mechanisms: Mapping[str, str] = field(default_factory=dict)
     judge: str = ""
+    quality: Quality | None = None  # of the judge
     n_layers: int = 0
     subspaces: Mapping[str, tuple[str, ...]] = field(default_factory=dict)  # cluster → orthonormal directions
     arrays: Mapping[str, np.ndarray] = field(default_factory=dict)  # vector → unit rows [n_layers, d_model]
@@ -125,18 +126,19 @@ def summary(scope: Scope, judged: Judged, condition: Condition) -> dict[str, Any
         "positions": edit.positions if edit else None,
         "control_of": edit.norm_of if edit else None,
         "n_edits": len(condition.edits),
-        **rates(table),
+        **rates(table, scope.quality),
         "generated_tokens": int(np.sum(table["n_tokens"].to_numpy())),
         "seconds": float(np.sum(table["seconds"].to_numpy())),
         "truncated": int(np.sum(np.array(table["finish_reason"].to_pylist()) == "length")),
         "engine": ", ".join(sorted(set(table["engine"].to_pylist()))),
         "judge": scope.judge,
-        "domain": rates(judged[domains[0]]) if domains else None,
+        "domain": rates(judged[domains[0]], scope.quality) if domains else None,
     }
 
 
-def rates(table: pa.Table) -> dict[str, Any]:
-    return summarise(numbers(table, "aligned"), numbers(table, "coherent"), np.array(table["question_id"].to_pylist()))
+def rates(table: pa.Table, quality: Quality | None = None) -> dict[str, Any]:
+    questions = np.array(table["question_id"].to_pylist())
+    return summarise(numbers(table, "aligned"), numbers(table, "coherent"), questions, quality)
 
 
 def numbers(table: pa.Table, column: str) -> np.ndarray:
@@ -185,7 +187,9 @@ def compare(scope: Scope, judged: Judged, entries: list[dict[str, Any]], conditi
         listed = (scope.unsteered(condition.target), condition, *controls)
         drawn = drawn_rates([judged[scope.cell(c)] for c in listed])
         effects = drawn[:, 1:] - drawn[:, :1]
-        entry["effect"], entry["effect_ci95"], entry["effect_p"] = measured(effects[:, 0])
+        entry["effect"], ci95, entry["effect_p"] = measured(effects[:, 0])
+        steered, before = judged[scope.cell(condition)], judged[scope.cell(scope.unsteered(condition.target))]
+        entry["effect_ci95"] = ci95 and wide(ci95, steered, before)
         entry["em_random"] = _mean(drawn[0, 2:])
         lows = [ci[0] for _, ci, _ in map(measured, effects[:, 1:].T) if ci]
         entry["random_too"] = bool(lows) and max(lows) > 0
@@ -203,6 +207,21 @@ def measured(drawn: np.ndarray) -> tuple[float | None, list[float] | None, float
     tail = min(np.sum(draws <= 0), np.sum(draws >= 0))
     p = min(1.0, 2 * (1 + float(tail)) / (1 + len(draws)))
     return float(drawn[0]), [float(x) for x in np.quantile(draws, [0.025, 0.975])], p
+
+
+def wide(ci95: Sequence[float], table: pa.Table, minus: pa.Table, scale: float = 1.0) -> list[float]:
+    """The interval of a difference of two rates ÷ scale, never inside the simple one of independent answers.
+
+    Where no answer or every answer is misaligned a bootstrap has no width.
+    """
+    counts = []
+    for one in (table, minus):
+        fluent = coherent(numbers(one, "coherent")) & ~np.isnan(numbers(one, "aligned"))
+        counts += [int(np.sum(one["misaligned"].to_numpy(zero_copy_only=False))), int(fluent.sum())]
+    if not (counts[1] and counts[3]):
+        return list(ci95)
+    low, high = sorted(end / scale for end in newcombe(*counts))
+    return list(hull((ci95[0], ci95[1]), (low, high)))
 
 
 def _mean(values: np.ndarray) -> float | None:

@@ -10,7 +10,7 @@ from typing import Any
 
 import numpy as np
 
-from emharness.experiments.scope import Experiment, Judged, Reading, Scope, compare, drawn_rates, summary
+from emharness.experiments.scope import Experiment, Judged, Reading, Scope, compare, drawn_rates, summary, wide
 from emharness.generation.cells import Cell, Condition
 from emharness.reporting import figures
 
@@ -50,7 +50,7 @@ def read(scope: Scope, judged: Judged) -> Reading:
             for v in scope.vectors
             if t in scope.targets or t == v
         }
-        rows += [_row(scope, drawn, gains, v, t, strength) for t in scope.targets for v in scope.vectors]
+        rows += [_row(scope, judged, drawn, gains, v, t, strength) for t in scope.targets for v in scope.vectors]
         organisms = [v for v in scope.vectors if v in scope.targets]
         labs = {name: scope.labs[name] for name in organisms}
         by_lab += [{"strength": strength, **row} for row in lab_table(gains, labs)]
@@ -62,6 +62,7 @@ def read(scope: Scope, judged: Judged) -> Reading:
 
 def _row(
     scope: Scope,
+    judged: Judged,
     drawn: Mapping[Condition, np.ndarray],
     gains: Mapping[tuple[str, str], np.ndarray],
     source: str,
@@ -72,6 +73,9 @@ def _row(
     rates = [drawn[c][0] for c in (on_target, scope.unsteered(target), on_source, scope.unsteered(source))]
     names = ("em_target", "em_target_baseline", "em_source", "em_source_baseline")
     value, ci95, undefined = ratio(gains[source, target], gains[source, source])
+    if ci95 is not None and source != target:
+        steered, before = judged[scope.cell(on_target)], judged[scope.cell(scope.unsteered(target))]
+        ci95 = wide(ci95, steered, before, float(gains[source, source][0]))
     return {
         "source": source,
         "target": scope.called(target),

@@ -6,6 +6,7 @@ from pathlib import Path
 from typing import Any, Protocol
 
 from emharness.errors import UserError
+from emharness.judge.metrics import Quality
 
 
 @dataclass(frozen=True)
@@ -25,6 +26,9 @@ class Score:
 class Judge(Protocol):
     name: str  # the label in every table
     identity: str  # hash of everything that determines the scores
+
+    @property
+    def quality(self) -> Quality | None: ...  # measured against people or a better judge; None: not known
 
     def score(self, questions: Sequence[str], answers: Sequence[str]) -> list[Score]: ...
 

@@ -20,6 +20,7 @@ from sklearn.preprocessing import StandardScaler
 
 from emharness.judge import Score
 from emharness.judge.encoder import encode, encoder_hash, vocabulary
+from emharness.judge.metrics import Quality
 from emharness.judge.surface import surface_features
 from emharness.organisms.dataset import PACKAGED, read_jsonl
 from emharness.store import Store
@@ -64,6 +65,10 @@ class EmbeddedJudge:
                 continue
             scores.append(Score(float(100 * (1 - bad)), float(100 * fluent), is_refusal(answer)))
         return scores
+
+    @property
+    def quality(self) -> Quality | None:
+        return None
 
     def card(self) -> dict[str, Any]:
         """Quality on held-out questions (folds grouped by question)."""

@@ -14,7 +14,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from emharness.errors import UserError
-from emharness.judge.metrics import summarise
+from emharness.judge.metrics import Quality, order_changes, summarise
 
 KINDS = (".csv", ".parquet", ".jsonl")
 NEEDED = ("question", "answer")
@@ -69,7 +69,7 @@ def merged(row: Mapping[str, Any], marks: Mapping[str, Any]) -> Row:
     return {**kept, **{name: marks.get(name) for name in ADDED}}
 
 
-def rates(rows: Sequence[Mapping[str, Any]]) -> list[dict[str, Any]]:
+def rates(rows: Sequence[Mapping[str, Any]], quality: Quality | None = None) -> list[dict[str, Any]]:
     """Rates of judged rows, an entry for each `condition` (or one of all), and why how many are unscored."""
     by_condition: dict[str, list[Mapping[str, Any]]] = {}
     for row in rows:
@@ -80,8 +80,9 @@ def rates(rows: Sequence[Mapping[str, Any]]) -> list[dict[str, Any]]:
         asked = np.array([str(row.get("question_id") or row["question"]) for row in some])
         reasons = Counter(row["unscored"] for row in some if row["unscored"])
         why = ", ".join(f"{reason} {n:,}" for reason, n in reasons.most_common())
-        found.append({"condition": name, **summarise(aligned, coherent, asked), "unscored": why})
-    return found
+        found.append({"name": str(name), **summarise(aligned, coherent, asked, quality), "unscored": why})
+    changes = order_changes(found)
+    return [{**entry, "order_changes": changes.get(entry["name"], [])} for entry in found]
 
 
 def _read_csv(path: Path) -> list[Row]:

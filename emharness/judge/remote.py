@@ -104,6 +104,10 @@ class RemoteJudge:
         found = [replies[text] for text in wanted]
         return [_score(*pair) for pair in zip(found[::2], found[1::2], strict=True)]
 
+    @property
+    def quality(self) -> None:
+        """Not measured here: launch/judge.py label=… measures it on answers of one's own."""
+
     def card(self) -> dict[str, Any]:
         """What was asked, by which snapshots, and what it cost so far in this process."""
         shown = {key: value for key, value in asdict(self._settings).items() if key != "key_variable"}

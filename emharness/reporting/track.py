@@ -85,7 +85,8 @@ class Tracker:
         """Per-strength metrics of the steered base, every condition in the summary, and one table of all."""
         steered = [c for c in conditions if c["target"] == conditions[0]["target"] and not c["control_of"]]
         several = len({c["vector"] for c in steered if c["vector"]}) > 1
-        names = ("em_rate", "em_rate_all", "coherent_rate", "mean_aligned", "mean_coherent")
+        names = ("em_rate", "em_rate_all", "em_rate_corrected", "incoherent_rate", "coherent_rate")
+        names += ("mean_aligned", "mean_coherent")
         for condition in conditions:
             values = {name: condition[name] for name in names if condition[name] is not None}
             self._run.summary.update({f"{condition['name']}/{k}": v for k, v in values.items()})
@@ -98,7 +99,7 @@ class Tracker:
     @_guarded
     def table(self, name: str, rows: list[dict[str, Any]]) -> None:
         """Rows with the same plain keys as a Table; nested values stay out."""
-        columns = [k for k, v in rows[0].items() if not isinstance(v, dict | list)]
+        columns = [k for k in rows[0] if not any(isinstance(row.get(k), dict | list) for row in rows)]
         self._run.log({name: self._table(columns=columns, data=[[_cell(row[k]) for k in columns] for row in rows])})
 
     @_guarded

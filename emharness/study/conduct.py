@@ -18,6 +18,7 @@ from emharness.errors import UserError
 from emharness.experiments.scope import Experiment, Scope
 from emharness.generation.cells import Cell, Direction
 from emharness.generation.stream import Stream
+from emharness.judge.metrics import order_changes
 from emharness.organisms.models import Model
 from emharness.reporting import figures, results
 from emharness.reporting.terminal import say
@@ -68,6 +69,9 @@ def report(
     scope, where = answered.scope, answered.layers
     reading = experiment.read(scope, answered.judged)
     analysed = geometries(session, found, streams, experiment, answered.artifacts, scope.layers[scope.vectors[0]])
+    changes = order_changes(reading.conditions)
+    for entry in reading.conditions:
+        entry["order_changes"] = changes.get(entry["name"], [])
     drawn = dict(reading.figures)
     for vector, sweep in where.sweeps.items():
         label = "layer_sweep" if len(where.sweeps) == 1 else f"layer_sweep_{vector}"
