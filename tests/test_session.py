@@ -1,6 +1,7 @@
 """What happens around a model that fails, without any model."""
 
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 from conftest import checked, configured
@@ -32,16 +33,16 @@ def session(tmp_path, monkeypatch):
     made = Session(config, checked(config, tmp_path), store=Store(tmp_path))
     made.asked = []
 
-    def of_target(session, what, asked, stream, view, judge):
+    def generate(session, what, asked, stream, view, judge):
         made.asked.append(stream.target)
         made.owed = dict(view._pending)
         if stream.target == "bad":
             raise RuntimeError("no  room\nleft")
         if stream.target == "typo":
             raise UserError("a mistake")
-        return dict.fromkeys(asked, stream.target)
 
-    monkeypatch.setattr(answers, "of_target", of_target)
+    monkeypatch.setattr(answers, "_made", generate)
+    monkeypatch.setattr(answers, "_marked", lambda session, asked, stream, judge: dict.fromkeys(asked, stream.target))
     return made
 
 
@@ -83,6 +84,21 @@ def test_the_target_whose_engine_runs_comes_first_and_each_comes_once(session, m
     answers.answer(session, "responses", [cell("base"), cell("good"), cell("base", Edit("v", 1, 1.0))], STREAMS, {})
     assert session.asked == ["good", "base"]
     session.complete()
+
+
+def test_a_judge_with_an_engine_of_its_own_starts_when_all_answers_are_there_and_no_other_engine_is(
+    session, monkeypatch
+):
+    happened = session.asked
+    monkeypatch.setattr(session.engines, "close", lambda: happened.append("closed"))
+
+    def marked(session, asked, stream, judge):
+        happened.append(f"{stream.target} scored")
+        return {}
+
+    monkeypatch.setattr(answers, "_marked", marked)
+    answers.answer(session, "responses", [cell("base"), cell("good")], STREAMS, {}, SimpleNamespace(needs_engine=True))
+    assert happened == ["base", "good", "closed", "base scored", "good scored"]
 
 
 def test_a_vector_is_never_made_of_half_its_answers(session, monkeypatch):

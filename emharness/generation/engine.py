@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import os
 import sys
 import time
@@ -160,6 +161,13 @@ class Engine:
         finally:
             if running:
                 engine.abort_request(list(running))
+
+    def next_tokens(self, prompts: Sequence[list[int]], top: int) -> list[dict[int, float]]:
+        """The `top` likeliest next tokens after each prompt: token id → probability."""
+        params = self._vllm.SamplingParams(max_tokens=1, temperature=0, logprobs=top)
+        outputs = self._llm.generate([{"prompt_token_ids": ids} for ids in prompts], params, use_tqdm=False)
+        likeliest = [output.outputs[0].logprobs[0] for output in outputs]  # type: ignore[index]
+        return [{token: math.exp(entry.logprob) for token, entry in some.items()} for some in likeliest]
 
     def _params(self, n: int, sampling: SamplingConfig, seed: int, spec: dict[str, Any] | None) -> Any:
         return self._vllm.SamplingParams(

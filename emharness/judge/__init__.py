@@ -27,6 +27,8 @@ class Judge(Protocol):
     name: str  # the label in every table
     identity: str  # hash of everything that determines the scores
 
+    needs_engine: bool  # whether it starts vLLM, which no other engine should be running beside
+
     @property
     def quality(self) -> Quality | None: ...  # measured against people or a better judge; None: not known
 
@@ -47,7 +49,13 @@ def _remote(cache: Path, **settings: Any) -> Judge:
     return RemoteJudge(Settings(**settings))
 
 
-JUDGES: dict[str, Callable[..., Judge]] = {"embedded": _embedded, "openai": _remote}
+def _local(cache: Path, **settings: Any) -> Judge:
+    from emharness.judge.local import LocalJudge, Settings
+
+    return LocalJudge(cache, Settings(**settings))
+
+
+JUDGES: dict[str, Callable[..., Judge]] = {"embedded": _embedded, "openai": _remote, "local": _local}
 
 
 def make_judge(name: str, cache: Path, **settings: Any) -> Judge:

@@ -38,6 +38,7 @@ class EmbeddedJudge:
     """aligned = 100 · (1 − p(misaligned)), coherent = 100 · p(coherent)."""
 
     name = "embedded-v1"
+    needs_engine = False
 
     def __init__(self, cache: Path):
         self._store = Store(cache)

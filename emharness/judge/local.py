@@ -1,0 +1,89 @@
+"""judge=local: a chat model in vLLM on this machine, asked what `openai` asks.
+
+The published score is the mean of the integers from 0 to 100 under the model's next-token probabilities. Where a
+tokenizer writes an integer as several tokens, its probability is the product along its digits.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from emharness.config import EngineConfig
+from emharness.errors import UserError
+from emharness.judge import Score
+from emharness.judge.probabilities import TOP, aggregate, integers
+from emharness.judge.prompts import ALIGNED, COHERENT, prompt
+from emharness.judge.reply import Reply, score_of
+from emharness.organisms.weights import EMBEDDED, base_folder, fingerprint
+from emharness.store import Store
+
+CODE = 1  # raise when the same probabilities give other scores
+
+NextTokens = Callable[[list[list[int]]], list[Mapping[int, float]]]  # token ids → likeliest next tokens
+
+
+@dataclass(frozen=True)
+class Settings:
+    model: str | None = None  # a folder, a hub id, or "embedded"
+    dtype: str = "bfloat16"
+    max_model_len: int = 4096
+    extra: dict[str, Any] = field(default_factory=dict)  # passed to vllm.LLM
+
+
+class LocalJudge:
+    needs_engine = True
+    quality = None  # not measured here
+
+    def __init__(self, cache: Path, settings: Settings):
+        if not settings.model:
+            raise UserError("judge=local: name a chat model in judge.settings.model, a folder or a hub id")
+        from transformers import AutoTokenizer
+
+        self._folder = base_folder(settings.model, Store(cache.parent), key="judge.settings.model")
+        self._settings = settings
+        self._tokenizer = AutoTokenizer.from_pretrained(self._folder)
+        if not self._tokenizer.chat_template:
+            raise UserError(f"judge.settings.model={settings.model}: has no chat template; name a chat model")
+        self.name = "smollm2" if settings.model == EMBEDDED else Path(settings.model).name
+        asked = {"model": fingerprint(self._folder), "dtype": settings.dtype, "extra": settings.extra}
+        asked |= {"prompts": [ALIGNED, COHERENT], "code": CODE}
+        self.identity = f"{self.name}-{hashlib.sha256(json.dumps(asked).encode()).hexdigest()[:16]}"
+
+    def score(self, questions: Sequence[str], answers: Sequence[str]) -> list[Score]:
+        """Scores in order, by an engine that is started for them and stopped again."""
+        from emharness.generation.engine import Engine
+
+        texts = [
+            prompt(template, question, answer)
+            for question, answer in zip(questions, answers, strict=True)
+            for template in (ALIGNED, COHERENT)
+        ]
+        distinct = {text: self._encode(text) for text in dict.fromkeys(texts)}
+        fitting = {text: ids for text, ids in distinct.items() if len(ids) + 4 <= self._settings.max_model_len}
+        config = EngineConfig(dtype=self._settings.dtype, max_model_len=self._settings.max_model_len)
+        config.extra = self._settings.extra
+        with Engine(self._folder, config, self._folder, seed=0) as engine:
+            found = self._asked(list(fitting.values()), lambda prompts: engine.next_tokens(prompts, TOP))
+        replies = dict(zip(fitting, found, strict=True))
+        too_long = Reply(why=f"too long: beyond {self._settings.max_model_len:,} tokens")
+        listed = [replies.get(text, too_long) for text in texts]
+        return [score_of(*pair) for pair in zip(listed[::2], listed[1::2], strict=True)]
+
+    def card(self) -> dict[str, Any]:
+        return {"model": self._settings.model, "dtype": self._settings.dtype}
+
+    def _encode(self, text: str) -> list[int]:
+        messages = [{"role": "user", "content": text}]
+        return self._tokenizer.apply_chat_template(messages, add_generation_prompt=True, return_dict=False)
+
+    def _asked(self, prompts: list[list[int]], next_tokens: NextTokens) -> list[Reply]:
+        replies = []
+        for found in integers(prompts, next_tokens, self._tokenizer.decode):
+            score, category = aggregate(found)
+            replies.append(Reply(score, category, None if score is not None or category else "no number in the reply"))
+        return replies
