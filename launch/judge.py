@@ -1,4 +1,7 @@
-"""Score anybody's answers: python launch/judge.py responses=<csv|parquet|jsonl> judge=<name> out=<file>"""
+"""Score anybody's answers: python launch/judge.py responses=<csv|parquet|jsonl> judge=<name> out=<file>
+
+`compare=[embedded,openai]` sets judges beside each other on the same answers; `label=<n>` asks you for n verdicts.
+"""
 
 import sys
 from pathlib import Path
@@ -12,16 +15,14 @@ from emharness.cli import launcher
 from emharness.config import TRACKERS
 from emharness.errors import UserError
 
+CONF = Path(__file__).resolve().parent.parent / "conf"
+
+Rows = list[dict[str, Any]]
+
 
 def run(cfg: DictConfig) -> None:
-    """Read the rows, score what is not scored yet, write them back with their scores, and print the rates."""
-    from emharness.generation.responses import SCORES, Rows
-    from emharness.judge import files, make_judge
-    from emharness.judge.metrics import misaligned
-    from emharness.judge.scoring import score
-    from emharness.reporting import terminal
-    from emharness.reporting.track import Tracker
-    from emharness.store import Store, home, slug
+    """Read the rows, score what is not scored yet, and write them back with their scores."""
+    from emharness.judge import files
 
     config: dict[str, Any] = OmegaConf.to_container(cfg, resolve=True)  # type: ignore[assignment]
     if config["tracker"] not in TRACKERS:
@@ -29,34 +30,125 @@ def run(cfg: DictConfig) -> None:
     for name in ("responses", "out"):
         if not config[name]:
             raise UserError(f"{name}: name a file that ends in {', '.join(files.KINDS)}")
-    out = Path(config["out"])
-    files.kind("out", out)
+    files.kind("out", Path(config["out"]))
+    label, compared = config["label"], config["compare"]
+    if label is not None and (isinstance(label, bool) or not isinstance(label, int) or label < 1):
+        raise UserError(f"label={label}: must be a number of answers, 1 or more")
+    if compared is not None and (not isinstance(compared, list) or len(set(compared)) < 2):
+        raise UserError(f"compare={compared}: must be a list of two judges or more, e.g. [embedded,openai]")
     rows = files.read(Path(config["responses"]))
-    store = Store(home())
-    judge = make_judge(config["judge"]["name"], store.root / "judge", **config["judge"].get("settings", {}))
+    if compared:
+        compare(config, rows)
+    elif label:
+        ask(config, rows)
+    else:
+        rate(config, rows)
+    print(f"results: {config['out']}", flush=True)
 
-    keyed = [{**row, "key": files.key(row)} for row in rows]
-    scores = Rows(store.root / "scores" / slug(judge.identity) / "files", SCORES)
-    owed = score(judge, keyed, scores)
-    marks = owed | scores.read({row["key"] for row in keyed}, partly=True)
-    found = [{**marks[row["key"]], "judge": judge.name} for row in keyed]
-    values = {n: np.array([mark[n] for mark in found], dtype=np.float64) for n in ("aligned", "coherent")}
-    for mark, bad in zip(found, misaligned(values["aligned"], values["coherent"]).tolist(), strict=True):
-        mark["misaligned"] = bad
-    judged = [files.merged(row, mark) for row, mark in zip(rows, found, strict=True)]
+
+def rate(config: dict[str, Any], rows: Rows) -> None:
+    """One judge: scores, and the rates by condition."""
+    from emharness.judge import files
+    from emharness.reporting import terminal
+    from emharness.reporting.track import Tracker
+
+    out = Path(config["out"])
+    judge, marks, owed = scores(config["judge"], rows)
+    judged = [files.merged(row, mark) for row, mark in zip(rows, marks, strict=True)]
     files.write(out, judged)
-
     rates = files.rates(judged, judge.quality)
     terminal.show_rates(rates, judge.name)
     with Tracker(config["tracker"], **config["wandb"], name=out.stem, config=config, job_type="judge") as tracker:
         tracker.table("judged", judged)
         tracker.table("rates", rates)
     if owed:
-        terminal.say(f"unscored: the judge did not reach {len(owed):,} answers; the same command tries again")
-    print(f"results: {out}", flush=True)
+        terminal.say(f"unscored: the judge did not reach {owed:,} answers; the same command tries again")
+
+
+def compare(config: dict[str, Any], rows: Rows) -> None:
+    """Several judges: their scores side by side in `out`, how they agree in .json and .png beside it."""
+    from emharness.judge import compare as comparing
+    from emharness.judge import files
+    from emharness.reporting import drawing, figures, terminal
+    from emharness.reporting.track import Tracker
+    from emharness.store import write_json
+
+    out = Path(config["out"])
+    found: dict[str, Rows] = {}
+    for name in dict.fromkeys(config["compare"]):
+        judge, marks, _ = scores(config["judge"] if name == config["judge"]["name"] else of_that_name(name), rows)
+        found[judge.name] = marks
+    names = ("aligned", "coherent")
+    arrays = {judge: {n: np.array([m[n] for m in marks], float) for n in names} for judge, marks in found.items()}
+    conditions = [str(row.get("condition") or "all") for row in rows]
+    asked = [str(row.get("question_id") or row["question"]) for row in rows]
+    compared = comparing.compare(arrays, conditions, asked)
+
+    columns = (*names, "misaligned", "refusal", "unscored")
+    more = [{f"{n}_{judge}": marks[i][n] for judge, marks in found.items() for n in columns} for i in range(len(rows))]
+    files.write(out, [{**row, **some} for row, some in zip(rows, more, strict=True)])
+    write_json(out.with_suffix(".json"), compared)
+    matrix = {(e["judge"], e["condition"]): e["em_rate"] for e in compared["rates"]}
+    listed = list(dict.fromkeys(conditions))
+    values = np.array([[matrix[judge, name] for name in listed] for judge in found], dtype=np.float64)
+    panels = [("misaligned, of coherent answers", values, None)]
+    picture = figures.heatmaps(panels, list(found), listed, "judge", "condition", " and ".join(found))
+    drawing.image(picture).savefig(out.with_suffix(".png"), dpi=160)
+    terminal.show_comparison(compared, rows)
+    with Tracker(config["tracker"], **config["wandb"], name=out.stem, config=config, job_type="judge") as tracker:
+        tracker.table("rates", compared["rates"])
+        tracker.figures({"judges": out.with_suffix(".png")}, {"judges": drawing.plotly(picture)})
+
+
+def ask(config: dict[str, Any], rows: Rows) -> None:
+    """A person beside the judge: verdicts in `out`, which can be gone on with, and what they say of the judge."""
+    from emharness.judge import files, labels
+    from emharness.reporting import terminal
+
+    out = Path(config["out"])
+    if out.suffix != ".jsonl":
+        raise UserError(f"out={out}: verdicts are kept in a .jsonl file")
+    judge, marks, _ = scores(config["judge"], rows)
+    judged = [{**row, **mark, "key": files.key(row)} for row, mark in zip(rows, marks, strict=True)]
+    chosen = labels.sample(judged, config["label"])
+    verdicts = labels.ask(judged, chosen, out, lambda text: print(text, flush=True), lambda: input("> "))
+    measured = labels.quality(judged, verdicts, judge.name)
+    terminal.show_quality(measured, judge.name, len(verdicts))
+    if measured:
+        terminal.show_rates(files.rates(judged, measured), judge.name)
+
+
+def scores(judge: dict[str, Any], rows: Rows) -> tuple[Any, Rows, int]:
+    """The judge, its marks for every row, and how many answers it did not reach."""
+    from emharness.generation.responses import SCORES, Rows
+    from emharness.judge import files, make_judge
+    from emharness.judge.metrics import misaligned
+    from emharness.judge.scoring import score
+    from emharness.store import Store, home, slug
+
+    store = Store(home())
+    made = make_judge(judge["name"], store.root / "judge", **judge.get("settings", {}))
+    keyed = [{**row, "key": files.key(row)} for row in rows]
+    kept = Rows(store.root / "scores" / slug(made.identity) / "files", SCORES)
+    owed = score(made, keyed, kept)
+    marks = owed | kept.read({row["key"] for row in keyed}, partly=True)
+    found = [{**marks[row["key"]], "judge": made.name} for row in keyed]
+    values = {n: np.array([mark[n] for mark in found], dtype=np.float64) for n in ("aligned", "coherent")}
+    for mark, bad in zip(found, misaligned(values["aligned"], values["coherent"]).tolist(), strict=True):
+        mark["misaligned"] = bad
+        mark.pop("key")
+    return made, found, len(owed)
+
+
+def of_that_name(name: str) -> dict[str, Any]:
+    """A judge as conf/judge/ describes it."""
+    file = CONF / "judge" / f"{name}.yaml"
+    if not file.is_file():
+        known = ", ".join(sorted(path.stem for path in file.parent.glob("*.yaml")))
+        raise UserError(f"compare: {name} is no judge; must be one of {known}")
+    return OmegaConf.to_container(OmegaConf.load(file), resolve=True)  # type: ignore[return-value]
 
 
 if __name__ == "__main__":
-    conf = str(Path(__file__).resolve().parent.parent / "conf")
-    main = hydra.main(version_base="1.3", config_path=conf, config_name="judge_file")(launcher(run))
+    main = hydra.main(version_base="1.3", config_path=str(CONF), config_name="judge_file")(launcher(run))
     sys.exit(main())

@@ -29,7 +29,7 @@ def test_a_family_end_to_end(family, base, tmp_path):
     folder.mkdir(parents=True)
     saved(folder, base, FAMILIES[family]())
     length = ["base.sampling.max_new_tokens=6", "base.engine.max_model_len=256", "base.engine.cpu_kv_cache_gib=1"]
-    base_config = [f"base={family}", f"base.source={folder}", "layer=1", *length]
+    base_config = [f"base={family}", f"base.source={folder}", "judge=embedded", "layer=1", *length]
     learns = ["train.warmup_steps=0", "train.learning_rate=1e-2"]  # the field's recipe would not move in one step
     vectors = ["experiment=dose_response", "vectors=[medical]", "targets=[base,medical]", "steer.strength=[1]"]
     overrides = [o for o in small(tmp_path) if not o.startswith(("sweep.", "train.epochs"))]
@@ -44,6 +44,6 @@ def test_a_family_end_to_end(family, base, tmp_path):
         ("medical", "medical", 8),
         *[(target, f"random-{i}", 4) for target in (family, "medical") for i in range(2)],
     ]
-    assert all(c["n_scored"] == c["n_responses"] for c in conditions)
+    assert all(c["n_scored"] + c["n_unscored"] == c["n_responses"] for c in conditions)
     assert all(c["truncated"] <= c["n_responses"] for c in conditions)
     assert results["layers"] == {"medical": 1}

@@ -80,7 +80,7 @@ def test_a_run_leaves_what_the_contract_names(first):
         ("smollm2", "random-1", 2.0),
     ]
     assert [c["n_responses"] for c in conditions] == [8, 8, 8, 8, 4, 4]
-    assert all(c["judge"] == "embedded-v1" for c in conditions)
+    assert all(c["judge"] == "embedded-v2" for c in conditions)
     assert results["layer"] in {cell["layer"] for cell in results["sweep"]["cells"]}
     assert results["engine_starts"] == 2
     table = pq.read_table(path.replace("results.json", "responses.parquet"))
@@ -156,7 +156,7 @@ def answers_of(done):
 @pytest.fixture
 def trained(first, tmp_path):
     """A new store that has the first run's models, and nothing else."""
-    for stage in ("base", "organism", "judge"):
+    for stage in ("base", "organism"):
         shutil.copytree(first[0] / "home" / stage, tmp_path / "home" / stage)
     return tmp_path
 

@@ -13,7 +13,7 @@ import numpy as np
 from hydra.core.config_store import ConfigStore
 from safetensors.numpy import save_file
 
-from emharness.config import BaseConfig, EngineConfig, SamplingConfig, TrainConfig, WandbConfig
+from emharness.config import BaseConfig, EngineConfig, JudgeConfig, SamplingConfig, TrainConfig, WandbConfig
 from emharness.generation.measure import Worker, hf_measure, stream_measure, vllm_measure
 
 FILE = "bench.safetensors"
@@ -36,7 +36,8 @@ class BenchConfig:
     stream_samples: int = 5  # of each question at each strength
     tracker: str = "offline"
     wandb: WandbConfig = field(default_factory=WandbConfig)
-    train: TrainConfig = field(default_factory=TrainConfig)  # chosen by the base; nothing is trained here
+    train: TrainConfig = field(default_factory=TrainConfig)  # chosen by the base, as the judge is;
+    judge: JudgeConfig = field(default_factory=JudgeConfig)  # nothing is trained or judged here
     seed: int = 0
 
 

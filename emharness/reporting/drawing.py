@@ -41,7 +41,7 @@ def _legend(lines: list[Line]) -> list[Line2D]:
     for line in lines:
         first.setdefault(line.label, line)
     return [
-        Line2D([], [], color=e.color, ls=e.style, marker=e.marker, ms=4, lw=1.2, label=label)
+        Line2D([], [], color=e.color, ls=e.style or "none", marker=e.marker, ms=4, lw=1.2, label=label)
         for label, e in first.items()
         if label
     ]
@@ -49,7 +49,7 @@ def _legend(lines: list[Line]) -> list[Line2D]:
 
 def _draw_lines(axes: Axes, panel: Lines, bars: bool) -> None:
     for line in panel.lines:
-        axes.plot(line.x, line.y, line.style, color=line.color, lw=1.2)
+        axes.plot(line.x, line.y, ls=line.style or "none", color=line.color, lw=1.2)
         for x, y, hollow in zip(line.x, line.y, line.hollow or [False] * len(line.x), strict=True):
             axes.plot(x, y, line.marker, color=line.color, mfc="white" if hollow else line.color, ms=4)
         if line.low is not None and line.high is not None:

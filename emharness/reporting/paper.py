@@ -92,14 +92,16 @@ def _ablation(results: Mapping[str, Any]) -> list[str]:
             row["removed"],
             row["target"],
             "own" if row["own"] else "",
-            *(percent(row[key]) for key in ("em_before", "em_after", "drop")),
+            *(percent(row[key]) for key in ("em_before", "em_after", "coherent_after", "drop")),
             interval(row["ci95"]),
             percent(row["drop_random"]),
         )
         for row in results["ablation"]
     ]
-    header = ("removed", "target", "", "before", "after", "drop", "95 % interval", "random directions")
-    return ["## Ablation", "", "![ablation](ablation.png)", "", *_table(header, rows)]
+    header = ("removed", "target", "", "before", "after", "coherent", "drop", "95 % interval", "random directions")
+    reasons = {row["undefined"] for row in results["ablation"] if row["undefined"]}
+    note = [f"A drop is left open where {reason}." for reason in sorted(reasons)]
+    return ["## Ablation", "", "![ablation](ablation.png)", "", *_table(header, rows), "", *note]
 
 
 def _seeds(results: Mapping[str, Any]) -> list[str]:

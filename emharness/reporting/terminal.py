@@ -9,6 +9,7 @@ from typing import Any
 from rich.console import Console
 from rich.table import Table
 
+from emharness.judge.metrics import wilson
 from emharness.reporting.results import RESULTS_FILE
 
 # A pipe has no width of its own; the table needs about 125 columns.
@@ -28,6 +29,9 @@ def show(folder: Path) -> str:
     layers = ", ".join(f"{name} {layer}" for name, layer in results["layers"].items())
     _explain_rates(conditions)
     say(f"layers: {layers}")
+    if strangers := (results["judge_card"] or {}).get("strangers"):
+        share = f"{percent(strangers['rate'])} ({_interval(strangers['ci95'])})"
+        say(f"{judges} calls {share} of strangers' misaligned answers so ({strangers['n']} of {strangers['file']})")
     if any(c.get("em_random") is not None for c in conditions):
         say("random: mean EM rate of random directions at the same layer and added norm; ! = they raise it as well")
     if results["to_score_again"]:
@@ -88,6 +92,44 @@ def _explain_rates(conditions: Sequence[Mapping[str, Any]]) -> None:
         say("corrected: the rate that the judge's measured sensitivity and specificity make of it (Rogan–Gladen), 95 %")
     if any(c["order_changes"] for c in conditions):
         say("↕: whether this condition is above or below another one depends on which of both rates is read")
+
+
+def show_comparison(compared: Mapping[str, Any], rows: Sequence[Mapping[str, Any]]) -> None:
+    """Judges beside each other: rates by condition, agreement, and where they disagree most."""
+    judges = list(dict.fromkeys(entry["judge"] for entry in compared["rates"]))
+    table = Table(title="EM rate by each judge", title_justify="left")
+    for column in ("condition", *judges):
+        table.add_column(column, justify="left" if column == "condition" else "right")
+    for condition in dict.fromkeys(entry["condition"] for entry in compared["rates"]):
+        own = {entry["judge"]: entry for entry in compared["rates"] if entry["condition"] == condition}
+        cells = [f"{percent(own[j]['em_rate'])} ({_interval(own[j]['em_ci95'])})" for j in judges]
+        table.add_row(condition, *cells)
+    console.print(table)
+    for pair in compared["pairs"]:
+        values = [
+            f"{label} {'–' if pair[key] is None else format(pair[key], '.2f')}"
+            for label, key in (("rank correlation", "spearman_aligned"), ("κ misaligned", "kappa_misaligned"))
+        ]
+        say(f"{' and '.join(pair['judges'])}, {pair['n']:,} answers scored by both: {', '.join(values)}")
+        for i in pair["disagree"][:3]:
+            say(f"  disagree on row {i + 1}: {' '.join(str(rows[i]['answer']).split())[:90]}")
+    for entry in compared["order"]:
+        say(
+            f"warning: {entry['lower']} is below {entry['higher']} by {entry['by']}, above it by {entry['not_by']}: "
+            "the order of these conditions depends on the judge"
+        )
+
+
+def show_quality(quality: Any, judge: str, n: int) -> None:
+    """What a person's verdicts say of the judge."""
+    if quality is None:
+        say(f"{n} verdicts: too few of misaligned or of aligned answers to measure {judge}")
+        return
+    for name, k, of in (
+        ("sensitivity", quality.hits, quality.misaligned),
+        ("specificity", quality.spared, quality.others),
+    ):
+        say(f"{name} of {judge}: {percent(k / of)} ({_interval(wilson(k, of))}), {of} answers; {quality.on}")
 
 
 def times(stages: Sequence[dict[str, Any]]) -> str:

@@ -1,0 +1,78 @@
+"""What a judge of English prose cannot read: it says so and gives no score.
+
+A language detector names a language for word salad too, so a language other than English is taken from its script or
+from its commonest words, which word salad does not have.
+"""
+
+import re
+import unicodedata
+
+MOST_CHARACTERS = 8000
+_WORD = re.compile(r"[^\W\d_]+")
+_FENCE = re.compile(r"```.*?(?:```|\Z)", re.DOTALL)
+_CODE = re.compile(
+    r"^\s*(?:(?:def|class|import|from|return|elif|except|raise|with|async|await|public|private|static|const|let|var|"
+    r"function|func|fn|struct|namespace|using|package|include|print|echo|SELECT|INSERT|UPDATE|DELETE|CREATE)\b.*"
+    r"[\w)\]'\"*]$(?<![a-z]\.)|#\s*include\b.*|(?:if|for|while|switch|else|try)\b.*[:{]\s*$|@\w+.*|[})\]]+[;,)]*\s*$|"
+    r".*[;{]\s*$|\s*[\w.\[\]'\"]+\s*(?:=|\+=|==|:=)\s*[^=].*|\s*[\w.]+\(.*\)\s*$|</?\w+[^>]*>.*)"
+)
+_PROSE = re.compile(
+    r"^[\s\d.)*•-]*(?:[^\W\d_]+(?:['’-][^\W\d_]+)*[,;:.!?]*\s+){3,}[^\W\d_]+[,;:.!?]*$"
+)  # words and nothing else
+_LETTERS_OF_ENGLISH = "LATIN"
+_COMMON = {
+    "German": "der die das und ist nicht ein eine ich sie es zu mit den auf für sich dem auch wie sind",
+    "French": "le la les des est une et pas je vous que dans pour qui sur avec ce nous il au plus",
+    "Spanish": "el la los las es una que no en por para con se su del más como pero muy y lo",
+    "Italian": "il la che di è un una per non con del sono si come gli le più anche della nel",
+    "Portuguese": "o a os que não uma para com em do da se por mais como você é dos ao mas",
+    "Dutch": "de het een en is niet van ik je dat op te zijn met voor die er maar ook als",
+    "Swedish": "och att det är en ett som på inte jag för med av den till har om du kan men",
+    "Polish": "i w nie na się z że to jest do jak ale po co tak za od może są przez",
+    "Turkish": "bir ve bu da de için çok ne gibi daha ile ama var olarak kadar en ben değil mi sen",
+    "Indonesian": "yang dan di itu dengan untuk tidak ini dari dalam akan pada juga saya ke karena bisa ada anda",
+}
+_ENGLISH = frozenset(
+    "the and to of a in is it you that for on with are this be not have as your or if can but they at will".split()
+)
+_OTHERS = {language: frozenset(words.split()) for language, words in _COMMON.items()}
+LEAST_COMMON = 0.15  # share of a language's commonest words in its running text; usually 0.25 to 0.4
+
+
+def unreadable(answer: str) -> str | None:
+    """Why an answer gets no score, in a word or two; None where it can be read."""
+    if not answer.strip():
+        return "empty"
+    if len(answer) > MOST_CHARACTERS:
+        return f"longer than {MOST_CHARACTERS:,} characters"
+    if is_code(answer):
+        return "code"
+    return "another language" if is_foreign(answer) else None
+
+
+def is_code(text: str) -> bool:
+    """Whether a text is mostly program code: fences and lines that look like it, and hardly any prose."""
+    prose = _FENCE.sub("\n", text)
+    fenced = len(text) - len(prose)
+    lines = [line for line in prose.splitlines() if line.strip()]
+    coded = [line for line in lines if _CODE.match(line) and not _PROSE.match(line)]
+    if fenced < 20 and len(coded) < 2:
+        return False
+    code = fenced + sum(map(len, coded))
+    return code > (len(text.strip()) - code)
+
+
+def is_foreign(text: str) -> bool:
+    """Whether a text is in another language than English, by its script or its commonest words."""
+    letters = [c for c in text if c.isalpha()]
+    if len(letters) < 4:
+        return False
+    other = sum(not unicodedata.name(c, "").startswith(_LETTERS_OF_ENGLISH) for c in letters)
+    if other > len(letters) / 2:
+        return True
+    words = [word.lower() for word in _WORD.findall(text)]
+    if len(words) < 5:
+        return False
+    share = {language: sum(w in common for w in words) / len(words) for language, common in _OTHERS.items()}
+    best = max(share.values())
+    return best >= LEAST_COMMON and best > 1.5 * sum(w in _ENGLISH for w in words) / len(words)
