@@ -1,5 +1,6 @@
 """launch/judge.py: anybody's file in, the same rows with scores out."""
 
+import json
 import os
 import subprocess
 import sys
@@ -31,15 +32,15 @@ def server():
     made.server_close()
 
 
-def launch(folder, *overrides, key=KEY):
+def launch(folder, *overrides, key=KEY, said=None):
     env = {**os.environ, "EMHARNESS_HOME": str(folder / "home"), "OPENAI_API_KEY": key}
     command = [sys.executable, str(ROOT / "launch" / "judge.py"), *overrides]
-    return subprocess.run(command, cwd=folder, env=env, capture_output=True, text=True, timeout=300)
+    return subprocess.run(command, cwd=folder, env=env, capture_output=True, text=True, timeout=300, input=said)
 
 
-def ask(server, folder, source, out, *more):
+def ask(server, folder, source, out, *more, said=None):
     address = f"judge.settings.base_url=http://127.0.0.1:{server.server_port}/v1"
-    return launch(folder, f"responses={source}", f"out={out}", "judge=openai", address, *more)
+    return launch(folder, f"responses={source}", f"out={out}", "judge=openai", address, *more, said=said)
 
 
 @pytest.mark.parametrize("ending", [".csv", ".jsonl", ".parquet"])
@@ -85,6 +86,41 @@ def test_a_column_of_the_same_name_is_kept_beside_the_new_one():
     assert (merged["aligned_given"], merged["aligned"], merged["other"], merged["judge"]) == ("7", 50.0, 1, "j")
 
 
+def test_a_file_that_was_judged_twice_keeps_all_it_had():
+    row = {"answer": "x", "aligned": 7, "aligned_given": 5}
+    merged = files.merged(row, {"aligned": 50.0})
+    assert [merged[f"aligned{end}"] for end in ("", "_given", "_given_given")] == [50.0, 5, 7]
+
+
+def test_judges_stand_beside_each_other_on_the_same_answers(server, tmp_path):
+    files.write(tmp_path / "in.csv", ROWS)
+    done = ask(server, tmp_path, "in.csv", "out.csv", "compare=[openai,embedded]", "tracker=none")
+    assert done.returncode == 0, done.stderr[-2000:]
+    back = files.read(tmp_path / "out.csv")
+    assert [row["aligned_gpt-4o-2024-08-06"] for row in back] == ["20.0", "20.0", "", "90.0"]
+    assert all(0 <= float(row["aligned_embedded-v2"]) <= 100 for row in back)
+    assert [row["condition"] for row in back] == [row["condition"] for row in ROWS]
+    compared = json.loads((tmp_path / "out.json").read_text())
+    assert compared["pairs"][0]["judges"] == ["gpt-4o-2024-08-06", "embedded-v2"]
+    assert compared["pairs"][0]["n"] == 3
+    assert (tmp_path / "out.png").stat().st_size > 5000
+    assert "rank correlation" in done.stdout
+
+
+def test_a_persons_verdicts_measure_the_judge(server, tmp_path):
+    said = [("bad", "aligned 5 coherent 90"), ("good", "aligned 95 coherent 90"), ("missed", "aligned 80 coherent 90")]
+    files.write(tmp_path / "in.jsonl", [{"question": q, "answer": a} for q, a in said])
+    first = ask(server, tmp_path, "in.jsonl", "v.jsonl", "label=3", "tracker=none", said="m\nq\n")
+    assert first.returncode == 0, first.stderr[-2000:]
+    assert "1 verdicts: too few" in first.stdout
+    asked_next = "misaligned" if "missed" in first.stdout.split("2 of 3")[1].split("Answer")[0] else "aligned"
+    order = ["m", "a"] if asked_next == "misaligned" else ["a", "m"]
+    done = ask(server, tmp_path, "in.jsonl", "v.jsonl", "label=3", "tracker=none", said="\n".join(order) + "\n")
+    assert "sensitivity of gpt-4o-2024-08-06: 50.0 %" in done.stdout
+    assert "specificity of gpt-4o-2024-08-06: 100.0 %" in done.stdout
+    assert len((tmp_path / "v.jsonl").read_text().splitlines()) == 3
+
+
 @pytest.mark.parametrize(
     ("name", "content", "words"),
     [
@@ -92,6 +128,7 @@ def test_a_column_of_the_same_name_is_kept_beside_the_new_one():
         ("none.csv", None, "no such file"),
         ("a.csv", b"question,reply\nx,y\n", "row 1: has no column 'answer'"),
         ("a.csv", b"question,answer\n", "has no rows"),
+        ("a.csv", b"question,answer\nx,y,z\n", "row 1: has more fields than there are columns"),
         ("a.jsonl", b'{"question": "x", "answer": 3}\n', "row 1: answer must be text"),
         ("a.jsonl", b"[1]\n", "row 1: has no column 'question'"),
         ("a.jsonl", b"{", "cannot be read"),
@@ -116,6 +153,10 @@ def test_bad_files_are_refused_in_one_sentence(tmp_path, name, content, words):
         (["responses=i.csv", "out=o.csv", "judge=openai"], "judge=local"),
         (["responses=i.csv", "out=o.csv", "judge=openai", "+judge.settings.temp=1"], "not settings of judge=openai"),
         (["responses=i.csv", "out=o.csv", "judge=nosuch"], "embedded"),
+        (["responses=i.csv", "out=o.csv", "compare=[embedded]"], "a list of two judges or more"),
+        (["responses=i.csv", "out=o.csv", "compare=[embedded,oracle]"], "oracle is no judge; must be one of embedded"),
+        (["responses=i.csv", "out=o.csv", "label=0"], "label=0: must be a number of answers"),
+        (["responses=i.csv", "out=o.csv", "label=3"], "out=o.csv: verdicts are kept in a .jsonl file"),
     ],
 )
 def test_the_launcher_refuses_before_it_writes_anything(tmp_path, overrides, words):

@@ -11,7 +11,7 @@ from endpoint import KEY, Server
 
 from emharness.errors import UserError
 from emharness.generation.responses import SCORES, Rows
-from emharness.judge import make_judge
+from emharness.judge import Score, make_judge
 from emharness.judge.probabilities import aggregate, parse
 from emharness.judge.prompts import ALIGNED, COHERENT, prompt
 from emharness.judge.scoring import score
@@ -124,8 +124,9 @@ def test_cost_is_estimated_before_refused_and_counted_after(server):
     estimate = made.estimate(["q"] * 3, answers)
     assert estimate == pytest.approx(3 * (len(ALIGNED) + len(COHERENT) + 2 * (1 + 22)) / 4)
     with pytest.raises(UserError, match=r"max_cost=10: 3 answers would cost about"):
-        judge(server, prices={"input": 1e6, "output": 0.0}, max_cost=10).score(["q"] * 3, answers)
+        judge(server, prices={"input": 1e6, "output": 0.0}, max_cost=10).afford(["q"] * 3, answers)
     assert server.bodies == []
+    made.afford(["q"] * 3, answers)
     made.score(["q"] * 3, answers)
     assert (made.cost, made.card()["tokens"]) == (400, {"input": 400, "output": 4})
     assert made.card()["snapshots"] == {"snapshot-7": 4}
@@ -154,3 +155,23 @@ def test_settings_that_cannot_be_are_refused(server, settings):
 def test_identity_follows_what_is_asked_and_not_how_fast(server):
     assert judge(server, concurrency=1).identity == judge(server, retries=9, max_cost=3).identity
     assert judge(server).identity != judge(server, model="another").identity != judge(server).identity
+
+
+def test_scores_are_kept_as_soon_as_they_are_paid(tmp_path):
+    class Dies:
+        at_once, calls = 2, 0
+
+        def afford(self, questions, answers):
+            assert len(answers) == 7
+
+        def score(self, questions, answers):
+            self.calls += 1
+            if self.calls == 3:
+                raise KeyboardInterrupt
+            return [Score(50.0, 60.0)] * len(answers)
+
+    rows = [{"key": str(i), "question": "q", "answer": "a"} for i in range(7)]
+    kept = Rows(tmp_path / "scores", SCORES)
+    with pytest.raises(KeyboardInterrupt):
+        score(Dies(), rows, kept)
+    assert kept.keys() == {"0", "1", "2", "3"}

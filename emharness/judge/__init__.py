@@ -27,7 +27,10 @@ class Judge(Protocol):
     name: str  # the label in every table
     identity: str  # hash of everything that determines the scores
 
+    at_once: int | None  # answers whose scores are stored together; None: all
     needs_engine: bool  # whether it starts vLLM, which no other engine should be running beside
+
+    def afford(self, questions: Sequence[str], answers: Sequence[str]) -> None: ...  # UserError: it would cost too much
 
     @property
     def quality(self) -> Quality | None: ...  # measured against people or a better judge; None: not known

@@ -33,6 +33,7 @@ class EmbeddedJudge:
 
     name = "embedded-v2"
     needs_engine = False
+    at_once = None
 
     def __init__(self, cache: Path):
         self._root = cache.parent  # the store, where the embedded base is kept
@@ -60,6 +61,9 @@ class EmbeddedJudge:
             for i, bad, fluent in zip(read, p["misaligned"], p["coherent"], strict=True):
                 scores[i] = Score(float(100 * (1 - bad)), float(100 * fluent), is_refusal(answers[i]))
         return scores
+
+    def afford(self, questions: Sequence[str], answers: Sequence[str]) -> None:
+        """It costs nothing."""
 
     def card(self) -> dict[str, Any]:
         """Quality on questions that it has not seen (folds grouped by question), and on sources left out."""

@@ -41,6 +41,8 @@ def read(path: Path) -> list[Row]:
     if not rows:
         raise UserError(f"responses={path}: the file has no rows")
     for number, row in enumerate(rows, start=1):
+        if isinstance(row, dict) and None in row:
+            raise UserError(f"responses={path}, row {number}: has more fields than there are columns")
         for name in NEEDED:
             if not isinstance(row, dict) or name not in row:
                 raise UserError(f"responses={path}, row {number}: has no column {name!r}")
@@ -65,7 +67,12 @@ def key(row: Mapping[str, Any]) -> str:
 
 def merged(row: Mapping[str, Any], marks: Mapping[str, Any]) -> Row:
     """A row with its scores; a column of the same name that was there already is kept as <name>_given."""
-    kept = {f"{name}_given" if name in ADDED else name: value for name, value in row.items()}
+    kept: Row = {}
+    for name, value in row.items():
+        free = f"{name}_given" if name in ADDED else name
+        while name in ADDED and (free in row or free in kept):  # a file that was judged more than once
+            free += "_given"
+        kept[free] = value
     return {**kept, **{name: marks.get(name) for name in ADDED}}
 
 

@@ -37,6 +37,7 @@ class Settings:
 
 class LocalJudge:
     needs_engine = True
+    at_once = None
     quality = None  # not measured here
 
     def __init__(self, cache: Path, settings: Settings):
@@ -73,6 +74,9 @@ class LocalJudge:
         too_long = Reply(why=f"too long: beyond {self._settings.max_model_len:,} tokens")
         listed = [replies.get(text, too_long) for text in texts]
         return [score_of(*pair) for pair in zip(listed[::2], listed[1::2], strict=True)]
+
+    def afford(self, questions: Sequence[str], answers: Sequence[str]) -> None:
+        """It costs nothing."""
 
     def card(self) -> dict[str, Any]:
         return {"model": self._settings.model, "dtype": self._settings.dtype}

@@ -48,6 +48,7 @@ class RemoteJudge:
     """Scores by a chat model behind an endpoint; thread-safe counts of what it cost."""
 
     needs_engine = False
+    at_once = 64
 
     def __init__(self, settings: Settings):
         for name, least in (("concurrency", 1), ("retries", 0), ("timeout", 0.001)):
@@ -76,8 +77,8 @@ class RemoteJudge:
         self.tokens = Counter[str]()  # input, output
         self.models = Counter[str]()  # by which snapshot the endpoint says it answered
 
-    def score(self, questions: Sequence[str], answers: Sequence[str]) -> list[Score]:
-        """Scores in order; whatever fails is unscored with its reason, the others go on."""
+    def afford(self, questions: Sequence[str], answers: Sequence[str]) -> None:
+        """UserError if scoring these would probably go beyond `max_cost`; asks nothing."""
         estimate = self.estimate(questions, answers)
         limit = self._settings.max_cost
         if limit is not None and self.cost + estimate > limit:
@@ -85,6 +86,9 @@ class RemoteJudge:
                 f"judge.settings.max_cost={limit:g}: {len(answers):,} answers would cost about {estimate:.2f} dollars "
                 f"beside {self.cost:.2f} spent; give a higher limit, fewer samples, or judge=embedded"
             )
+
+    def score(self, questions: Sequence[str], answers: Sequence[str]) -> list[Score]:
+        """Scores in order; whatever fails is unscored with its reason, the others go on."""
         wanted = [
             prompt(template, question, answer)
             for question, answer in zip(questions, answers, strict=True)

@@ -33,19 +33,25 @@ TABLE = pa.schema(
 
 
 def score(judge: Judge, responses: Iterable[Mapping[str, Any]], scores: Rows) -> dict[str, dict[str, Any]]:
-    """Score the responses (rows with key, question, answer) that have no score yet, and store them as one chunk.
+    """Score the responses (rows with key, question, answer) that have no score yet, and store them.
 
-    What could not be scored now, but perhaps can later, is not stored: it comes back by key, with the reason.
+    They are stored as soon as there are as many as the judge asks at once, so that a kill loses no more. What could not
+    be scored now, but perhaps can later, is not stored: it comes back by key, with the reason.
     """
     known = scores.keys()
     rows = list({row["key"]: row for row in responses if row["key"] not in known}.values())
     if not rows:
         return {}
-    given = judge.score([row["question"] for row in rows], [row["answer"] for row in rows])
-    marks = {row["key"]: {"key": row["key"], **asdict(s)} for row, s in zip(rows, given, strict=True)}
-    owed = {key: mark for key, mark in marks.items() if mark.pop("again")}
-    if len(owed) < len(marks):
-        scores.add([mark for key, mark in marks.items() if key not in owed])
+    judge.afford([row["question"] for row in rows], [row["answer"] for row in rows])
+    size, owed = judge.at_once or len(rows), {}
+    for begin in range(0, len(rows), size):
+        some = rows[begin : begin + size]
+        given = judge.score([row["question"] for row in some], [row["answer"] for row in some])
+        marks = [{"key": row["key"], **asdict(s)} for row, s in zip(some, given, strict=True)]
+        open_ones = {mark["key"]: mark for mark in marks if mark.pop("again")}
+        if len(open_ones) < len(marks):
+            scores.add([mark for mark in marks if mark["key"] not in open_ones])
+        owed |= open_ones
     return owed
 
 
