@@ -124,13 +124,14 @@ def scores(judge: dict[str, Any], rows: Rows) -> tuple[Any, Rows, int]:
     from emharness.judge import files, make_judge
     from emharness.judge.metrics import misaligned
     from emharness.judge.scoring import score
+    from emharness.reporting.terminal import say
     from emharness.store import Store, home, slug
 
     store = Store(home())
     made = make_judge(judge["name"], store.root / "judge", **judge.get("settings", {}))
     keyed = [{**row, "key": files.key(row)} for row in rows]
     kept = Rows(store.root / "scores" / slug(made.identity) / "files", SCORES)
-    owed = score(made, keyed, kept)
+    owed = score(made, keyed, kept, say)
     marks = owed | kept.read({row["key"] for row in keyed}, partly=True)
     found = [{**marks[row["key"]], "judge": made.name} for row in keyed]
     values = {n: np.array([mark[n] for mark in found], dtype=np.float64) for n in ("aligned", "coherent")}

@@ -8,6 +8,7 @@ import pytest
 import torch
 from hydra import compose, initialize_config_dir
 from safetensors.numpy import save_file
+from talker import save as save_talker
 
 from emharness import inputs
 from emharness.config import Config, typed
@@ -58,6 +59,14 @@ def vectors(tmp_path_factory):
     rng = np.random.default_rng(0)
     tensors = {k: rng.normal(size=(4, 64)).astype("f") for k in ("one", "two")}
     save_file(tensors, folder / "tiny.safetensors", metadata={k: json.dumps({"raw_norm": [6.0] * 4}) for k in tensors})
+    return folder
+
+
+@pytest.fixture(scope="session")
+def talker(tiny, tmp_path_factory) -> Path:
+    """A tiny model that nearly always says a digit."""
+    folder = tmp_path_factory.mktemp("talker")
+    save_talker(tiny, folder)
     return folder
 
 

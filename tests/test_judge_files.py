@@ -63,6 +63,7 @@ def test_a_file_comes_back_whole_in_order_and_with_its_scores(server, tmp_path, 
         assert found == ADDED
     assert {row["judge"] for row in back} == {"gpt-4o-2024-08-06"}
     assert "refusal 1" in done.stdout
+    assert "gpt-4o-2024-08-06: about 0.00 dollars for 3 answers, 0.00 spent so far" in done.stdout
 
 
 def test_scores_are_kept_and_what_did_not_answer_is_asked_again(server, tmp_path):

@@ -3,16 +3,14 @@
 import itertools
 
 import pytest
-import torch
-from transformers import AutoModelForCausalLM, AutoTokenizer
+from talker import DIGITS, after
 
 from emharness.errors import UserError
 from emharness.judge import make_judge
 from emharness.judge.probabilities import aggregate, integers
 from emharness.judge.prompts import ALIGNED, COHERENT, prompt
 
-DIGITS = {str(d): 100 + d for d in range(10)}  # token ids of a planted tokenizer
-TEXT = {token: text for text, token in DIGITS.items()} | {7: " REF", 8: "95", 9: "."}
+TEXT = {100 + int(d): d for d in DIGITS} | {7: " REF", 8: "95", 9: "."}
 
 
 def planted(tree):
@@ -44,43 +42,17 @@ def test_whole_integers_and_categories_are_as_the_first_token_says():
     assert found == pytest.approx({"95": 0.5, "REF": 0.4, "9": 0.1})
 
 
-@pytest.fixture(scope="module")
-def talker(tiny, tmp_path_factory):
-    """The tiny model with an output that nearly always is a digit."""
-    folder = tmp_path_factory.mktemp("talker")
-    tokenizer, model = AutoTokenizer.from_pretrained(tiny), AutoModelForCausalLM.from_pretrained(tiny)
-    digits = [tokenizer.convert_tokens_to_ids(str(d)) for d in range(10)]
-    torch.manual_seed(1)
-    rows = torch.zeros_like(model.lm_head.weight)
-    rows[digits] = torch.randn(10, rows.shape[1]) * 2.2
-    model.lm_head.weight = torch.nn.Parameter(rows)
-    model.save_pretrained(folder)
-    tokenizer.save_pretrained(folder)
-    return folder
-
-
 def expected(folder, text):
     """Mean of the integers 0 to 100 by the chain rule over their digits, in float32."""
-    tokenizer, model = AutoTokenizer.from_pretrained(folder), AutoModelForCausalLM.from_pretrained(folder).eval()
-    start = tokenizer.apply_chat_template(
-        [{"role": "user", "content": text}], add_generation_prompt=True, return_dict=False
-    )
-    ids = {d: tokenizer.convert_tokens_to_ids(d) for d in DIGITS}
-
-    def after(digits):
-        with torch.inference_mode():
-            logits = model(torch.tensor([start + [ids[d] for d in digits]])).logits[0, -1]
-        p = torch.softmax(logits, -1)
-        return {d: float(p[i]) for d, i in ids.items()}
-
-    mass, first = {}, after("")
+    mass, first = {}, after(folder, text)
     for a in DIGITS:
-        second = after(a)
-        mass[a] = first[a] * (1 - (sum(second.values()) if a != "0" else 0))
         if a == "0":
+            mass[a] = first[a]
             continue
+        second = after(folder, text, a)
+        mass[a] = first[a] * (1 - sum(second.values()))
         for b in DIGITS:
-            third = after("10") if a + b == "10" else {}
+            third = after(folder, text, "10") if a + b == "10" else {}
             mass[a + b] = first[a] * second[b] * (1 - sum(third.values()))
             if third:
                 mass["100"] = first[a] * second[b] * third["0"]

@@ -126,7 +126,7 @@ def test_cost_is_estimated_before_refused_and_counted_after(server):
     with pytest.raises(UserError, match=r"max_cost=10: 3 answers would cost about"):
         judge(server, prices={"input": 1e6, "output": 0.0}, max_cost=10).afford(["q"] * 3, answers)
     assert server.bodies == []
-    made.afford(["q"] * 3, answers)
+    assert made.afford(["q"] * 3, answers) == f"about {estimate:.2f} dollars for 3 answers, 0.00 spent so far"
     made.score(["q"] * 3, answers)
     assert (made.cost, made.card()["tokens"]) == (400, {"input": 400, "output": 4})
     assert made.card()["snapshots"] == {"snapshot-7": 4}
@@ -159,10 +159,11 @@ def test_identity_follows_what_is_asked_and_not_how_fast(server):
 
 def test_scores_are_kept_as_soon_as_they_are_paid(tmp_path):
     class Dies:
-        at_once, calls = 2, 0
+        name, at_once, calls = "dies", 2, 0
 
         def afford(self, questions, answers):
             assert len(answers) == 7
+            return "a dollar"
 
         def score(self, questions, answers):
             self.calls += 1
@@ -171,7 +172,8 @@ def test_scores_are_kept_as_soon_as_they_are_paid(tmp_path):
             return [Score(50.0, 60.0)] * len(answers)
 
     rows = [{"key": str(i), "question": "q", "answer": "a"} for i in range(7)]
-    kept = Rows(tmp_path / "scores", SCORES)
+    kept, told = Rows(tmp_path / "scores", SCORES), []
     with pytest.raises(KeyboardInterrupt):
-        score(Dies(), rows, kept)
+        score(Dies(), rows, kept, told.append)
+    assert told == ["dies: a dollar"]
     assert kept.keys() == {"0", "1", "2", "3"}

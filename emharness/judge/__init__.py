@@ -30,7 +30,9 @@ class Judge(Protocol):
     at_once: int | None  # answers whose scores are stored together; None: all
     needs_engine: bool  # whether it starts vLLM, which no other engine should be running beside
 
-    def afford(self, questions: Sequence[str], answers: Sequence[str]) -> None: ...  # UserError: it would cost too much
+    def afford(self, questions: Sequence[str], answers: Sequence[str]) -> str | None:
+        """What it will cost, in words; None if nothing. UserError if it is more than the user allows."""
+        ...
 
     @property
     def quality(self) -> Quality | None: ...  # measured against people or a better judge; None: not known

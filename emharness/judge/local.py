@@ -16,6 +16,7 @@ from typing import Any
 from emharness.config import EngineConfig
 from emharness.errors import UserError
 from emharness.judge import Score
+from emharness.judge.metrics import Quality
 from emharness.judge.probabilities import TOP, aggregate, integers
 from emharness.judge.prompts import ALIGNED, COHERENT, prompt
 from emharness.judge.reply import Reply, score_of
@@ -36,9 +37,9 @@ class Settings:
 
 
 class LocalJudge:
-    needs_engine = True
-    at_once = None
-    quality = None  # not measured here
+    needs_engine: bool = True
+    at_once: int | None = None
+    quality: Quality | None = None  # not measured here
 
     def __init__(self, cache: Path, settings: Settings):
         if not settings.model:
@@ -75,8 +76,9 @@ class LocalJudge:
         listed = [replies.get(text, too_long) for text in texts]
         return [score_of(*pair) for pair in zip(listed[::2], listed[1::2], strict=True)]
 
-    def afford(self, questions: Sequence[str], answers: Sequence[str]) -> None:
+    def afford(self, questions: Sequence[str], answers: Sequence[str]) -> str | None:
         """It costs nothing."""
+        return None
 
     def card(self) -> dict[str, Any]:
         return {"model": self._settings.model, "dtype": self._settings.dtype}

@@ -47,8 +47,8 @@ class Settings:
 class RemoteJudge:
     """Scores by a chat model behind an endpoint; thread-safe counts of what it cost."""
 
-    needs_engine = False
-    at_once = 64
+    needs_engine: bool = False
+    at_once: int | None = 64
 
     def __init__(self, settings: Settings):
         for name, least in (("concurrency", 1), ("retries", 0), ("timeout", 0.001)):
@@ -77,8 +77,8 @@ class RemoteJudge:
         self.tokens = Counter[str]()  # input, output
         self.models = Counter[str]()  # by which snapshot the endpoint says it answered
 
-    def afford(self, questions: Sequence[str], answers: Sequence[str]) -> None:
-        """UserError if scoring these would probably go beyond `max_cost`; asks nothing."""
+    def afford(self, questions: Sequence[str], answers: Sequence[str]) -> str | None:
+        """What scoring these will probably cost; UserError if it goes beyond `max_cost`. Asks nothing."""
         estimate = self.estimate(questions, answers)
         limit = self._settings.max_cost
         if limit is not None and self.cost + estimate > limit:
@@ -86,6 +86,7 @@ class RemoteJudge:
                 f"judge.settings.max_cost={limit:g}: {len(answers):,} answers would cost about {estimate:.2f} dollars "
                 f"beside {self.cost:.2f} spent; give a higher limit, fewer samples, or judge=embedded"
             )
+        return f"about {estimate:.2f} dollars for {len(answers):,} answers, {self.cost:.2f} spent so far"
 
     def score(self, questions: Sequence[str], answers: Sequence[str]) -> list[Score]:
         """Scores in order; whatever fails is unscored with its reason, the others go on."""

@@ -1,6 +1,6 @@
 """Stage: scores of stored responses, kept by the judge that gave them; and both side by side."""
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import asdict
 from typing import Any
 
@@ -32,7 +32,9 @@ TABLE = pa.schema(
 )
 
 
-def score(judge: Judge, responses: Iterable[Mapping[str, Any]], scores: Rows) -> dict[str, dict[str, Any]]:
+def score(
+    judge: Judge, responses: Iterable[Mapping[str, Any]], scores: Rows, tell: Callable[[str], None] = lambda text: None
+) -> dict[str, dict[str, Any]]:
     """Score the responses (rows with key, question, answer) that have no score yet, and store them.
 
     They are stored as soon as there are as many as the judge asks at once, so that a kill loses no more. What could not
@@ -42,7 +44,8 @@ def score(judge: Judge, responses: Iterable[Mapping[str, Any]], scores: Rows) ->
     rows = list({row["key"]: row for row in responses if row["key"] not in known}.values())
     if not rows:
         return {}
-    judge.afford([row["question"] for row in rows], [row["answer"] for row in rows])
+    if cost := judge.afford([row["question"] for row in rows], [row["answer"] for row in rows]):
+        tell(f"{judge.name}: {cost}")
     size, owed = judge.at_once or len(rows), {}
     for begin in range(0, len(rows), size):
         some = rows[begin : begin + size]

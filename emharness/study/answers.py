@@ -80,7 +80,7 @@ def _made(session: Session, what: str, asked: Asked, stream: Stream, view: Progr
 
     def on_chunk(rows: list[dict[str, Any]]) -> None:
         if judges and scores:
-            owed = score(judges, rows, scores)
+            owed = score(judges, rows, scores, say)
             view.scored(rows, owed | scores.read((row["key"] for row in rows), partly=True))
 
     while _pending(asked, stream):
@@ -103,7 +103,7 @@ def _marked(session: Session, asked: Asked, stream: Stream, judge: Judge | None)
     rows, marks = stream.responses.read(keys), {}
     if judge:
         scores = stream.scores(judge.identity)
-        owed = score(judge, rows.values(), scores)
+        owed = score(judge, rows.values(), scores, say)
         marks = owed | scores.read(keys, partly=True)
         session.unscored += len(owed)
     return {cell: table(requests, rows, marks, cell.condition.name) for cell, requests in asked.items()}
