@@ -98,6 +98,14 @@ def test_the_corrected_rate_covers_the_truth_as_often_as_it_says():
     assert 0.93 <= inside / 400 <= 0.99
 
 
+def test_a_corrected_rate_at_the_edge_has_an_interval_with_width():
+    quality = Quality(86, 100, 95, 100, "planted")
+    for k in (0, 12, 1200):  # 1 % is less than the judge's false positives alone
+        value, (low, high) = corrected(k / 1200, wilson(k, 1200), quality)
+        assert low <= value <= high
+        assert high - low >= (wilson(k, 1200)[1] - wilson(k, 1200)[0]) * 0.99
+
+
 def test_the_correction_takes_the_clustered_intervals_width():
     quality = Quality(80, 100, 190, 200, "planted")
     _, few = corrected(0.3, wilson(30, 100), quality)

@@ -92,7 +92,7 @@ def corrected(
     specificity − 1) within [0, 1] (Rogan & Gladen 1978), and its 95 % interval (Lang & Reiczigel 2014).
 
     The interval has the judge's own uncertainty in it, and that of `ci95`: it counts as many independent answers as
-    give a Wilson interval of that width. None where the judge does no better than chance.
+    give a Wilson interval of that width; at 0 and 1 it holds `ci95` too. None where the judge is no better than chance.
     """
     se, sp = quality.sensitivity, quality.specificity
     if se + sp <= 1:
@@ -111,6 +111,8 @@ def corrected(
     half = z * np.sqrt(p * (1 - p) / (n + z * z) + true**2 * of_se + (1 - true) ** 2 * of_sp) / youden
     value = (rate + quality.specificity - 1) / (quality.sensitivity + quality.specificity - 1)
     value, low, high = (float(np.clip(x, 0, 1)) for x in (value, true + shift - half, true + shift + half))
+    if value in (0, 1):  # the rate is beyond what the judge's errors alone would give, so they are overrated here
+        low, high = hull((low, high), ci95)
     return value, hull((low, high), (value, value))
 
 

@@ -12,8 +12,8 @@ from rich.table import Table
 from emharness.judge.metrics import wilson
 from emharness.reporting.results import RESULTS_FILE
 
-# A pipe has no width of its own; the table needs about 125 columns.
-console = Console(highlight=False, width=None if sys.stdout.isatty() else 130)
+# A pipe has no width of its own; the table needs about 140 columns.
+console = Console(highlight=False, width=None if sys.stdout.isatty() else 144)
 
 
 def say(text: str) -> None:
@@ -66,24 +66,24 @@ def _rates_table(title: str, conditions: Sequence[Mapping[str, Any]]) -> Table:
         "EM, all": lambda c: percent(c["em_rate_all"]) + " ↕" * bool(c["order_changes"]),
         "incoherent": lambda c: percent(c["incoherent_rate"]),
         "in domain": lambda c: percent(c["domain"]["em_rate"]) if c.get("domain") else "",
-        "tokens/s": lambda c: f"{c['generated_tokens'] / c['seconds']:.0f}" if c.get("seconds") else "",
     }
     table = Table(title=title, title_justify="left")
     cells = {column: [text(c) for c in conditions] for column, text in columns.items()}
     shown = {column: some for column, some in cells.items() if any(some)}
     for column in shown:
-        table.add_column(column, justify="left" if column == "condition" else "right", no_wrap=column != "condition")
+        table.add_column(column, justify="left" if column == "condition" else "right", no_wrap=True)
     for row in zip(*shown.values(), strict=True):
         table.add_row(*row)
     return table
 
 
 def _corrected(c: Mapping[str, Any]) -> str:
-    return f"{percent(c['em_rate_corrected'])} ({_interval(c['em_corrected_ci95'])})"
+    low, high = c["em_corrected_ci95"]
+    return f"{percent(c['em_rate_corrected'])} ({100 * low:.0f}–{100 * high:.0f})"
 
 
 def _interval(ends: Sequence[float]) -> str:
-    return f"{100 * ends[0]:.1f} – {percent(ends[1])}"
+    return f"{100 * ends[0]:.1f}–{percent(ends[1])}"
 
 
 def _explain_rates(conditions: Sequence[Mapping[str, Any]]) -> None:
