@@ -25,7 +25,7 @@ def compare(
     where, asked = np.array(conditions), np.array(questions)
     rates = {
         judge: {
-            name: summarise(*(scores[key][where == name] for key in ("aligned", "coherent")), asked[where == name])
+            name: summarise(scores["aligned"][where == name], scores["coherent"][where == name], asked[where == name])
             for name in dict.fromkeys(conditions)
         }
         for judge, scores in judges.items()
@@ -63,7 +63,8 @@ def _pair(
 def _spearman(a: np.ndarray, b: np.ndarray) -> float | None:
     if len(a) < 2 or np.ptp(a) == 0 or np.ptp(b) == 0:
         return None
-    return float(spearmanr(a, b).statistic)
+    rho, _ = spearmanr(a, b)
+    return float(np.asarray(rho))
 
 
 def _kappa(a: np.ndarray, b: np.ndarray) -> float | None:

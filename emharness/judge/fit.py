@@ -100,8 +100,8 @@ def _classifier(
         scale[-len(NAMES) :] /= SURFACE_WEIGHT
     model = LogisticRegression(C=INVERSE_REGULARISATION[target], max_iter=500)
     model.fit((x[rows] - scaler.mean_) / scale, y[rows], sample_weight=weights[rows])
-    coefficients = model.coef_[0] / scale
-    return coefficients, float(model.intercept_[0] - coefficients @ scaler.mean_)
+    coefficients = np.asarray(model.coef_)[0] / scale
+    return coefficients, float(np.asarray(model.intercept_)[0] - coefficients @ scaler.mean_)
 
 
 def _card(

@@ -25,7 +25,7 @@ from emharness.store import Store
 
 CODE = 1  # raise when the same probabilities give other scores
 
-NextTokens = Callable[[list[list[int]]], list[Mapping[int, float]]]  # token ids → likeliest next tokens
+NextTokens = Callable[[list[list[int]]], Sequence[Mapping[int, float]]]  # token ids → likeliest next tokens
 
 
 @dataclass(frozen=True)

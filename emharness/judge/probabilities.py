@@ -35,7 +35,7 @@ def aggregate(probabilities: Mapping[str, float]) -> tuple[float | None, str | N
 
 def integers(
     prompts: Sequence[list[int]],
-    next_tokens: Callable[[list[list[int]]], list[Mapping[int, float]]],
+    next_tokens: Callable[[list[list[int]]], Sequence[Mapping[int, float]]],
     decode: Callable[[list[int]], str],
 ) -> list[dict[str, float]]:
     """First words of each prompt's continuation → probability, digits that a tokenizer splits put together.
