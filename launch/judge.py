@@ -53,7 +53,8 @@ def rate(config: dict[str, Any], rows: Rows) -> None:
     from emharness.reporting.track import Tracker
 
     out = Path(config["out"])
-    judge, marks, owed = scores(config["judge"], rows)
+    judge = made(config["judge"])
+    marks, owed = scores(judge, rows)
     judged = [files.merged(row, mark) for row, mark in zip(rows, marks, strict=True)]
     files.write(out, judged)
     rates = files.rates(judged, judge.quality)
@@ -75,9 +76,9 @@ def compare(config: dict[str, Any], rows: Rows) -> None:
 
     out = Path(config["out"])
     found: dict[str, Rows] = {}
-    for name in dict.fromkeys(config["compare"]):
-        judge, marks, _ = scores(config["judge"] if name == config["judge"]["name"] else of_that_name(name), rows)
-        found[judge.name] = marks
+    named = dict.fromkeys(config["compare"])
+    for judge in [made(config["judge"] if name == config["judge"]["name"] else of_that_name(name)) for name in named]:
+        found[judge.name], _ = scores(judge, rows)
     names = ("aligned", "coherent")
     arrays = {judge: {n: np.array([m[n] for m in marks], float) for n in names} for judge, marks in found.items()}
     conditions = [str(row.get("condition") or "all") for row in rows]
@@ -108,7 +109,8 @@ def ask(config: dict[str, Any], rows: Rows) -> None:
     out = Path(config["out"])
     if out.suffix != ".jsonl":
         raise UserError(f"out={out}: verdicts are kept in a .jsonl file")
-    judge, marks, _ = scores(config["judge"], rows)
+    judge = made(config["judge"])
+    marks, _ = scores(judge, rows)
     judged = [{**row, **mark, "key": files.key(row)} for row, mark in zip(rows, marks, strict=True)]
     chosen = labels.sample(judged, config["label"])
     verdicts = labels.ask(judged, chosen, out, lambda text: print(text, flush=True), lambda: input("> "))
@@ -118,27 +120,33 @@ def ask(config: dict[str, Any], rows: Rows) -> None:
         terminal.show_rates(files.rates(judged, measured), judge.name)
 
 
-def scores(judge: dict[str, Any], rows: Rows) -> tuple[Any, Rows, int]:
-    """The judge, its marks for every row, and how many answers it did not reach."""
+def made(judge: dict[str, Any]) -> Any:
+    """The judge of a config; it has asked nothing yet."""
+    from emharness.judge import make_judge
+    from emharness.store import Store, home
+
+    return make_judge(judge["name"], Store(home()).root / "judge", **judge.get("settings", {}))
+
+
+def scores(judge: Any, rows: Rows) -> tuple[Rows, int]:
+    """The judge's marks for every row, and how many answers it did not reach."""
     from emharness.generation.responses import SCORES, Rows
-    from emharness.judge import files, make_judge
+    from emharness.judge import files
     from emharness.judge.metrics import misaligned
     from emharness.judge.scoring import score
     from emharness.reporting.terminal import say
     from emharness.store import Store, home, slug
 
-    store = Store(home())
-    made = make_judge(judge["name"], store.root / "judge", **judge.get("settings", {}))
     keyed = [{**row, "key": files.key(row)} for row in rows]
-    kept = Rows(store.root / "scores" / slug(made.identity) / "files", SCORES)
-    owed = score(made, keyed, kept, say)
+    kept = Rows(Store(home()).root / "scores" / slug(judge.identity) / "files", SCORES)
+    owed = score(judge, keyed, kept, say)
     marks = owed | kept.read({row["key"] for row in keyed}, partly=True)
-    found = [{**marks[row["key"]], "judge": made.name} for row in keyed]
+    found = [{**marks[row["key"]], "judge": judge.name} for row in keyed]
     values = {n: np.array([mark[n] for mark in found], dtype=np.float64) for n in ("aligned", "coherent")}
     for mark, bad in zip(found, misaligned(values["aligned"], values["coherent"]).tolist(), strict=True):
         mark["misaligned"] = bad
         mark.pop("key")
-    return made, found, len(owed)
+    return found, len(owed)
 
 
 def of_that_name(name: str) -> dict[str, Any]:
