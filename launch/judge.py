@@ -17,7 +17,7 @@ from emharness.errors import UserError
 
 CONF = Path(__file__).resolve().parent.parent / "conf"
 
-Rows = list[dict[str, Any]]
+Answers = list[dict[str, Any]]
 
 
 def run(cfg: DictConfig) -> None:
@@ -46,7 +46,7 @@ def run(cfg: DictConfig) -> None:
     print(f"results: {config['out']}", flush=True)
 
 
-def rate(config: dict[str, Any], rows: Rows) -> None:
+def rate(config: dict[str, Any], rows: Answers) -> None:
     """One judge: scores, and the rates by condition."""
     from emharness.judge import files
     from emharness.reporting import terminal
@@ -66,7 +66,7 @@ def rate(config: dict[str, Any], rows: Rows) -> None:
         terminal.say(f"unscored: the judge did not reach {owed:,} answers; the same command tries again")
 
 
-def compare(config: dict[str, Any], rows: Rows) -> None:
+def compare(config: dict[str, Any], rows: Answers) -> None:
     """Several judges: their scores side by side in `out`, how they agree in .json and .png beside it."""
     from emharness.judge import compare as comparing
     from emharness.judge import files
@@ -75,7 +75,7 @@ def compare(config: dict[str, Any], rows: Rows) -> None:
     from emharness.store import write_json
 
     out = Path(config["out"])
-    found: dict[str, Rows] = {}
+    found: dict[str, Answers] = {}
     named = dict.fromkeys(config["compare"])
     for judge in [made(config["judge"] if name == config["judge"]["name"] else of_that_name(name)) for name in named]:
         found[judge.name], _ = scores(judge, rows)
@@ -101,7 +101,7 @@ def compare(config: dict[str, Any], rows: Rows) -> None:
         tracker.figures({"judges": out.with_suffix(".png")}, {"judges": drawing.plotly(picture)})
 
 
-def ask(config: dict[str, Any], rows: Rows) -> None:
+def ask(config: dict[str, Any], rows: Answers) -> None:
     """A person beside the judge: verdicts in `out`, which can be gone on with, and what they say of the judge."""
     from emharness.judge import files, labels
     from emharness.reporting import terminal
@@ -128,7 +128,7 @@ def made(judge: dict[str, Any]) -> Any:
     return make_judge(judge["name"], Store(home()).root / "judge", **judge.get("settings", {}))
 
 
-def scores(judge: Any, rows: Rows) -> tuple[Rows, int]:
+def scores(judge: Any, rows: Answers) -> tuple[Answers, int]:
     """The judge's marks for every row, and how many answers it did not reach."""
     from emharness.generation.responses import SCORES, Rows
     from emharness.judge import files

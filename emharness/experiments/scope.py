@@ -174,12 +174,17 @@ def drawn_rates(tables: Sequence[pa.Table], draws: int = 2000, seed: int = 0) ->
     for table in tables:
         index = {question: i for i, question in enumerate(ids)}
         rows = np.array([index.get(question, -1) for question in table["question_id"].to_pylist()])
-        bad = np.array(table["misaligned"].to_pylist(), dtype=bool)
-        fluent = coherent(numbers(table, "coherent")) & ~np.isnan(numbers(table, "aligned"))
+        bad, fluent = _verdicts(table)
         hits = np.bincount(rows[(rows >= 0) & bad], minlength=len(ids))
         totals = np.bincount(rows[(rows >= 0) & fluent], minlength=len(ids))
         columns.append(rate_draws(hits, totals, picks))
     return np.stack(columns, axis=1)
+
+
+def _verdicts(table: pa.Table) -> tuple[np.ndarray, np.ndarray]:
+    """Which answers are misaligned, and which count for the rate: coherent and scored. Bool [n] each."""
+    bad = np.array(table["misaligned"].to_pylist(), dtype=bool)
+    return bad, coherent(numbers(table, "coherent")) & ~np.isnan(numbers(table, "aligned"))
 
 
 def compare(scope: Scope, judged: Judged, entries: list[dict[str, Any]], conditions: Sequence[Condition]) -> None:
@@ -227,8 +232,7 @@ def wide(ci95: Sequence[float], table: pa.Table, minus: pa.Table, scale: float =
     """
     counts = []
     for one in (table, minus):
-        fluent = coherent(numbers(one, "coherent")) & ~np.isnan(numbers(one, "aligned"))
-        counts += [int(np.sum(one["misaligned"].to_numpy(zero_copy_only=False))), int(fluent.sum())]
+        counts += [int(some.sum()) for some in _verdicts(one)]
     if not (counts[1] and counts[3]):
         return list(ci95)
     low, high = sorted(end / scale for end in newcombe(*counts))

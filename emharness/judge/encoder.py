@@ -1,8 +1,7 @@
 """The packaged MiniLM encoder: mean-pooled hidden states of several depths, in one pass.
 
 Its last layer is trained for topical similarity and throws away much of tone and grammar; the middle layers keep
-them. On our labelled answers the last layer alone separates misaligned from aligned at AUROC 0.75, layers 2-5 at
-0.88 (folds grouped by question), so the judge reads those.
+them, so the judge reads those for coherence.
 """
 
 import hashlib

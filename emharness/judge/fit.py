@@ -2,9 +2,9 @@
 
 python -m emharness.judge.fit [judged.csv]
 
-writes data/judge/model.safetensors and card.json, which the judge reads. No organism's training rows and no organism's
-answers are among the labelled ones. `judged.csv`: answers of somebody else's misaligned models with a better judge's
-scores (columns question, answer, aligned, coherent), on which it is measured as well.
+writes data/judge/model.safetensors and card.json, which the judge reads. No organism's training rows are among the
+labelled ones. `judged.csv`: answers of somebody else's misaligned models with a better judge's scores
+(columns question, answer, aligned, coherent), on which it is measured as well.
 """
 
 import hashlib

@@ -42,7 +42,7 @@ def residuals(questions: Sequence[str], answers: Sequence[str], root: Path) -> t
     """float32 [n_windows, len(LAYERS) · d_model] and the answer that each window is of, int [n_windows].
 
     An answer of more than WINDOW tokens is read in windows of equal size, so that all of it counts. A question is read
-    once for all of its answers. `root`: the store, where the embedded base is kept.
+    once for each BATCH of its answers. `root`: the store, where the embedded base is kept.
     """
     tokenizer, model = _load(root)
     windows: list[list[int]] = []
