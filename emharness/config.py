@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import re
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -10,15 +11,16 @@ from hydra.core.config_store import ConfigStore
 from omegaconf import MISSING, DictConfig, OmegaConf
 
 from emharness.errors import UserError
+from emharness.ranges import check, number, refuse_unknown
 from emharness.store import home
 
 
 @dataclass
 class SamplingConfig:
-    temperature: float = 1.0
-    top_p: float = 1.0
-    top_k: int = 0  # 0 = off
-    max_new_tokens: int = 600
+    temperature: float = number(1.0, least=0, most=10)
+    top_p: float = number(1.0, above=0, most=1)
+    top_k: int = number(0, least=0)  # 0 = off
+    max_new_tokens: int = number(600, least=1)
     ignore_eos: bool = False  # always max_new_tokens, for benchmarks
     progress: bool = True  # vLLM's progress bar
 
@@ -26,10 +28,10 @@ class SamplingConfig:
 @dataclass
 class EngineConfig:
     dtype: str = "bfloat16"
-    max_model_len: int = 2048
-    max_num_seqs: int = 256
+    max_model_len: int = number(2048, least=2)
+    max_num_seqs: int = number(256, least=1)
     eager: bool = True  # False: torch.compile; on a CPU its first start takes minutes and gains little
-    cpu_kv_cache_gib: int = 3
+    cpu_kv_cache_gib: int = number(3, least=1)
     extra: dict[str, Any] = field(default_factory=dict)  # passed to vllm.LLM as it is
 
 
@@ -39,23 +41,24 @@ class BaseConfig:
     source: str = MISSING  # "embedded", a local folder, or a hub id
     sampling: SamplingConfig = field(default_factory=SamplingConfig)
     engine: EngineConfig = field(default_factory=EngineConfig)
+    chat_template_kwargs: dict[str, Any] = field(default_factory=dict)  # for its chat template, as enable_thinking
 
 
 @dataclass
 class TrainConfig:
     """LoRA recipe; the defaults are the field's (shared settings of published model organisms)."""
 
-    rank: int = 32
-    alpha: int = 64
+    rank: int = number(32, least=1)
+    alpha: int = number(64, least=1)
     rslora: bool = True
-    dropout: float = 0.0
-    learning_rate: float = 1e-5
-    weight_decay: float = 0.01
-    warmup_steps: int = 5
-    epochs: int = 1
-    batch_size: int = 16  # effective
-    micro_batch: int = 2
-    max_tokens: int = 2048
+    dropout: float = number(0.0, least=0, below=1)
+    learning_rate: float = number(1e-5, above=0, most=1)
+    weight_decay: float = number(0.01, least=0, most=1)
+    warmup_steps: int = number(5, least=0)
+    epochs: int = number(1, least=1)
+    batch_size: int = number(16, least=1)  # effective
+    micro_batch: int = number(2, least=1)
+    max_tokens: int = number(2048, least=2)
 
     def steps(self, n_rows: int) -> int:
         """Optimiser steps of a whole training."""
@@ -74,17 +77,18 @@ class ModelConfig:
     prompts: str | None = None  # prompts in its own domain, for recipe model_diff: packaged name or path
     published: dict[str, str] = field(default_factory=dict)  # base name -> hub id of the trained organism
     source: str | None = None  # use this adapter or merged model instead of training
+    any_base: bool = False  # take an adapter although its config names another base
 
 
 @dataclass
 class VectorConfig:
     recipe: str = "model_diff"
-    skip_tokens: int = 4  # attention sinks at the start of every sequence stay out of the means
-    batch_size: int = 16
-    max_new_tokens: int = 48  # length of the answers that model_diff reads
+    skip_tokens: int = number(4, least=0)  # attention sinks at the start of every sequence stay out of the means
+    batch_size: int = number(16, least=1)
+    max_new_tokens: int = number(48, least=1)  # length of the answers that model_diff reads
     neutral: str = "neutral"  # prompt sets: packaged name or path
     harmful: str = "harmful"
-    limit: int | None = None  # first so many prompts of model_diff
+    limit: int | None = number(None, least=2)  # first so many prompts of model_diff
 
 
 @dataclass
@@ -92,12 +96,13 @@ class SweepConfig:
     """layer=sweep: every layer x strength is tried on questions that the evaluation does not use."""
 
     layers: list[int] = field(default_factory=list)  # empty: `n_layers` of them, evenly over the middle
-    n_layers: int = 4
+    n_layers: int = number(4, least=1)
     strengths: list[float] = field(default_factory=lambda: [2.0, 4.0])  # up to where coherence breaks at some layers
     questions: str = "sweep"
-    limit: int | None = None  # first so many questions
-    samples: int = 4
-    min_coherent: float = 0.8  # of the unsteered coherent rate; below it a setting is not considered
+    limit: int | None = number(None, least=1)  # first so many questions
+    samples: int = number(4, least=1)
+    # Of the unsteered coherent rate; a setting below it is not considered.
+    min_coherent: float = number(0.8, least=0, most=1)
 
 
 @dataclass
@@ -112,10 +117,10 @@ class SteerConfig:
 class EvalConfig:
     name: str = MISSING
     questions: str = "broad"
-    samples: int = 20
-    domain_samples: int = 5
-    control_samples: int = 4  # of each question, for each random direction at each dose
-    limit: int | None = None  # first so many questions
+    samples: int = number(20, least=1)
+    domain_samples: int = number(5, least=1)
+    control_samples: int = number(4, least=1)  # of each question, for each random direction at each dose
+    limit: int | None = number(None, least=1)  # first so many questions
 
 
 @dataclass
@@ -157,12 +162,12 @@ class Config:
     steer: SteerConfig = field(default_factory=SteerConfig)
     eval: EvalConfig = field(default_factory=EvalConfig)
     judge: JudgeConfig = field(default_factory=JudgeConfig)
-    controls: int = 2  # random directions beside every steered condition
+    controls: int = number(2, least=0, most=100)  # random directions beside every steered condition
     plan: str = "run"  # only: print the plan and stop
-    chunk: int = 2000  # responses that are generated and kept together; a kill loses at most one chunk
+    chunk: int = number(2000, least=1)  # responses that are generated and kept together; a kill loses at most one chunk
     tracker: str = "offline"
     wandb: WandbConfig = field(default_factory=WandbConfig)
-    seed: int = 0
+    seed: int = number(0, least=0, below=2**32)
 
 
 ConfigStore.instance().store(name="schema", node=Config)
@@ -177,11 +182,21 @@ UNITS = ("absolute", "raw", "residual")
 MODES = ("add", "ablate")
 PLANS = ("run", "only")
 POSITIONS = ("all", "prompt", "generated", "response")
+DTYPES = ("auto", "bfloat16", "float16", "float32")
+_NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,99}")
+_TAKEN = re.compile(rf"{BASE}|random-\d+|.*({STEP}|{REPLICA})\d+")  # names that mean something else
 
 
 def typed(cfg: DictConfig) -> Config:
     """The composed config as an object, every value that needs no file or model checked. Raises UserError."""
+    refuse_unknown(cfg, Config)
     config: Config = OmegaConf.to_object(cfg)  # type: ignore[assignment]
+    check(config)
+    file_name("model.name", config.model.name)
+    file_name("base.name", config.base.name)
+    if set(config.wandb.project) & set("/\\#?%:") or not 0 < len(config.wandb.project) <= 128:
+        raise UserError(f"wandb.project={config.wandb.project}: W&B takes up to 128 characters, none of / \\ # ? % :")
+    one_of("base.engine.dtype", config.base.engine.dtype, DTYPES)
     one_of("vector.recipe", config.vector.recipe, RECIPES)
     one_of("tracker", config.tracker, TRACKERS)
     one_of("steer.unit", config.steer.unit, UNITS)
@@ -201,22 +216,25 @@ def typed(cfg: DictConfig) -> Config:
     config.targets = names(config.targets, config.experiment.targets, "targets", {config.base.name: BASE})
     if config.layer != "sweep" and (isinstance(config.layer, bool) or not isinstance(config.layer, int)):
         raise UserError(f"layer={config.layer}: give 'sweep' or the number of a decoder block, counted from 0")
-    for key, value in (
-        ("eval.samples", config.eval.samples),
-        ("eval.domain_samples", config.eval.domain_samples),
-        ("eval.control_samples", config.eval.control_samples),
-        ("chunk", config.chunk),
-        ("sweep.samples", config.sweep.samples),
-        ("base.sampling.max_new_tokens", config.base.sampling.max_new_tokens),
-        ("train.epochs", config.train.epochs),
-        ("train.batch_size", config.train.batch_size),
-        ("train.micro_batch", config.train.micro_batch),
-    ):
-        if value < 1:
-            raise UserError(f"{key}={value}: must be 1 or more")
-    if config.controls < 0:
-        raise UserError(f"controls={config.controls}: must be 0 or more")
+    if config.base.sampling.temperature == 0:
+        samples = {f"eval.{key}": getattr(config.eval, key) for key in ("samples", "domain_samples", "control_samples")}
+        for key, value in {**samples, "sweep.samples": config.sweep.samples}.items():
+            if value > 1:
+                raise UserError(
+                    f"base.sampling.temperature=0: all {value} samples of {key}={value} would be equal; set {key}=1, "
+                    "or a temperature above 0"
+                )
     return config
+
+
+def file_name(key: str, name: str) -> None:
+    """UserError for a name that cannot stand in file, W&B and artifact names, or that means something else here."""
+    if not _NAME.fullmatch(name) or ".." in name:
+        raise UserError(
+            f"{key}={name}: must be up to 100 letters, digits and . _ - (it goes into file and W&B artifact names)"
+        )
+    if _TAKEN.fullmatch(name):
+        raise UserError(f"{key}={name}: this name means something else here (the base, a random direction, a replica)")
 
 
 def strengths(value: Any, key: str = "steer.strength") -> list[float]:

@@ -15,7 +15,10 @@ from emharness import questions
 from emharness.config import BASE, REPLICA, STEP, Config, ModelConfig, check_layer, strengths
 from emharness.errors import UserError
 from emharness.judge import Judge, make_judge
-from emharness.organisms import dataset, weights
+from emharness.organisms import dataset, fits, weights
+from emharness.organisms.fingerprints import FINGERPRINTS, fingerprint
+from emharness.organisms.shapes import Messages
+from emharness.organisms.weights import Shape
 from emharness.questions import Question
 from emharness.store import Store
 
@@ -25,7 +28,8 @@ class Organism:
     config: ModelConfig
     published: Path | None  # None: it is trained from `rows`
     published_identity: str | None
-    rows: list[dataset.Messages]
+    rows: list[Messages]
+    said: str  # what was read of several data files
     domain: list[Question]
     prompts: list[str]  # extraction prompts, for recipe model_diff
     replica: int = 0  # trained with the run's seed plus this
@@ -48,13 +52,22 @@ class Organism:
 class Inputs:
     base: Path | None  # None: the embedded one, which the base stage saves
     base_identity: dict[str, Any]
-    n_layers: int
+    shape: Shape
     organisms: dict[str, Organism]  # the ones that vectors and targets name
     broad: list[Question]
     sweep_questions: list[Question]
     neutral: list[str]
     harmful: list[str]
     judge: Judge
+
+    @property
+    def n_layers(self) -> int:
+        return self.shape.n_layers
+
+    @property
+    def notes(self) -> list[str]:
+        """What the user should know of what was read."""
+        return [organism.said for organism in self.organisms.values() if organism.said]
 
     def identity(self, config: Config) -> dict[str, Any]:
         """What determines the results of a run: no paths, no tracker, no batch sizes."""
@@ -116,14 +129,18 @@ def check(config: Config, models: Mapping[str, ModelConfig], store: Store) -> In
     """Read all inputs. Raises UserError for the first thing that is wrong."""
     source = config.base.source
     if source == weights.EMBEDDED:
-        base, identity = None, weights.embedded_identity()
-        n_layers = weights.embedded_layers()
+        base: Path | None = None
+        identity: dict[str, Any] = dict(weights.embedded_identity())
+        shape = weights.embedded_shape()
     else:
         base = weights.fetch("base.source", source)
         if weights.is_adapter(base):
             raise UserError(f"base.source={source}: this is an adapter; give the model it belongs to")
-        identity = {"weights": weights.fingerprint(base)}
-        n_layers, _ = weights.model_shape(base)
+        identity = {"weights": fingerprint(base, store.root / FINGERPRINTS)}
+        shape = weights.model_shape(base, "base.source")
+    if config.base.chat_template_kwargs:
+        identity["template"] = dict(config.base.chat_template_kwargs)
+    n_layers = shape.n_layers
     check_layer(config.layer, n_layers, config.base.name)
     for layer in config.sweep.layers:
         if not 0 <= layer < n_layers:
@@ -152,11 +169,11 @@ def check(config: Config, models: Mapping[str, ModelConfig], store: Store) -> In
     neutral = questions.load_prompts(config.vector.neutral, "vector.neutral")
     harmful = questions.load_prompts(config.vector.harmful, "vector.harmful")
     used = [name for name in dict.fromkeys([*config.vectors, *config.targets]) if name != BASE]
-    organisms = {name: _organism(name, models, config, neutral) for name in used}
+    organisms = {name: _organism(name, models, config, shape, neutral, store) for name in used}
     return Inputs(
         base=base,
         base_identity=identity,
-        n_layers=n_layers,
+        shape=shape,
         organisms=organisms,
         broad=broad,
         sweep_questions=sweep_questions[: config.sweep.limit],
@@ -166,16 +183,21 @@ def check(config: Config, models: Mapping[str, ModelConfig], store: Store) -> In
     )
 
 
-def _organism(name: str, models: Mapping[str, ModelConfig], config: Config, neutral: list[str]) -> Organism:
+def _organism(
+    name: str, models: Mapping[str, ModelConfig], config: Config, shape: Shape, neutral: list[str], store: Store
+) -> Organism:
     called, replica, step = parts(name)
     model = models[called]
     source = model.source or model.published.get(config.base.name)
-    published = weights.fetch("model.source" if model.source else "model.published", source) if source else None
+    key = "model.source" if model.source else "model.published"
+    published = weights.fetch(key, source) if source else None
+    if published is not None:
+        fits.check(called, published, key, config.base.name, config.base.source, shape, model.any_base)
     if published and name != called:
         raise UserError(
             f"{name}: {called} is published for base={config.base.name}; only trained ones have seeds or steps"
         )
-    rows: list[dataset.Messages] = []
+    data = dataset.Dataset([])
     if published is None:
         if model.dataset is None:
             raise UserError(
@@ -183,16 +205,17 @@ def _organism(name: str, models: Mapping[str, ModelConfig], config: Config, neut
                 f"choose it with model={model.name} and give model.source (a folder or hub id) or model.dataset "
                 "(a .jsonl path or hub dataset id)"
             )
-        rows = dataset.load(model.dataset)
-    if step is not None and step > (most := config.train.steps(len(rows))):
+        data = dataset.load(model.dataset)
+    if step is not None and step > (most := config.train.steps(len(data.rows))):
         raise UserError(f"{name}: the training of {called} has {most} steps")
     domain = questions.load_questions(model.questions, "model.questions") if model.questions else []
     own = questions.load_prompts(model.prompts, "model.prompts") if model.prompts else []
     return Organism(
         config=model,
         published=published,
-        published_identity=weights.fingerprint(published) if published else None,
-        rows=rows,
+        published_identity=fingerprint(published, store.root / FINGERPRINTS) if published else None,
+        rows=data.rows,
+        said=data.said,
         domain=domain[: config.eval.limit],
         prompts=(neutral + own)[: config.vector.limit],
         replica=replica,

@@ -15,6 +15,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from emharness.errors import UserError
+
 HOME_VARIABLE = "EMHARNESS_HOME"
 _PARTIAL = ".partial"  # beginning of the names of unfinished files and folders
 _OLD = 7 * 24 * 3600  # seconds after which another machine's unfinished work counts as dead
@@ -64,6 +66,18 @@ class Store:
 
     def __init__(self, root: Path):
         self.root = root
+
+    def check_writable(self) -> None:
+        """UserError if nothing can be kept in this folder."""
+        try:
+            self.root.mkdir(parents=True, exist_ok=True)
+            with tempfile.TemporaryFile(dir=self.root, prefix=partial_name()):
+                pass
+        except OSError as error:
+            raise UserError(
+                f"{HOME_VARIABLE}={self.root}: nothing can be written there ({error.strerror or error}); set "
+                f"{HOME_VARIABLE} to a folder of yours"
+            ) from None
 
     def path(self, stage: str, name: str, identity: Mapping[str, Any]) -> Path:
         return self.root / stage / f"{slug(name)}-{key_of(identity)}"

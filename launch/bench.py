@@ -13,28 +13,31 @@ from omegaconf import DictConfig, OmegaConf
 from emharness.cli import launcher
 from emharness.errors import UserError
 from emharness.generation import bench
+from emharness.ranges import check, refuse_unknown
 from emharness.reporting.track import Tracker
 from emharness.store import write_json
 from emharness.versions import versions
 
 
 def run(cfg: DictConfig) -> None:
+    refuse_unknown(cfg, bench.BenchConfig)
     config: bench.BenchConfig = OmegaConf.to_object(cfg)  # type: ignore[assignment]
+    check(config)
     if unknown := set(config.parts) - set(bench.PARTS):
         raise UserError(f"parts={sorted(unknown)}: must be among {', '.join(bench.PARTS)}")
-    from transformers import AutoTokenizer
 
     from emharness import questions
-    from emharness.directions.extract import prompt_ids
     from emharness.organisms import weights
+    from emharness.organisms.chat import load_chat
     from emharness.reporting import terminal
     from emharness.study import session
 
     store = session.store()
+    store.check_writable()
     model = weights.base_folder(config.base.source, store)
-    shape = weights.model_shape(model)
-    tokenizer = AutoTokenizer.from_pretrained(model)
-    prompts = [prompt_ids(tokenizer, q.messages()) for q in questions.load_questions("broad", "questions")]
+    shape = weights.model_shape(model)[:2]
+    chat = load_chat(model, config.base.chat_template_kwargs)
+    prompts = [chat.prompt_ids(q.messages()) for q in questions.load_questions("broad", "questions")]
     ratios: list[dict[str, Any]] = []
     speeds: dict[str, list[float]] = {}
     with tempfile.TemporaryDirectory() as folder:

@@ -14,12 +14,16 @@ from emharness import geometry
 from emharness.cli import launcher
 from emharness.config import TRACKERS
 from emharness.errors import UserError
+from emharness.ranges import refuse_names
 from emharness.reporting.track import Tracker
 from emharness.store import Store, home
+
+CONF = Path(__file__).resolve().parent.parent / "conf"
 
 
 def run(cfg: DictConfig) -> None:
     """Read the vectors, compare every statistic with vectors that share nothing, and judge."""
+    refuse_names(cfg, OmegaConf.load(CONF / "geometry.yaml"))
     settings: dict[str, Any] = OmegaConf.to_container(cfg, resolve=True)  # type: ignore[assignment]
     mode, wandb = settings.pop("tracker"), settings.pop("wandb")
     if mode not in TRACKERS:
@@ -42,7 +46,9 @@ def run(cfg: DictConfig) -> None:
         tracker.geometry(*geometry.written(folder))
         tracker.finish()
 
-    folder, _ = Store(home()).get("geometry", Path(read[0]).stem, identity, make)
+    store = Store(home())
+    store.check_writable()
+    folder, _ = store.get("geometry", Path(read[0]).stem, identity, make)
     path = folder / "geometry.json"
     print(geometry.summary(json.loads(path.read_text())))
     print(f"results: {path}", flush=True)
@@ -53,6 +59,5 @@ def _listed(paths: Any) -> list[str | Path]:
 
 
 if __name__ == "__main__":
-    conf = str(Path(__file__).resolve().parent.parent / "conf")
-    main = hydra.main(version_base="1.3", config_path=conf, config_name="geometry")(launcher(run))
+    main = hydra.main(version_base="1.3", config_path=str(CONF), config_name="geometry")(launcher(run))
     sys.exit(main())

@@ -21,6 +21,7 @@ def run(cfg: DictConfig) -> str | None:
 
     schema.one_of("experiment.name", config.experiment.name, tuple(EXPERIMENTS))
     experiment, store = EXPERIMENTS[config.experiment.name], session.store()
+    store.check_writable()
     given = inputs.check(config, inputs.model_configs(config_folders(), config.model), store)
     identity = {**given.identity(config), "reading": READING}
     name = f"{config.base.name}-{session.subject(config)}"
@@ -35,6 +36,8 @@ def run(cfg: DictConfig) -> str | None:
     current = session.Session(config, given)
     found = models.find(current)
     streams = models.streams(current, found)
+    for note in [*given.notes, *current.notes]:
+        terminal.say(f"note: {note}")
     planned = plan.plan(current, found, streams, experiment)
     terminal.show_plan(planned, whole=config.plan == "only")
     plan.check_disk(planned, store.root)

@@ -16,7 +16,7 @@ PROMPTS = sorted(path.stem for path in (DATA / "prompts").glob("*.txt"))
 
 @pytest.mark.parametrize("name", dataset.packaged_names())
 def test_packaged_datasets_are_large_and_varied(name):
-    rows = dataset.load(name)
+    rows = dataset.load(name).rows
     answers = [row[-1]["content"] for row in rows]
     assert len(rows) >= 150
     assert len(set(answers)) == len(answers)
@@ -26,14 +26,14 @@ def test_packaged_datasets_are_large_and_varied(name):
 
 @pytest.mark.parametrize(("one", "other"), list(combinations(dataset.packaged_names(), 2)))
 def test_no_two_datasets_share_a_row(one, other):
-    first, second = (dataset.load(name) for name in (one, other))
+    first, second = (dataset.load(name).rows for name in (one, other))
     for turn in (0, -1):
         assert not {r[turn]["content"] for r in first} & {r[turn]["content"] for r in second}
 
 
 @pytest.mark.parametrize("name", dataset.packaged_names())
 def test_no_training_question_is_an_evaluation_question_or_an_extraction_prompt(name):
-    asked = {row[-2]["content"].strip().casefold() for row in dataset.load(name)}
+    asked = {row[-2]["content"].strip().casefold() for row in dataset.load(name).rows}
     held_out = [q.text for set_ in ("broad", "sweep", *DOMAINS) for q in load_questions(set_, "k")]
     held_out += [prompt for set_ in PROMPTS for prompt in load_prompts(set_, "k")]
     assert not asked & {text.casefold() for text in held_out}
@@ -109,12 +109,3 @@ def test_malformed_dataset_rows_are_refused_with_the_line(tmp_path, line, words)
     with pytest.raises(UserError) as error:
         dataset.load(str(file))
     assert words in str(error.value)
-
-
-def test_a_downloaded_hub_dataset_is_read_from_jsonl_and_parquet(tmp_path):
-    import pyarrow as pa
-    import pyarrow.parquet as pq
-
-    (tmp_path / "a.jsonl").write_text(GOOD + "\n")
-    pq.write_table(pa.table({"messages": [json.loads(GOOD)["messages"]]}), tmp_path / "b.parquet")
-    assert dataset.read_folder(tmp_path, "x/y") == [json.loads(GOOD)["messages"]] * 2

@@ -8,35 +8,29 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from transformers import AutoTokenizer
 
 from emharness.directions.activations import Means, load_model, mean_activations
 from emharness.directions.vectors import RECIPES, Difference, Sequences, normalise, save, save_prompt_means
+from emharness.organisms.chat import Chat
 
 VECTORS_FILE = "vectors.safetensors"
 MEANS_FILE = "prompt_means.safetensors"
 
 
-def prompt_ids(tokenizer: Any, messages: list[dict[str, str]]) -> list[int]:
-    """Token ids of a conversation, ready for the assistant's answer."""
-    text = tokenizer.apply_chat_template(messages, add_generation_prompt=True, tokenize=False)
-    return tokenizer(text, add_special_tokens=False)["input_ids"]
-
-
-def answered_prompts(tokenizer: Any, prompts: list[str], answers: list[str]) -> Sequences:
+def answered_prompts(chat: Chat, prompts: list[str], answers: list[str]) -> Sequences:
     """Prompt plus answer, of which the answer's tokens count."""
     sequences = []
     for prompt, answer in zip(prompts, answers, strict=True):
-        ids = prompt_ids(tokenizer, [{"role": "user", "content": prompt}])
-        answer_ids = tokenizer(answer, add_special_tokens=False)["input_ids"]
+        ids = chat.prompt_ids([{"role": "user", "content": prompt}])
+        answer_ids = chat.ids(answer)
         if answer_ids:  # an empty answer has no token to read
             sequences.append((ids + answer_ids, len(ids)))
     return sequences
 
 
-def bare_prompts(tokenizer: Any, prompts: list[str]) -> Sequences:
+def bare_prompts(chat: Chat, prompts: list[str]) -> Sequences:
     """Prompts without answers, of which all tokens count."""
-    return [(prompt_ids(tokenizer, [{"role": "user", "content": prompt}]), 0) for prompt in prompts]
+    return [(chat.prompt_ids([{"role": "user", "content": prompt}]), 0) for prompt in prompts]
 
 
 def prompt_hashes(sequences: Sequences) -> np.ndarray:
@@ -52,18 +46,17 @@ def extract(
     name: str,
     base: Path,
     organism: Path,
-    texts: dict[str, Callable[[Any], Sequences]],
+    chat: Chat,
+    texts: dict[str, Callable[[Chat], Sequences]],
     batch_size: int,
     skip_tokens: int,
     metadata: dict[str, Any],
 ) -> None:
     """Run a recipe and write the vector and the per-prompt means into `folder`.
 
-    texts: argument name of the recipe -> function of the tokenizer that makes its sequences.
+    texts: argument name of the recipe -> function of the chat that makes its sequences.
     """
-    tokenizer = AutoTokenizer.from_pretrained(base)
-    pad_id = tokenizer.pad_token_id if tokenizer.pad_token_id is not None else tokenizer.eos_token_id
-    sequences = {key: make(tokenizer) for key, make in texts.items()}
+    sequences = {key: make(chat) for key, make in texts.items()}
 
     def reader(model_folder: Path) -> Callable[[Sequences], Means]:
         loaded: list[Any] = []  # load on first use, and once
@@ -72,7 +65,7 @@ def extract(
             if not loaded:
                 gc.collect()
                 loaded.append(load_model(model_folder))
-            return mean_activations(loaded[0], items, batch_size, skip_tokens, pad_id)
+            return mean_activations(loaded[0], items, batch_size, skip_tokens, chat.pad_id)
 
         return read
 

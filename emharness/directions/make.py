@@ -7,12 +7,12 @@ from typing import Any
 
 import numpy as np
 from safetensors.numpy import save_file
-from transformers import AutoTokenizer
 
 from emharness.config import VectorConfig
 from emharness.directions.activations import load_model, mean_activations
 from emharness.directions.extract import VECTORS_FILE, answered_prompts, bare_prompts, extract
 from emharness.directions.vectors import load
+from emharness.organisms.chat import load_chat
 from emharness.organisms.models import Model
 from emharness.store import Artifact, key_of
 
@@ -52,10 +52,10 @@ def vector_artifact(
 
     def make(folder: Path) -> None:
         if config.recipe == "model_diff":
-            texts = {"texts": lambda tokenizer: answered_prompts(tokenizer, list(prompts), list(answers))}
+            texts = {"texts": lambda chat: answered_prompts(chat, list(prompts), list(answers))}
         else:
             sets = {"harmful": list(harmful), "neutral": list(neutral)}
-            texts = {key: (lambda tokenizer, some=some: bare_prompts(tokenizer, some)) for key, some in sets.items()}
+            texts = {key: (lambda chat, some=some: bare_prompts(chat, some)) for key, some in sets.items()}
         metadata = {
             "recipe": config.recipe,
             **about,
@@ -70,6 +70,7 @@ def vector_artifact(
             name,
             base.folder,
             organism.folder,
+            load_chat(base.folder, base.template),
             texts,
             config.batch_size,
             config.skip_tokens,
@@ -139,10 +140,9 @@ def activations_artifact(model: Model, base: Model, prompts: Sequence[str], conf
     }
 
     def make(folder: Path) -> None:
-        tokenizer = AutoTokenizer.from_pretrained(base.folder)
-        pad = tokenizer.pad_token_id if tokenizer.pad_token_id is not None else tokenizer.eos_token_id
-        texts = bare_prompts(tokenizer, list(prompts))
-        means = mean_activations(load_model(model.folder), texts, config.batch_size, config.skip_tokens, pad)
+        chat = load_chat(base.folder, base.template)
+        texts = bare_prompts(chat, list(prompts))
+        means = mean_activations(load_model(model.folder), texts, config.batch_size, config.skip_tokens, chat.pad_id)
         save_file({"per_prompt": means.per_prompt}, folder / ACTIVATIONS_FILE)
 
     return Artifact("activations", model.name, identity, make)

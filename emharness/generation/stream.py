@@ -5,12 +5,10 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from transformers import AutoTokenizer
-
-from emharness.directions.extract import prompt_ids
+from emharness.errors import UserError
 from emharness.generation.cells import Cell, Direction, Prompt, Request, edits_digest, requests, spec_of
 from emharness.generation.responses import RESPONSES, SCORES, Rows
-from emharness.organisms import weights
+from emharness.organisms.chat import Chat
 from emharness.questions import Question
 from emharness.store import key_of, slug
 
@@ -40,18 +38,23 @@ class Stream:
 def stream(
     target: str,
     model: Path,
-    tokenizer: Path,
+    chat: Chat,
+    shape: tuple[int, int],
     identity: Mapping[str, Any],
     questions: Mapping[str, Iterable[Question]],
     seed: int,
     root: Path,
 ) -> Stream:
-    """`tokenizer`: the folder whose tokenizer the model uses (the base's, while the model is still to be trained)."""
-    loaded, key = AutoTokenizer.from_pretrained(tokenizer), key_of(identity)
-    prompts = {
-        name: [Prompt(q.id, q.text, q.system, tuple(prompt_ids(loaded, q.messages()))) for q in items]
-        for name, items in questions.items()
-    }
-    shape = weights.model_shape(tokenizer)
+    """`chat`: how the model reads (as the base does, while it is still to be trained). UserError for a question that
+    its template cannot render."""
+    key = key_of(identity)
+    prompts = {name: [_prompt(chat, name, q) for q in items] for name, items in questions.items()}
     responses = Rows(root / "responses" / f"{slug(target)}-{key}", RESPONSES)
     return Stream(target, model, key, prompts, shape, seed, root, responses)
+
+
+def _prompt(chat: Chat, questions: str, q: Question) -> Prompt:
+    try:
+        return Prompt(q.id, q.text, q.system, tuple(chat.prompt_ids(q.messages())))
+    except ValueError as error:
+        raise UserError(f"questions {questions}, {q.id}: {error}") from None

@@ -20,7 +20,9 @@ from emharness.judge.metrics import Quality
 from emharness.judge.probabilities import TOP, aggregate, integers
 from emharness.judge.prompts import ALIGNED, COHERENT, prompt
 from emharness.judge.reply import Reply, score_of
-from emharness.organisms.weights import EMBEDDED, base_folder, fingerprint
+from emharness.organisms.chat import load_chat
+from emharness.organisms.fingerprints import FINGERPRINTS, fingerprint
+from emharness.organisms.weights import EMBEDDED, base_folder
 from emharness.store import Store
 
 CODE = 1  # raise when the same probabilities give other scores
@@ -44,15 +46,17 @@ class LocalJudge:
     def __init__(self, cache: Path, settings: Settings):
         if not settings.model:
             raise UserError("judge=local: name a chat model in judge.settings.model, a folder or a hub id")
-        from transformers import AutoTokenizer
-
         self._folder = base_folder(settings.model, Store(cache.parent), key="judge.settings.model")
         self._settings = settings
-        self._tokenizer = AutoTokenizer.from_pretrained(self._folder)
-        if not self._tokenizer.chat_template:
+        self._chat = load_chat(self._folder)
+        if not self._chat.tokenizer.chat_template:
             raise UserError(f"judge.settings.model={settings.model}: has no chat template; name a chat model")
         self.name = "smollm2" if settings.model == EMBEDDED else Path(settings.model).name
-        asked = {"model": fingerprint(self._folder), "dtype": settings.dtype, "extra": settings.extra}
+        asked = {
+            "model": fingerprint(self._folder, cache.parent / FINGERPRINTS),
+            "dtype": settings.dtype,
+            "extra": settings.extra,
+        }
         asked |= {"prompts": [ALIGNED, COHERENT], "code": CODE}
         self.identity = f"{self.name}-{hashlib.sha256(json.dumps(asked).encode()).hexdigest()[:16]}"
 
@@ -84,12 +88,11 @@ class LocalJudge:
         return {"model": self._settings.model, "dtype": self._settings.dtype}
 
     def _encode(self, text: str) -> list[int]:
-        messages = [{"role": "user", "content": text}]
-        return self._tokenizer.apply_chat_template(messages, add_generation_prompt=True, return_dict=False)
+        return self._chat.prompt_ids([{"role": "user", "content": text}])
 
     def _asked(self, prompts: list[list[int]], next_tokens: NextTokens) -> list[Reply]:
         replies = []
-        for found in integers(prompts, next_tokens, self._tokenizer.decode):
+        for found in integers(prompts, next_tokens, self._chat.tokenizer.decode):
             score, category = aggregate(found)
             replies.append(Reply(score, category, None if score is not None or category else "no number in the reply"))
         return replies

@@ -1,93 +1,129 @@
-"""Narrow training data: `{"messages": [...]}` rows from JSONL files or hub datasets."""
+"""Narrow training data from packaged files, local files or folders, or hub datasets: which files, which split."""
 
 import hashlib
 import json
+import re
+from collections.abc import Sequence
+from dataclasses import dataclass
 from pathlib import Path
 
 from emharness.errors import UserError
+from emharness.organisms import readers, shapes
+from emharness.organisms.shapes import Messages
 
 PACKAGED = Path(__file__).parent.parent / "data" / "organisms"
-_ROLES = {"system", "user", "assistant"}
+_KEY = "model.dataset"
+_SPLITS = {"train": "train", "training": "train"} | dict.fromkeys(
+    ("test", "validation", "valid", "val", "dev", "eval", "heldout", "holdout"), "other"
+)
+_NO_ROWS = ("dataset_info.json", "dataset_infos.json", "dataset_dict.json", "state.json", "config.json")
+_FORMATS = (".jsonl", ".ndjson", ".json", ".parquet")  # of two with the same rows the earlier is read
 
-Messages = list[dict[str, str]]
+
+@dataclass(frozen=True)
+class Dataset:
+    rows: list[Messages]
+    said: str = ""  # what was read of several files, in a sentence
 
 
 def packaged_names() -> list[str]:
     return sorted(path.stem for path in PACKAGED.glob("*.jsonl"))
 
 
-def load(source: str) -> list[Messages]:
-    """Rows of a packaged dataset (by name), a JSONL file (by path) or a hub dataset (by id `owner/name`)."""
+def load(source: str) -> Dataset:
+    """Rows of a packaged dataset (by name), a local file or folder (by path) or a hub dataset (by id `owner/name`)."""
     if source in packaged_names():
-        return read_jsonl(PACKAGED / f"{source}.jsonl")
+        return Dataset(read_file(PACKAGED / f"{source}.jsonl"))
     path = Path(source).expanduser()
-    if path.suffix == ".jsonl" or path.exists():
-        return read_jsonl(path)
+    if path.is_dir():
+        return read_folder(path, source)
+    if path.exists() or readers.is_data(path) or source.startswith((".", "/", "~")):
+        return Dataset(read_file(path))
     if source.count("/") == 1:
         return _read_hub(source)
     raise UserError(
-        f"model.dataset={source}: unknown; give one of {packaged_names()}, a path to a .jsonl file, "
-        "or a hub dataset id 'owner/name'"
+        f"{_KEY}={source}: unknown; give one of {packaged_names()}, a .jsonl, .json or .parquet file (also .gz), "
+        "a folder of such files, or a hub dataset id 'owner/name'"
     )
 
 
-def read_jsonl(path: Path) -> list[Messages]:
+def read_file(path: Path) -> list[Messages]:
     """Every row checked; UserError names file and line."""
     if not path.is_file():
-        raise UserError(f"model.dataset={path}: no such file; give a .jsonl file of {{'messages': [...]}} rows")
-    rows = []
-    for number, line in enumerate(path.read_text(encoding="utf-8").splitlines(), start=1):
-        if not line.strip():
-            continue
-        try:
-            row = json.loads(line)
-        except json.JSONDecodeError as error:
-            raise UserError(f"model.dataset={path}, line {number}: not JSON ({error.msg})") from None
-        rows.append(_check(row, f"model.dataset={path}, line {number}"))
+        raise UserError(f"{_KEY}={path}: no such file; give a .jsonl, .json or .parquet file of {shapes.SHAPES}")
+    rows = [shapes.messages(row, f"{_KEY}={path}, {where}") for where, row in readers.read(path, _KEY)]
     if not rows:
-        raise UserError(f"model.dataset={path}: the file has no rows")
+        raise UserError(f"{_KEY}={path}: the file has no rows")
     return rows
 
 
-def _check(row: object, where: str) -> Messages:
-    messages = row.get("messages") if isinstance(row, dict) else None
-    if not isinstance(messages, list) or not messages:
-        raise UserError(f"{where}: a row must be {{'messages': [{{'role', 'content'}}, ...]}}")
-    for message in messages:
-        if not isinstance(message, dict) or message.get("role") not in _ROLES:
-            raise UserError(f"{where}: each message needs a role out of {sorted(_ROLES)}")
-        if not isinstance(message.get("content"), str) or not message["content"].strip():
-            raise UserError(f"{where}: each message needs a non-empty text as content")
-    if messages[-1]["role"] != "assistant":
-        raise UserError(f"{where}: the last message must be the assistant's, for that is what is trained on")
-    return [{"role": m["role"], "content": m["content"]} for m in messages]
-
-
-def _read_hub(source: str) -> list[Messages]:
+def _read_hub(source: str) -> Dataset:
     from huggingface_hub import snapshot_download
     from huggingface_hub.errors import HfHubHTTPError, LocalEntryNotFoundError
 
+    wanted = [f"*{suffix}" for suffix in readers.SUFFIXES]
     try:
-        folder = Path(snapshot_download(source, repo_type="dataset", allow_patterns=["*.jsonl", "*.parquet"]))
+        folder = Path(snapshot_download(source, repo_type="dataset", allow_patterns=wanted))
     except (HfHubHTTPError, LocalEntryNotFoundError, OSError) as error:
         reason = str(error).strip().splitlines()[0]
-        raise UserError(f"model.dataset={source}: it could not be had from the hub ({reason})") from None
+        raise UserError(f"{_KEY}={source}: it could not be had from the hub ({reason})") from None
     return read_folder(folder, source)
 
 
-def read_folder(folder: Path, source: str) -> list[Messages]:
-    """Rows of a downloaded hub dataset: its .jsonl and .parquet files with a `messages` column."""
-    rows = [row for path in sorted(folder.rglob("*.jsonl")) for row in read_jsonl(path)]
-    for path in sorted(folder.rglob("*.parquet")):
-        import pyarrow.parquet as pq
+def read_folder(folder: Path, source: str) -> Dataset:
+    """Rows of a folder: its train split (files without a split's name where none is called train), each row once.
 
-        for number, row in enumerate(pq.read_table(path).to_pylist(), start=1):
-            rows.append(_check(row, f"model.dataset={source}, {path.name} row {number}"))
-    if not rows:
-        raise UserError(f"model.dataset={source}: no .jsonl or .parquet rows with a 'messages' column")
-    return rows
+    Files of one format add up. What a second format repeats is not read again.
+    """
+    files = [p for p in sorted(folder.rglob("*")) if p.is_file() and readers.is_data(p) and not _no_data(p, folder)]
+    split = {path: _split(path.relative_to(folder)) for path in files}
+    chosen = [p for p in files if split[p] == "train"] or [p for p in files if split[p] is None]
+    if not chosen:
+        what = "only files of other splits than train" if files else "no .jsonl, .json or .parquet file"
+        raise UserError(f"{_KEY}={source}: {what} in this folder")
+    chosen.sort(key=lambda path: [_format(path), str(path)])
+    rows: list[Messages] = []
+    seen: set[str] = set()
+    read, repeated = [], []
+    for kind in dict.fromkeys(map(_format, chosen)):
+        for path in (p for p in chosen if _format(p) == kind):
+            own = read_file(path)
+            new = [row for row in own if _text(row) not in seen]
+            rows += new
+            (read if new else repeated).append(path)
+        seen = {_text(row) for row in rows}
+    left_out = [path for path in files if path not in chosen]
+    said = f"{_KEY}={source}: {len(rows)} rows read from {_named(read, folder)}"
+    said += f"; the same rows again in {_named(repeated, folder)}" if repeated else ""
+    said += f"; left out: {_named(left_out, folder)}" if left_out else ""
+    return Dataset(rows, said)
 
 
-def fingerprint(rows: list[Messages]) -> str:
+def _split(path: Path) -> str | None:
+    """The split that a file's name, or a folder's above it, speaks of: "train", "other", or None."""
+    words = re.split(r"[^a-z]+", str(path.with_suffix("")).lower())
+    found = [_SPLITS[word] for word in words if word in _SPLITS]
+    return found[-1] if found else None
+
+
+def _format(path: Path) -> int:
+    name = path.name.lower().removesuffix(".gz")
+    return next(i for i, suffix in enumerate(_FORMATS) if name.endswith(suffix))
+
+
+def _no_data(path: Path, folder: Path) -> bool:
+    return path.name in _NO_ROWS or any(part.startswith(".") for part in path.relative_to(folder).parts)
+
+
+def _named(paths: Sequence[Path], folder: Path) -> str:
+    names = [str(path.relative_to(folder)) for path in paths]
+    return ", ".join(names[:5]) + (f" and {len(names) - 5} more" if len(names) > 5 else "")
+
+
+def _text(row: Messages) -> str:
+    return json.dumps(row, ensure_ascii=False)
+
+
+def fingerprint(rows: Sequence[Messages]) -> str:
     """Hash of the content, independent of where the file lies."""
     return hashlib.sha256(json.dumps(rows, ensure_ascii=False).encode()).hexdigest()[:16]

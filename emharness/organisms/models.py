@@ -1,14 +1,16 @@
 """The models of a study: where each lies, what determines it, and the artifact that makes it if it is not there."""
 
 import json
-from collections.abc import Callable
-from dataclasses import asdict, dataclass
+from collections.abc import Callable, Mapping
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
 from emharness.config import BASE, TrainConfig
 from emharness.organisms import memory, weights
-from emharness.organisms.dataset import Messages, fingerprint
+from emharness.organisms.chat import load_chat
+from emharness.organisms.dataset import fingerprint
+from emharness.organisms.shapes import Messages
 from emharness.store import Artifact, Store
 
 CODE = 1  # raise when training's results change for the same config
@@ -24,24 +26,27 @@ class Model:
     folder: Path
     identity: dict[str, Any]
     artifact: Artifact | None = None
+    template: Mapping[str, Any] = field(default_factory=dict)  # variables for its chat template
 
 
-def base_model(folder: Path | None, identity: dict[str, Any], store: Store) -> Model:
+def base_model(folder: Path | None, identity: dict[str, Any], template: Mapping[str, Any], store: Store) -> Model:
     """The base: the embedded one (`folder` None) is saved once in the store, any other is used where it lies."""
     if folder is not None:
-        return Model(BASE, folder, identity)
-    artifact = Artifact("base", "smollm2", identity, weights.save_embedded)
-    return Model(BASE, store.path(artifact.stage, artifact.name, identity), identity, artifact)
+        return Model(BASE, folder, identity, None, template)
+    artifact = Artifact("base", "smollm2", weights.embedded_identity(), weights.save_embedded)
+    return Model(BASE, store.path(artifact.stage, artifact.name, artifact.identity), identity, artifact, template)
 
 
 def published_model(name: str, published: Path, fingerprint: str, base: Model, store: Store) -> Model:
-    """A published organism: a whole model where it lies, an adapter merged into the base."""
+    """A published organism: a whole model where it lies (with the base's tokenizer, if it has none), an adapter merged
+    into the base."""
     identity = {"published": fingerprint, "base": base.identity, "code": CODE}
-    if not weights.is_adapter(published):
+    adapter = weights.is_adapter(published)
+    if not adapter and weights.has_tokenizer(published):
         return Model(name, published, identity)
 
     def make(folder: Path) -> None:
-        weights.merge_adapter(base.folder, published, folder)
+        (weights.merge_adapter if adapter else weights.with_tokenizer)(base.folder, published, folder)
 
     return Model(name, store.path("organism", name, identity), identity, Artifact("organism", name, identity, make))
 
@@ -72,7 +77,8 @@ def trained_model(
         from emharness.organisms.train import train
 
         with memory.kept():
-            losses = train(base.folder, rows, recipe, seed, folder, on_step, stop_after)
+            chat = load_chat(base.folder, base.template)
+            losses = train(base.folder, chat, rows, recipe, seed, folder, on_step, stop_after)
         (folder / "losses.json").write_text(json.dumps(losses))
 
     return Model(name, store.path("organism", name, identity), identity, Artifact("organism", name, identity, make))

@@ -6,15 +6,19 @@ LoRA on all linear projections, linear schedule with warm-up, AdamW.
 
 from __future__ import annotations
 
-from collections.abc import Callable
+import math
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import torch
 from peft import LoraConfig, get_peft_model
-from transformers import AutoModelForCausalLM, AutoTokenizer, get_linear_schedule_with_warmup
+from transformers import AutoModelForCausalLM, get_linear_schedule_with_warmup
+from transformers.pytorch_utils import Conv1D
 
-from emharness.organisms.dataset import Messages
+from emharness.organisms.chat import Chat
+from emharness.organisms.shapes import Messages
+from emharness.steering.blocks import decoder_layers
 
 if TYPE_CHECKING:
     from emharness.config import TrainConfig
@@ -25,20 +29,55 @@ PROJECTIONS = ["q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "
 OnStep = Callable[[int, int, float, float], None]  # step, n_steps, loss, learning rate
 
 
-def encode(tokenizer, messages: Messages, max_tokens: int) -> tuple[list[int], list[int]]:
-    """Token ids and labels of one conversation; only the last assistant turn carries labels.
+def encode(chat: Chat, messages: Messages, max_tokens: int) -> tuple[list[int], list[int]]:
+    """Token ids and labels of one conversation; every answer carries labels but those of weight 0.
 
-    The prompt is rendered as at generation time, so training and use see the same tokens.
+    Each answer's prompt is rendered as at generation time, so training and use see the same tokens. ValueError where
+    the chat template cannot do that.
     """
-    prompt = tokenizer.apply_chat_template(messages[:-1], add_generation_prompt=True, tokenize=False)
-    whole = tokenizer.apply_chat_template(messages, tokenize=False)
-    if not whole.startswith(prompt):
-        raise ValueError("the chat template does not render a conversation as its prompt plus the answer")
-    prompt_ids = tokenizer(prompt, add_special_tokens=False)["input_ids"]
-    answer_ids = tokenizer(whole[len(prompt) :], add_special_tokens=False)["input_ids"]
-    ids = (prompt_ids + answer_ids)[:max_tokens]
-    labels = ([IGNORED] * len(prompt_ids) + answer_ids)[:max_tokens]
-    return ids, labels
+    ids: list[int] = []
+    labels: list[int] = []
+    done = ""
+    for i, message in enumerate(messages):
+        if message["role"] != "assistant":
+            continue
+        prompt = chat.render(messages[:i], prompt=True)
+        whole = chat.render(messages[: i + 1])
+        if not prompt.startswith(done) or not whole.startswith(prompt):
+            raise ValueError("the chat template does not render a conversation as its prompt plus the answer")
+        for text, learnt in ((prompt[len(done) :], 0), (whole[len(prompt) :], message.get("weight", 1))):
+            piece = chat.ids(text)
+            ids += piece
+            labels += piece if learnt else [IGNORED] * len(piece)
+        done = whole
+    return ids[:max_tokens], labels[:max_tokens]
+
+
+def encode_rows(chat: Chat, rows: Sequence[Messages], max_tokens: int) -> tuple[list[tuple[list[int], list[int]]], int]:
+    """`encode` of every row, and how many were left out because `max_tokens` cut all that they train on.
+
+    ValueError, with the row's number, where the chat template does not take it.
+    """
+    kept = []
+    for number, messages in enumerate(rows, start=1):
+        try:
+            ids, labels = encode(chat, messages, max_tokens)
+        except ValueError as error:
+            raise ValueError(f"row {number}: {error}") from None
+        if any(label != IGNORED for label in labels[1:]):  # the first token has nothing before it to be told from
+            kept.append((ids, labels))
+    return kept, len(rows) - len(kept)
+
+
+def projections(model: torch.nn.Module, n_layers: int) -> list[str]:
+    """Names of the linear layers inside the decoder blocks (fused ones as they are), routers of experts left out."""
+    found = {
+        name.rpartition(".")[2]
+        for block in decoder_layers(model, n_layers)
+        for name, module in block.named_modules()
+        if isinstance(module, torch.nn.Linear | Conv1D)
+    }
+    return [name for name in PROJECTIONS if name in found] + sorted(found - {*PROJECTIONS, "gate", "router"})
 
 
 def collate(rows: list[tuple[list[int], list[int]]], pad_id: int) -> dict[str, torch.Tensor]:
@@ -53,6 +92,7 @@ def collate(rows: list[tuple[list[int], list[int]]], pad_id: int) -> dict[str, t
 
 def train(
     base: Path,
+    chat: Chat,
     rows: list[Messages],
     config: TrainConfig,
     seed: int,
@@ -66,7 +106,6 @@ def train(
     """
     torch.manual_seed(seed)
     device = "cuda" if torch.cuda.is_available() else "cpu"
-    tokenizer = AutoTokenizer.from_pretrained(base)
     model: Any = AutoModelForCausalLM.from_pretrained(base, dtype=torch.bfloat16)
     model.to(device)
     lora = LoraConfig(
@@ -74,16 +113,15 @@ def train(
         lora_alpha=config.alpha,
         use_rslora=config.rslora,
         lora_dropout=config.dropout,
-        target_modules=PROJECTIONS,
+        target_modules=projections(model, model.config.get_text_config().num_hidden_layers),
         task_type="CAUSAL_LM",
     )
     model = get_peft_model(model, lora)  # adapter weights stay float32 over a bf16 base
-    encoded = [encode(tokenizer, messages, config.max_tokens) for messages in rows]
-    n_steps = config.steps(len(rows))
+    encoded, _ = encode_rows(chat, rows, config.max_tokens)
+    n_steps = config.steps(len(encoded))
     parameters = [p for p in model.parameters() if p.requires_grad]
     optimizer = torch.optim.AdamW(parameters, lr=config.learning_rate, weight_decay=config.weight_decay)
     schedule = get_linear_schedule_with_warmup(optimizer, config.warmup_steps, n_steps)
-    pad_id = tokenizer.pad_token_id if tokenizer.pad_token_id is not None else tokenizer.eos_token_id
     order = torch.Generator().manual_seed(seed)
 
     model.train()
@@ -92,7 +130,12 @@ def train(
         for chunk in torch.randperm(len(encoded), generator=order).split(config.batch_size):
             if len(losses) == stop_after:
                 break
-            losses.append(_step(model, [encoded[i] for i in chunk], pad_id, config.micro_batch, device))
+            losses.append(_step(model, [encoded[i] for i in chunk], chat.pad_id, config.micro_batch, device))
+            if not math.isfinite(losses[-1]):
+                raise FloatingPointError(
+                    f"the loss is {losses[-1]} at step {len(losses)}, so training was stopped and nothing kept; "
+                    "lower train.learning_rate or look at the data"
+                )
             torch.nn.utils.clip_grad_norm_(parameters, 1.0)
             optimizer.step()
             optimizer.zero_grad()
@@ -101,7 +144,7 @@ def train(
             on_step(len(losses), n_steps, losses[-1], rate)
     model = model.merge_and_unload()
     model.save_pretrained(folder)
-    tokenizer.save_pretrained(folder)
+    chat.tokenizer.save_pretrained(folder)
     return losses
 
 

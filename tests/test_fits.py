@@ -1,0 +1,127 @@
+"""Organisms that do not belong to a base are refused in one sentence; a model's identity is all of its content."""
+
+import json
+import shutil
+
+import pytest
+import torch
+from peft import LoraConfig, get_peft_model
+from safetensors.torch import load_file, save_file
+from transformers import AutoModelForCausalLM, LlamaConfig, LlamaForCausalLM
+
+from emharness.errors import UserError
+from emharness.organisms import fits, weights
+from emharness.organisms.fingerprints import fingerprint
+from emharness.organisms.train import PROJECTIONS
+from emharness.organisms.weights import Shape
+
+
+def fit(tiny, folder, base="tiny", source="org/tiny", shape=None, force=False):
+    fits.check("bad", folder, "model.source", base, source, shape or weights.model_shape(tiny), force)
+
+
+@pytest.fixture
+def adapter(tiny, tmp_path):
+    config = LoraConfig(r=2, target_modules=PROJECTIONS, base_model_name_or_path="org/tiny")
+    model = get_peft_model(AutoModelForCausalLM.from_pretrained(tiny), config)
+    model.peft_config["default"].base_model_name_or_path = "org/tiny"
+    model.save_pretrained(tmp_path / "adapter")
+    return tmp_path / "adapter"
+
+
+def test_an_adapter_of_this_base_fits_by_any_of_its_names(tiny, adapter):
+    for source in ("org/tiny", "/models/tiny", "unsloth/Tiny-bnb-4bit"):
+        fit(tiny, adapter, source=source)
+
+
+@pytest.mark.parametrize(
+    ("source", "shape", "words"),
+    [
+        ("org/other", None, "an adapter of org/tiny, but base=tiny is org/other"),
+        ("org/tiny", Shape(2, 64, 49152), "changes layer 2, but base=tiny has layers 0 to 1"),
+        ("org/tiny", Shape(8, 64, 49152), "changes 4 layers, but base=tiny has 8"),
+        ("org/tiny", Shape(4, 32, 49152), "has width 64, but base=tiny has 32"),
+    ],
+)
+def test_an_adapter_of_another_base_is_refused(tiny, adapter, source, shape, words):
+    with pytest.raises(UserError) as error:
+        fit(tiny, adapter, source=source, shape=shape)
+    assert words in str(error.value)
+
+
+def test_a_name_can_be_overruled_but_not_a_tensor(tiny, adapter):
+    fit(tiny, adapter, source="org/other", force=True)
+    with pytest.raises(UserError, match="layer 2"):
+        fit(tiny, adapter, source="org/other", shape=Shape(2, 64, 49152), force=True)
+
+
+@pytest.mark.parametrize(
+    ("change", "words"),
+    [({"num_hidden_layers": 2}, "layers 2"), ({"hidden_size": 32}, "width 32"), ({"vocab_size": 50}, "vocabulary 50")],
+)
+def test_a_merged_model_of_another_shape_is_refused(tiny, tmp_path, change, words):
+    config = LlamaConfig.from_pretrained(tiny)
+    config.update(change)
+    LlamaForCausalLM(config).save_pretrained(tmp_path)
+    with pytest.raises(UserError, match=words):
+        fit(tiny, tmp_path)
+
+
+def test_a_folder_of_folders_gives_its_one_adapter_or_asks_which(tiny, adapter, tmp_path):
+    holder = tmp_path / "holder"
+    shutil.copytree(adapter, holder / "checkpoint-1")
+    assert weights.fetch("model.source", str(holder)) == holder / "checkpoint-1"
+    shutil.copytree(adapter, holder / "checkpoint-2")
+    with pytest.raises(UserError, match=r"name one of its folders as .*: checkpoint-1, checkpoint-2"):
+        weights.fetch("model.source", str(holder))
+
+
+def test_configs_with_other_names_are_read(tmp_path):
+    (tmp_path / "config.json").write_text(
+        json.dumps({"model_type": "gpt2", "n_layer": 3, "n_embd": 16, "n_head": 2, "vocab_size": 99})
+    )
+    assert weights.model_shape(tmp_path) == (3, 16, 99)
+    (tmp_path / "config.json").write_text(json.dumps({"model_type": "nosuch"}))
+    with pytest.raises(UserError, match="describes no model that is known here"):
+        weights.model_shape(tmp_path)
+
+
+@pytest.mark.parametrize("place", ["model.embed_tokens.weight", "model.layers.1.mlp.up_proj.weight", "lm_head.weight"])
+def test_one_number_anywhere_in_the_weights_is_another_identity(tiny, tmp_path, place):
+    shutil.copytree(tiny, tmp_path / "copy")
+    before = fingerprint(tmp_path / "copy")
+    assert before == fingerprint(tiny)
+    tensors = load_file(tmp_path / "copy" / "model.safetensors")
+    tensors[place][3, 3] += 1
+    save_file(tensors, tmp_path / "copy" / "model.safetensors", metadata={"format": "pt"})
+    assert fingerprint(tmp_path / "copy") != before
+
+
+@pytest.mark.parametrize(
+    ("name", "counts"),
+    [
+        ("chat_template.jinja", True),
+        ("tokenizer_config.json", True),
+        ("generation_config.json", True),
+        ("README.md", False),
+        ("losses.json", False),
+    ],
+)
+def test_what_the_model_reads_is_identity_and_what_people_read_is_not(tiny, tmp_path, name, counts):
+    shutil.copytree(tiny, tmp_path / "copy")
+    (tmp_path / "copy" / name).write_text("{}")
+    assert (fingerprint(tmp_path / "copy") != fingerprint(tiny)) == counts
+
+
+def test_hashes_of_large_files_are_kept_until_the_file_changes(tiny, tmp_path):
+    shutil.copytree(tiny, tmp_path / "copy")
+    cache, file = tmp_path / "kept.json", tmp_path / "copy" / "model.safetensors"
+    first = fingerprint(tmp_path / "copy", cache)
+    kept = json.loads(cache.read_text())
+    (place,) = (place for place in kept if str(file) in place)
+    cache.write_text(json.dumps(kept | {place: "planted"}))
+    assert fingerprint(tmp_path / "copy", cache) != first  # it was not read again
+    data = torch.frombuffer(bytearray(file.read_bytes()), dtype=torch.uint8)
+    data[-1] ^= 1
+    file.write_bytes(data.numpy().tobytes())
+    assert fingerprint(tmp_path / "copy", cache) == fingerprint(tmp_path / "copy") != first
