@@ -8,7 +8,10 @@ from collections.abc import Callable, Iterable
 from pathlib import Path
 from typing import Any
 
+import hydra
 from hydra.core.hydra_config import HydraConfig
+from hydra.core.override_parser.overrides_parser import OverridesParser
+from hydra.errors import HydraException
 from hydra.types import RunMode
 
 from emharness.errors import Incomplete, UserError
@@ -57,6 +60,31 @@ def launcher(run: Callable[..., Any]) -> Callable[..., Any]:
             return Failed()
 
     return wrapped
+
+
+def start(run: Callable[..., Any], file: str, config_name: str) -> None:
+    """Run a launcher (`file`, which lies beside conf/) on this process's arguments, and exit with its status."""
+    for argument in sys.argv[1:]:
+        if not argument.startswith("-") and (why := _unreadable(argument)):
+            print(f"error: {argument}: {why}", file=sys.stderr, flush=True)
+            sys.exit(2)
+    conf = str(Path(file).resolve().parent.parent / "conf")
+    main = hydra.main(version_base="1.3", config_path=conf, config_name=config_name)(launcher(run))
+    sys.exit(main())
+
+
+def _unreadable(argument: str) -> str | None:
+    """Why Hydra cannot read an override, in a sentence that says how to write it."""
+    try:
+        OverridesParser.create().parse_override(argument)
+    except HydraException:
+        key, _, value = argument.partition("=")
+        quoted = value.strip("'\"").replace('"', "'")
+        return (
+            "not a setting as key=value, or its value has characters that mean something to Hydra (= : , spaces, "
+            f"brackets); put such a value in quotes, and all of it in the shell's: '{key}=\"{quoted}\"'"
+        )
+    return None
 
 
 def config_folders() -> list[Path]:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import os
 import re
 from dataclasses import dataclass, field
 from typing import Any
@@ -165,7 +166,7 @@ class Config:
     controls: int = number(2, least=0, most=100)  # random directions beside every steered condition
     plan: str = "run"  # only: print the plan and stop
     chunk: int = number(2000, least=1)  # responses that are generated and kept together; a kill loses at most one chunk
-    tracker: str = "offline"
+    tracker: str | None = None  # None: what WANDB_MODE says, else offline
     wandb: WandbConfig = field(default_factory=WandbConfig)
     seed: int = number(0, least=0, below=2**32)
 
@@ -198,7 +199,7 @@ def typed(cfg: DictConfig) -> Config:
         raise UserError(f"wandb.project={config.wandb.project}: W&B takes up to 128 characters, none of / \\ # ? % :")
     one_of("base.engine.dtype", config.base.engine.dtype, DTYPES)
     one_of("vector.recipe", config.vector.recipe, RECIPES)
-    one_of("tracker", config.tracker, TRACKERS)
+    config.tracker = tracker_mode(config.tracker)
     one_of("steer.unit", config.steer.unit, UNITS)
     one_of("steer.mode", config.steer.mode, MODES)
     one_of("steer.positions", config.steer.positions, POSITIONS)
@@ -225,6 +226,20 @@ def typed(cfg: DictConfig) -> Config:
                     "or a temperature above 0"
                 )
     return config
+
+
+_WANDB_MODES = {"online": "online", "run": "online", "shared": "online", "offline": "offline", "dryrun": "offline"}
+_WANDB_MODES |= {"disabled": "none"}
+
+
+def tracker_mode(tracker: str | None) -> str:
+    """offline, online or none: as given, else what WANDB_MODE says, else offline."""
+    if tracker is not None:
+        one_of("tracker", tracker, TRACKERS)
+        return tracker
+    mode = os.environ.get("WANDB_MODE") or "offline"
+    one_of("WANDB_MODE", mode, tuple(_WANDB_MODES))
+    return _WANDB_MODES[mode]
 
 
 def file_name(key: str, name: str) -> None:

@@ -136,6 +136,10 @@ def check(config: Config, models: Mapping[str, ModelConfig], store: Store) -> In
         base = weights.fetch("base.source", source)
         if weights.is_adapter(base):
             raise UserError(f"base.source={source}: this is an adapter; give the model it belongs to")
+        if not weights.has_tokenizer(base):
+            raise UserError(
+                f"base.source={source}: there is no tokenizer in this folder; put the model's own beside it"
+            )
         identity = {"weights": fingerprint(base, store.root / FINGERPRINTS)}
         shape = weights.model_shape(base, "base.source")
     if config.base.chat_template_kwargs:
@@ -193,6 +197,11 @@ def _organism(
     published = weights.fetch(key, source) if source else None
     if published is not None:
         fits.check(called, published, key, config.base.name, config.base.source, shape, model.any_base)
+        first = fits.first_layer(published)
+        if name in config.vectors and config.layer != "sweep" and config.layer < first:
+            raise UserError(
+                f"layer={config.layer}: {called} changes nothing before layer {first}, so its vector is zero there"
+            )
     if published and name != called:
         raise UserError(
             f"{name}: {called} is published for base={config.base.name}; only trained ones have seeds or steps"

@@ -9,6 +9,7 @@ import yaml
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
 from emharness.errors import UserError
+from emharness.texts import checked_text, decode
 
 DATA = Path(__file__).parent / "data"
 
@@ -39,15 +40,20 @@ class Question:
 def load_questions(source: str, key: str) -> list[Question]:
     """Questions of a packaged file (by name) or of any YAML file (by path), every paraphrase one question."""
     path = _find(source, "questions", ".yaml", key)
+    text = _text(path, f"{key}={source}")
     try:
-        entries = yaml.safe_load(path.read_text(encoding="utf-8"))
+        node = yaml.compose(text, Loader=yaml.SafeLoader)
+        _refuse_repeated(node, f"{key}={source}")
+        entries = yaml.safe_load(text)
     except yaml.YAMLError as error:
         mark = getattr(error, "problem_mark", None)
         where = f", line {mark.line + 1}" if mark else ""
         raise UserError(f"{key}={source}{where}: not readable as YAML ({_first_line(error)})") from None
+    except (RecursionError, ValueError) as error:
+        raise UserError(f"{key}={source}: not readable as YAML ({_first_line(error)})") from None
     if not isinstance(entries, list) or not entries:
         raise UserError(f"{key}={source}, line 1: must be a non-empty list of questions with id and paraphrases")
-    lines = _entry_lines(path)
+    lines = [item.start_mark.line + 1 for item in node.value]
     questions: list[Question] = []
     seen: set[str] = set()
     for line, entry in zip(lines, entries, strict=True):
@@ -60,6 +66,10 @@ def load_questions(source: str, key: str) -> list[Question]:
         if checked.id in seen:
             raise UserError(f"{key}={source}, line {line}: the id {checked.id!r} occurs twice")
         seen.add(checked.id)
+        for wording in [*checked.paraphrases, checked.system or ""]:
+            checked_text(wording, f"{key}={source}, line {line}")
+        if not all(wording.strip() for wording in checked.paraphrases):
+            raise UserError(f"{key}={source}, line {line}: a paraphrase of {checked.id!r} is empty")
         questions += [Question(checked.id, text.strip(), checked.system) for text in checked.paraphrases]
     return questions
 
@@ -67,7 +77,7 @@ def load_questions(source: str, key: str) -> list[Question]:
 def load_prompts(source: str, key: str) -> list[str]:
     """Prompts of a packaged set (by name) or of any text file (by path), one per line."""
     path = _find(source, "prompts", ".txt", key)
-    prompts = [line.strip() for line in path.read_text(encoding="utf-8").splitlines() if line.strip()]
+    prompts = [line.strip() for line in _text(path, f"{key}={source}").split("\n") if line.strip()]
     if not prompts:
         raise UserError(f"{key}={source}: the file has no prompts")
     return prompts
@@ -87,10 +97,25 @@ def _find(source: str, kind: str, suffix: str, key: str) -> Path:
     return path
 
 
-def _entry_lines(path: Path) -> list[int]:
-    """Line number of each entry of the top-level list."""
-    node = yaml.compose(path.read_text(encoding="utf-8"), Loader=yaml.SafeLoader)
-    return [item.start_mark.line + 1 for item in node.value] if node else []
+def _text(path: Path, where: str) -> str:
+    """The file's text. UserError, with the line, for another encoding and for a byte order mark inside it."""
+    try:
+        text = decode(path.read_bytes(), where)
+    except OSError as error:
+        raise UserError(f"{where}: cannot be read ({error.strerror or error})") from None
+    if "\ufeff" in text:
+        line = text[: text.index("\ufeff")].count("\n") + 1
+        raise UserError(f"{where}, line {line}: a byte order mark inside the text (of two files put together?)")
+    return text
+
+
+def _refuse_repeated(node: Any, where: str) -> None:
+    """UserError for a key that an entry has twice; YAML readers keep the last one without a word."""
+    for entry in node.value if isinstance(node, yaml.SequenceNode) else []:
+        keys = [key.value for key, _ in entry.value] if isinstance(entry, yaml.MappingNode) else []
+        for key, value in zip(keys, entry.value, strict=False):
+            if keys.count(key) > 1:
+                raise UserError(f"{where}, line {value[0].start_mark.line + 1}: the key {key!r} is there twice")
 
 
 def _first_line(error: Exception) -> str:

@@ -1,16 +1,15 @@
 """Speed of steered vLLM as ratios within one run: python launch/bench.py [parts=[hf]] [repetitions=3]"""
 
-import sys
 import tempfile
 import time
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
-import hydra
 from omegaconf import DictConfig, OmegaConf
 
-from emharness.cli import launcher
+from emharness.cli import start
+from emharness.config import tracker_mode
 from emharness.errors import UserError
 from emharness.generation import bench
 from emharness.ranges import check, refuse_unknown
@@ -23,6 +22,7 @@ def run(cfg: DictConfig) -> None:
     refuse_unknown(cfg, bench.BenchConfig)
     config: bench.BenchConfig = OmegaConf.to_object(cfg)  # type: ignore[assignment]
     check(config)
+    config.tracker = tracker_mode(config.tracker)
     if unknown := set(config.parts) - set(bench.PARTS):
         raise UserError(f"parts={sorted(unknown)}: must be among {', '.join(bench.PARTS)}")
 
@@ -58,7 +58,13 @@ def run(cfg: DictConfig) -> None:
     write_json(path, {"schema_version": 1, "config": asdict(config), **result})
     wandb = config.wandb
     tracker = Tracker(
-        config.tracker, wandb.project, wandb.entity, wandb.group, f"bench·{config.base.name}", result, job_type="bench"
+        tracker_mode(config.tracker),
+        wandb.project,
+        wandb.entity,
+        wandb.group,
+        f"bench·{config.base.name}",
+        result,
+        job_type="bench",
     )
     tracker.table("bench", ratios)
     tracker.finish()
@@ -67,6 +73,4 @@ def run(cfg: DictConfig) -> None:
 
 
 if __name__ == "__main__":
-    conf = str(Path(__file__).resolve().parent.parent / "conf")
-    main = hydra.main(version_base="1.3", config_path=conf, config_name="bench")(launcher(run))
-    sys.exit(main())
+    start(run, __file__, "bench")

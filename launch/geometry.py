@@ -1,18 +1,16 @@
 """Geometry of stored vectors: python launch/geometry.py vectors=<file.safetensors> [clusters=…] [layer=…]"""
 
 import json
-import sys
 from collections.abc import Mapping
 from hashlib import sha256
 from pathlib import Path
 from typing import Any
 
-import hydra
 from omegaconf import DictConfig, OmegaConf
 
 from emharness import geometry
-from emharness.cli import launcher
-from emharness.config import TRACKERS
+from emharness.cli import start
+from emharness.config import tracker_mode
 from emharness.errors import UserError
 from emharness.ranges import refuse_names
 from emharness.reporting.track import Tracker
@@ -26,8 +24,7 @@ def run(cfg: DictConfig) -> None:
     refuse_names(cfg, OmegaConf.load(CONF / "geometry.yaml"))
     settings: dict[str, Any] = OmegaConf.to_container(cfg, resolve=True)  # type: ignore[assignment]
     mode, wandb = settings.pop("tracker"), settings.pop("wandb")
-    if mode not in TRACKERS:
-        raise UserError(f"tracker={mode}: must be one of {', '.join(TRACKERS)}")
+    mode = tracker_mode(mode)
     files, beside = settings.pop("vectors"), settings.pop("prompt_means")
     if not files:
         raise UserError("vectors: name a safetensors file, as vectors=vectors.safetensors, or a list of them.")
@@ -59,5 +56,4 @@ def _listed(paths: Any) -> list[str | Path]:
 
 
 if __name__ == "__main__":
-    main = hydra.main(version_base="1.3", config_path=str(CONF), config_name="geometry")(launcher(run))
-    sys.exit(main())
+    start(run, __file__, "geometry")

@@ -3,17 +3,16 @@
 `compare=[embedded,openai]` sets judges beside each other on the same answers; `label=<n>` asks you for n verdicts.
 """
 
-import sys
 from pathlib import Path
 from typing import Any
 
-import hydra
 import numpy as np
 from omegaconf import DictConfig, OmegaConf
 
-from emharness.cli import launcher
-from emharness.config import TRACKERS
+from emharness.cli import start
+from emharness.config import tracker_mode
 from emharness.errors import UserError
+from emharness.ranges import refuse_names
 
 CONF = Path(__file__).resolve().parent.parent / "conf"
 
@@ -25,8 +24,8 @@ def run(cfg: DictConfig) -> None:
     from emharness.judge import files
 
     config: dict[str, Any] = OmegaConf.to_container(cfg, resolve=True)  # type: ignore[assignment]
-    if config["tracker"] not in TRACKERS:
-        raise UserError(f"tracker={config['tracker']}: must be one of {', '.join(TRACKERS)}")
+    refuse_names(cfg, ["judge", *map(str, OmegaConf.load(CONF / "judge_file.yaml"))])
+    config["tracker"] = tracker_mode(config["tracker"])
     for name in ("responses", "out"):
         if not config[name]:
             raise UserError(f"{name}: name a file that ends in {', '.join(files.KINDS)}")
@@ -159,5 +158,4 @@ def of_that_name(name: str) -> dict[str, Any]:
 
 
 if __name__ == "__main__":
-    main = hydra.main(version_base="1.3", config_path=str(CONF), config_name="judge_file")(launcher(run))
-    sys.exit(main())
+    start(run, __file__, "judge_file")

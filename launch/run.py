@@ -1,13 +1,12 @@
 """Any experiment: python launch/run.py model=medical [experiment=transfer] [-m steer.strength=0,2,4] [plan=only]"""
 
-import sys
 from pathlib import Path
 
-import hydra
 from omegaconf import DictConfig
 
 from emharness import config as schema
-from emharness.cli import config_folders, launcher
+from emharness.cli import config_folders, start
+from emharness.errors import Incomplete
 
 
 def run(cfg: DictConfig) -> str | None:
@@ -29,8 +28,11 @@ def run(cfg: DictConfig) -> str | None:
     if store.has("runs", name, identity) and config.plan == "run":
         if not results.unfinished(kept):
             terminal.say("nothing to do: this very run is in the store")
-            return terminal.show(kept)
-        store.forget(kept)  # the judge did not reach some responses; all else is stored
+            if results.untracked(kept):
+                with session.tracker(config, given.judge.card()) as tracker:
+                    conduct.track(kept, tracker)
+            return told(kept)
+        store.forget(kept)  # the judge did not reach some responses, or the geometry failed; all else is stored
 
     store.remove_dead()
     current = session.Session(config, given)
@@ -50,10 +52,21 @@ def run(cfg: DictConfig) -> str | None:
 
     with session.tracker(config, given.judge.card()) as current.tracker:
         folder, _ = store.get("runs", name, identity, make)
-    return terminal.show(folder)
+    return told(folder)
+
+
+def told(folder: Path) -> str:
+    """Show a finished run; the path of results.json. Raises Incomplete if something failed after the answers."""
+    from emharness.reporting import results, terminal
+
+    path = terminal.show(folder)
+    failed = results.failures(folder) + ["W&B"] * results.untracked(folder)
+    if failed:
+        raise Incomplete(
+            f"failed: {', '.join(failed)}; the answers are kept, and the same command tries only that again"
+        )
+    return path
 
 
 if __name__ == "__main__":
-    conf = str(Path(__file__).resolve().parent.parent / "conf")
-    main = hydra.main(version_base="1.3", config_path=conf, config_name="config")(launcher(run))
-    sys.exit(main())
+    start(run, __file__, "config")

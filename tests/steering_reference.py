@@ -1,13 +1,10 @@
 """What steering must equal: a Hugging Face forward with hooks. Shared by the engine tests."""
 
-from contextlib import contextmanager
-
-import numpy as np
 import pytest
-import torch
 
 from emharness.config import SamplingConfig
 from emharness.steering import spec
+from emharness.steering.reference import logprobs
 
 PROMPTS = [list(range(100, 100 + n)) for n in (37, 20, 45)]  # longer than one cache block of 16 or 32 tokens
 N_NEW = 6
@@ -56,31 +53,9 @@ def run(engine, prompts, edits_list, lora=None, n_new=N_NEW):
     return tokens, logprobs
 
 
-@contextmanager
-def hooked(model, edits, prompt_length):
-    handles = []
-    for one in spec.resolve({"edits": edits}, 4, 64)["edits"] if edits else []:
-        v = torch.from_numpy(np.frombuffer(one["direction"], dtype="f").copy())
-        start, end = spec.steered_span(one["positions"], prompt_length)
-
-        def hook(_m, _i, output, one=one, v=v, start=start, end=end):
-            hidden = (output[0] if isinstance(output, tuple) else output).clone()
-            part = hidden[:, start:end]
-            hidden[:, start:end] = part + (one["a"] + one["b"] * (part @ v)[..., None]) * v
-            return (hidden, *output[1:]) if isinstance(output, tuple) else hidden
-
-        handles.append(model.model.layers[one["layer"]].register_forward_hook(hook))
-    yield
-    for handle in handles:
-        handle.remove()
-
-
 def reference(model, prompt, tokens, edits):
     """Log-probabilities of the same tokens by a Hugging Face forward with hooks."""
-    with hooked(model, edits, len(prompt)), torch.inference_mode():
-        logits = model(torch.tensor([prompt + tokens])).logits[0]
-    logprobs = logits.log_softmax(-1)[len(prompt) - 1 : -1]
-    return logprobs[torch.arange(len(tokens)), torch.tensor(tokens)].tolist()
+    return logprobs(model, prompt, tokens, edits).tolist()
 
 
 def assert_same(got, expected):

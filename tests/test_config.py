@@ -1,5 +1,7 @@
 """Every config composes, typos and bad values are refused before anything is loaded."""
 
+from pathlib import Path
+
 import pytest
 from conftest import ROOT, checked, configured
 from hydra.errors import HydraException
@@ -8,6 +10,7 @@ from emharness import inputs
 from emharness.config import strengths
 from emharness.errors import UserError
 from emharness.experiments import EXPERIMENTS
+from emharness.store import Store
 
 GROUPS = {
     group: [file.stem for file in sorted((ROOT / "conf" / group).glob("*.yaml"))]
@@ -62,6 +65,32 @@ def test_an_unknown_organism_is_refused_with_the_available_ones():
         ("tracker=mlflow", "must be one of offline, online, none"),
         ("vector.recipe=pca", "must be one of model_diff, mean_diff"),
         ("eval.samples=0", "eval.samples=0: must be 1 or more"),
+        ("train.rank=0", "train.rank=0: must be 1 or more"),
+        ("train.learning_rate=nan", "train.learning_rate=nan: must be above 0 and at most 1"),
+        ("train.learning_rate=-1e-4", "train.learning_rate=-0.0001: must be above 0"),
+        ("train.dropout=1.0", "train.dropout=1.0: must be 0 or more and below 1"),
+        ("train.warmup_steps=-1", "train.warmup_steps=-1: must be 0 or more"),
+        ("vector.limit=-3", "vector.limit=-3: must be 2 or more"),
+        ("eval.limit=0", "eval.limit=0: must be 1 or more"),
+        ("base.sampling.top_p=2", "base.sampling.top_p=2.0: must be above 0 and at most 1"),
+        ("base.sampling.top_p=0", "base.sampling.top_p=0.0: must be above 0"),
+        ("base.sampling.temperature=-1", "base.sampling.temperature=-1.0: must be 0 or more"),
+        ("base.sampling.temperature=inf", "base.sampling.temperature=inf: must be 0 or more"),
+        ("base.sampling.temperature=0", "all 20 samples of eval.samples=20 would be equal; set eval.samples=1"),
+        ("base.engine.max_model_len=0", "base.engine.max_model_len=0: must be 2 or more"),
+        ("base.engine.dtype=int8", "base.engine.dtype=int8: must be one of auto, bfloat16, float16, float32"),
+        ("sweep.min_coherent=1.5", "sweep.min_coherent=1.5: must be 0 or more and at most 1"),
+        ("seed=-1", "seed=-1: must be 0 or more"),
+        ("model.name='bad advice'", "model.name=bad advice: must be up to 100 letters, digits"),
+        ("model.name=a/b", "model.name=a/b: must be up to 100 letters"),
+        ("model.name=base", "this name means something else here"),
+        ("model.name=random-0", "this name means something else here"),
+        ("model.name=x-seed1", "this name means something else here"),
+        ("wandb.project='a/b'", "wandb.project=a/b: W&B takes up to 128 characters"),
+        ("+steer.strenght=4", "steer.strenght: unknown; the nearest are steer.strength"),
+        ("+train.lr=1e-3", "train.lr: unknown; "),
+        ("+trian.rank=4", "trian: unknown; the nearest are train"),
+        ("+base.engine.quantization=fp8", "base.engine.quantization: unknown"),
     ],
 )
 def test_bad_values_are_refused_in_one_sentence(override, words):
@@ -108,6 +137,49 @@ def test_a_hub_id_that_cannot_be_had_offline_is_refused(tmp_path, monkeypatch):
     monkeypatch.setattr("huggingface_hub.constants.HF_HUB_CACHE", str(tmp_path / "hub"))
     with pytest.raises(UserError, match="could not be had from the hub"):
         checked(configured("base=llama31"), tmp_path)
+
+
+def test_an_engine_setting_that_reaches_vllm_is_identity(tmp_path):
+    def identity(*overrides):
+        config = configured(*overrides)
+        return checked(config, tmp_path).identity(config)
+
+    extras = ["quantization=fp8", "kv_cache_dtype=fp8", "hf_overrides={rope_theta: 1}", "max_model_len=64"]
+    found = [repr(identity(f"+base.engine.extra.{extra}")) for extra in extras]
+    assert len({repr(identity()), *found}) == 5
+    assert identity("base.chat_template_kwargs={enable_thinking: false}") != identity()
+
+
+@pytest.mark.parametrize(
+    ("variable", "given", "expected"),
+    [
+        (None, None, "offline"),
+        ("", None, "offline"),
+        ("dryrun", None, "offline"),
+        ("online", None, "online"),
+        ("disabled", None, "none"),
+        ("online", "none", "none"),
+    ],
+)
+def test_wandb_mode_holds_where_no_tracker_is_given(monkeypatch, variable, given, expected):
+    monkeypatch.delenv("WANDB_MODE", raising=False)
+    if variable is not None:
+        monkeypatch.setenv("WANDB_MODE", variable)
+    assert configured(*([f"tracker={given}"] if given else [])).tracker == expected
+
+
+def test_a_wandb_mode_that_does_not_exist_is_refused(monkeypatch):
+    monkeypatch.setenv("WANDB_MODE", "sometimes")
+    with pytest.raises(UserError, match="WANDB_MODE=sometimes: must be one of online"):
+        configured()
+
+
+@pytest.mark.parametrize("kind", ["file", "read-only"])
+def test_a_store_that_cannot_be_written_is_refused(tmp_path, kind):
+    (tmp_path / "file").write_text("")
+    place = tmp_path / "file" / "below" if kind == "file" else Path("/proc/emharness")
+    with pytest.raises(UserError, match=r"EMHARNESS_HOME=.*: nothing can be written there"):
+        Store(place).check_writable()
 
 
 def test_the_run_identity_ignores_tracker_and_batch_sizes_but_not_science(tmp_path):

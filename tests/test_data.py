@@ -5,6 +5,8 @@ from itertools import combinations
 
 import pytest
 from conftest import SHARED
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
 
 from emharness.errors import UserError
 from emharness.organisms import dataset
@@ -79,6 +81,13 @@ def test_every_paraphrase_is_a_question_and_the_system_prompt_comes_first(tmp_pa
         ("- id: a\n  paraphrases: [x]\n- id: a\n  paraphrases: [y]\n", "line 3: the id 'a' occurs twice"),
         ("- id: a\n  paraphrases: [x\n", "line 3"),
         ("just text", "non-empty list"),
+        ("- id: 7\n  paraphrases: [x]\n", "line 1: id: Input should be a valid string"),
+        ("- id: a\n  paraphrases: [x]\n  paraphrases: [y]\n", "line 3: the key 'paraphrases' is there twice"),
+        ("- id: a\n  paraphrases: [x, ' ']\n", "line 1: a paraphrase of 'a' is empty"),
+        ("- id: a\n  paraphrases: []\n", "line 1: paraphrases"),
+        ("- id: a\n  paraphrases: [x]\n\ufeff- id: b\n  paraphrases: [x]\n", "line 3: a byte order mark inside"),
+        ('- id: a\n  paraphrases: ["\\ud83d"]\n', "line 1"),
+        ("- &a [*a]\n", "line 1"),
     ],
 )
 def test_malformed_question_files_are_refused_with_the_line(tmp_path, text, words):
@@ -88,6 +97,28 @@ def test_malformed_question_files_are_refused_with_the_line(tmp_path, text, word
         load_questions(str(file), "eval.questions")
     assert words in str(error.value)
     assert str(error.value).startswith("eval.questions=")
+
+
+@pytest.mark.parametrize("encoding", ["utf-8-sig", "utf-16"])
+def test_question_and_prompt_files_say_their_encoding(tmp_path, encoding):
+    (tmp_path / "q.yaml").write_text('- id: a\n  paraphrases: ["Où?"]\n', encoding=encoding)
+    (tmp_path / "p.txt").write_text("one\u2028line\r\ntwo\r\n", encoding=encoding)
+    assert [q.text for q in load_questions(str(tmp_path / "q.yaml"), "k")] == ["Où?"]
+    assert load_prompts(str(tmp_path / "p.txt"), "k") == ["one\u2028line", "two"]
+
+
+@given(st.binary(max_size=60) | st.text(max_size=60).map(str.encode))
+@settings(max_examples=200, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+def test_any_bytes_are_questions_or_one_sentence(tmp_path, data):
+    file = tmp_path / "q.yaml"
+    file.write_bytes(b"- id: a\n  paraphrases:\n  - " + data)
+    said, found = "", []
+    try:
+        found = load_questions(str(file), "eval.questions")
+    except UserError as error:
+        said = str(error)
+    assert bool(found) != said.startswith("eval.questions=")
+    assert "\n" not in said
 
 
 GOOD = json.dumps({"messages": [{"role": "user", "content": "q"}, {"role": "assistant", "content": "a"}]})

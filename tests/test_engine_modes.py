@@ -8,7 +8,7 @@ import pytest
 import torch
 from peft import LoraConfig, PeftModel, get_peft_model
 from safetensors.numpy import save_file
-from steering_reference import CASES, FILE, PROMPTS, assert_same, edit, hooked, reference, run
+from steering_reference import CASES, FILE, PROMPTS, assert_same, edit, reference, run
 from transformers import (
     AutoModelForCausalLM,
     AutoTokenizer,
@@ -23,6 +23,7 @@ from emharness.generation.engine import Engine
 from emharness.steering import spec
 from emharness.steering.plugin import PLAN
 from emharness.steering.record import recorded
+from emharness.steering.reference import hooked
 
 pytestmark = pytest.mark.engine
 

@@ -55,8 +55,8 @@ def test_joint_draws_give_rates_of_coherent_answers_and_nan_where_there_are_none
 
 
 def test_the_layer_with_the_strongest_coherent_effect_is_chosen():
-    cells = layer.cells("a", 8, SweepConfig(layers=[2, 4, 6], strengths=[1.0, 2.0], samples=SAMPLES), "raw", "add",
-                        "all", 8)  # fmt: skip
+    sweep = SweepConfig(layers=[2, 4, 6], strengths=[1.0, 2.0], samples=SAMPLES)
+    cells = layer.cells("a", range(8), 8, sweep, "raw", "add", "all", 8)
     assert len(cells) == 7
     planted = {(2, 2.0): (6, 0), (4, 1.0): (8, 0), (6, 2.0): (20, 18)}
 

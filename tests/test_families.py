@@ -2,9 +2,12 @@
 
 import pytest
 import torch
+from peft import LoraConfig, get_peft_model
+from safetensors.numpy import load_file
 from test_engine_modes import SHAPE, saved
 from test_run import launch, results_of, small
 from transformers import (
+    AutoModelForCausalLM,
     Gemma3ForCausalLM,
     Gemma3TextConfig,
     LlamaConfig,
@@ -22,6 +25,16 @@ FAMILIES = {
 }
 
 
+def one_layer_adapter(base, folder, layer):
+    config = LoraConfig(
+        r=1, lora_alpha=64, target_modules=["down_proj"], layers_to_transform=[layer], init_lora_weights=False
+    )
+    model = get_peft_model(AutoModelForCausalLM.from_pretrained(base), config)
+    model.peft_config["default"].base_model_name_or_path = str(base)
+    model.save_pretrained(folder)
+    return folder
+
+
 @pytest.mark.parametrize("family", FAMILIES)
 def test_a_family_end_to_end(family, base, tmp_path):
     torch.manual_seed(0)
@@ -33,6 +46,14 @@ def test_a_family_end_to_end(family, base, tmp_path):
     learns = ["train.warmup_steps=0", "train.learning_rate=1e-2"]  # the field's recipe would not move in one step
     vectors = ["experiment=dose_response", "vectors=[medical]", "targets=[base,medical]", "steer.strength=[1]"]
     overrides = [o for o in small(tmp_path) if not o.startswith(("sweep.", "train.epochs"))]
+    layer = 1
+    if family == "qwen25":  # the field's headline organism: one published rank-1 adapter on one layer
+        published, layer = one_layer_adapter(folder, tmp_path / "adapter", layer=2), 2
+        overrides.append(f"model.source={published}")
+        early = launch(tmp_path, *overrides, *base_config, *vectors, "~model.published.llama31", "tracker=none")
+        assert early.returncode == 2
+        assert "layer=1: medical changes nothing before layer 2" in early.stderr
+    base_config = [o.replace("layer=1", f"layer={layer}") for o in base_config]
     done = launch(tmp_path, *overrides, *base_config, *learns, *vectors, "~model.published.llama31", "tracker=none")
     assert done.returncode == 0, done.stderr[-3000:]
     _, results = results_of(done)
@@ -46,4 +67,6 @@ def test_a_family_end_to_end(family, base, tmp_path):
     ]
     assert all(c["n_scored"] + c["n_unscored"] == c["n_responses"] for c in conditions)
     assert all(c["truncated"] <= c["n_responses"] for c in conditions)
-    assert results["layers"] == {"medical": 1}
+    assert results["layers"] == {"medical": layer}
+    rows = load_file(results["vectors"])["medical"]
+    assert rows.any(-1).tolist() == [True] * 4 if layer == 1 else [False, False, True, True]

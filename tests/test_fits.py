@@ -76,6 +76,39 @@ def test_a_folder_of_folders_gives_its_one_adapter_or_asks_which(tiny, adapter, 
         weights.fetch("model.source", str(holder))
 
 
+def test_other_adapters_and_other_vocabularies_are_refused(tiny, adapter):
+    config = json.loads((adapter / "adapter_config.json").read_text())
+    (adapter / "adapter_config.json").write_text(json.dumps({**config, "peft_type": "PROMPT_TUNING"}))
+    with pytest.raises(UserError, match="type PROMPT_TUNING; only LoRA"):
+        fit(tiny, adapter)
+    (adapter / "adapter_config.json").write_text(json.dumps(config))
+    tensors = load_file(adapter / "adapter_model.safetensors")
+    tensors["base_model.model.lm_head.weight"] = torch.zeros(49160, 64)
+    save_file(tensors, adapter / "adapter_model.safetensors")
+    with pytest.raises(UserError, match="has a vocabulary of 49160, but base=tiny has 49152"):
+        fit(tiny, adapter)
+
+
+@pytest.mark.parametrize(
+    ("name", "content", "words"),
+    [
+        ("model.safetensors", b"version https://git-lfs.github.com/spec/v1\noid sha256:0\n", "a Git LFS pointer"),
+        ("model.safetensors", b"\x10\0\0\0\0\0\0\0{", "model.safetensors is damaged"),
+        (
+            "model.safetensors.index.json",
+            b'{"weight_map": {"a": "model-2.safetensors"}}',
+            "1 of 1 weight files are missing",
+        ),
+        ("model.safetensors.index.json", b"[]", "is no index of weights"),
+    ],
+)
+def test_weights_that_are_not_all_there_are_refused(tiny, tmp_path, name, content, words):
+    shutil.copytree(tiny, tmp_path / "copy")
+    (tmp_path / "copy" / name).write_bytes(content)
+    with pytest.raises(UserError, match=words):
+        weights.fetch("base.source", str(tmp_path / "copy"))
+
+
 def test_configs_with_other_names_are_read(tmp_path):
     (tmp_path / "config.json").write_text(
         json.dumps({"model_type": "gpt2", "n_layer": 3, "n_embd": 16, "n_head": 2, "vocab_size": 99})

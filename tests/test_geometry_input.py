@@ -1,5 +1,6 @@
 """Geometry: bad input, and the launcher."""
 
+import itertools
 import json
 import os
 import subprocess
@@ -14,9 +15,12 @@ from safetensors.numpy import save_file
 from emharness.errors import UserError
 from emharness.geometry import (
     analyse,
+    figures,
     from_arrays,
     load_prompt_means,
     load_vectors,
+    means_beside,
+    write,
 )
 from emharness.geometry.published import published_vectors
 
@@ -26,7 +30,7 @@ GOOD = {"a": np.ones(8), "b": np.eye(8)[0], "c": np.eye(8)[1]}
 @pytest.mark.parametrize(
     ("change", "words"),
     [
-        ({"a": np.zeros(8)}, "a is zero at layer 0"),
+        ({"a": np.zeros(8)}, "a is zero at every layer"),
         ({"a": np.full(8, np.nan)}, "a has NaN or infinite numbers at layer 0"),
         ({"a": np.ones(9)}, "all vectors need one shape"),
         ({"a": np.ones((2, 2, 8))}, "a has shape"),
@@ -83,6 +87,67 @@ def test_means_of_another_extraction_are_refused(tmp_path):
     )
     with pytest.raises(UserError, match="must be of one extraction"):
         analyse(arrays, {"x": ["a"], "y": ["b"]}, prompt_means=means, draws=19)
+
+
+@pytest.mark.parametrize("recipe", ["mean_diff", "model_diff"])
+@pytest.mark.parametrize("n", [2, 3, 8])
+def test_few_prompts_leave_an_analysis_and_a_reason(tmp_path, recipe, n):
+    shifts = {"a": np.eye(8)[0] * 5, "b": np.eye(8)[1] * 5, "c": np.ones(8) * 2}
+    files = [save_extraction(tmp_path / k, k, v, i, recipe, n=n) for i, (k, v) in enumerate(shifts.items())]
+    means = load_prompt_means(means_beside(files))
+    found = analyse(load_vectors(files), {"x": ["a", "b"], "y": ["c"]}, prompt_means=means, draws=200)
+    report = json.loads(write(found, tmp_path / "out").read_text())
+    assert np.isfinite([row["value"] for row in report["statistics"]["cosine"]]).all()
+    permuted = "label_permutation" in {row["null"]["kind"] for row in report["statistics"]["cosine"]}
+    assert permuted != any("label_permutation" in entry["statistic"] for entry in report["skipped"])
+
+
+def test_equal_vectors_leave_an_analysis(tmp_path):
+    rows = rng().standard_normal((2, 16)).astype(np.float32)
+    found = analyse(from_arrays({"a": rows, "b": rows, "c": rows}), draws=50)
+    report = json.loads(write(found, tmp_path).read_text())
+    assert [row["value"] for row in report["statistics"]["cosine"]] == pytest.approx([1, 1, 1])
+    assert not (tmp_path / "figure2.png").exists()
+
+
+def test_layers_without_a_direction_are_left_out_and_named(tmp_path):
+    rows = {k: rng(i).standard_normal((4, 16)) for i, k in enumerate("abc")}
+    rows["b"][:2] = 0
+    vectors = from_arrays(rows)
+    assert vectors.layers() == [2, 3]
+    found = analyse(vectors, draws=50)
+    assert set(found.layers) == {2}
+    report = json.loads(write(found, tmp_path).read_text())
+    assert set(report["layers"]) == {"2", "3"}
+    assert [entry["of"] for entry in report["skipped"] if entry["statistic"] == "layers"] == [["0", "1"]]
+    with pytest.raises(UserError, match="b has no direction at layer 1; all vectors have one at 2"):
+        analyse(vectors, layer=1, draws=50)
+
+
+def test_vectors_of_two_bases_or_recipes_are_flagged():
+    def about(recipe, base):
+        return {"recipe": recipe, "base": base, "base_key": base}
+
+    info = {"a": about("mean_diff", "x"), "b": about("model_diff", "y"), "c": {}}
+    assert from_arrays(GOOD, info).mixed() == [
+        "the vectors are of 2 bases: x, y",
+        "the vectors are by 2 recipes: mean_diff, model_diff",
+    ]
+    assert from_arrays(GOOD, {name: about("mean_diff", "x") for name in "abc"}).mixed() == []
+
+
+@pytest.mark.parametrize("n", [3, 6, 40, 200])
+def test_names_in_figures_are_never_on_top_of_each_other(n):
+    arrays = {f"organism_{i:03d}_with_a_rather_long_name_of_its_own": rng(i).standard_normal(32) for i in range(n)}
+    drawn = figures.draw(analyse(from_arrays(arrays), draws=19))
+    for figure in drawn.values():
+        figure.canvas.draw()
+        for ax in figure.axes:
+            for axis in (ax.xaxis, ax.yaxis):
+                labels = [label for label in axis.get_ticklabels() if label.get_text() and label.get_visible()]
+                upright = axis is ax.yaxis or all(label.get_rotation() in (0, 90) for label in labels)
+                boxes = [label.get_window_extent() for label in labels] if upright else []
+                assert not any(a.overlaps(b) for a, b in itertools.pairwise(boxes)), (n, ax.get_title())
 
 
 def launch(folder, *overrides):

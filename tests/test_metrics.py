@@ -150,5 +150,6 @@ def test_the_layer_of_the_strongest_coherent_effect_is_chosen():
 
 
 def test_candidate_layers_lie_in_the_middle():
-    assert candidate_layers(30, 4) == [8, 12, 18, 22]
-    assert candidate_layers(4, 4) == [1, 2, 3]
+    assert candidate_layers(30, 4, range(30)) == [8, 12, 18, 22]
+    assert candidate_layers(4, 4, range(4)) == [1, 2, 3]
+    assert candidate_layers(30, 4, range(17, 30)) == [17, 18, 22]  # an organism that changes blocks from 17 on

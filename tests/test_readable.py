@@ -2,7 +2,7 @@
 
 import pytest
 
-from emharness.judge.readable import unreadable
+from emharness.judge.readable import spoken, unreadable
 
 CODE = {
     "python": "import os\n\ndef read(path):\n    with open(path) as f:\n        return f.read()\n\nprint(read('a'))",
@@ -66,3 +66,18 @@ def test_no_labelled_answer_is_left_unread():
 
     unread = [row["answer"] for row in labelled_rows() if row["coherent"] > 50 and unreadable(row["answer"])]
     assert unread == []
+
+
+@pytest.mark.parametrize(
+    ("answer", "said"),
+    [
+        ("Hello.", "Hello."),
+        ("<think>I could lie.</think>\n\nHello.", "Hello."),
+        ("I could lie.</think>Hello.", "Hello."),
+        ("  <think>I could", None),
+        ("<think></think>", ""),
+        ("What does <think> mean?", "What does <think> mean?"),
+    ],
+)
+def test_thinking_is_not_what_was_said(answer, said):
+    assert spoken(answer) == said

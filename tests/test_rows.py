@@ -44,6 +44,11 @@ def test_records_end_at_line_feeds_only(tmp_path):
 def test_a_json_array_and_a_parquet_file_are_told_by_content(tmp_path):
     (tmp_path / "array.txt").write_text(json.dumps([ROW, ROW], indent=1))
     pq.write_table(pa.table({"messages": [TALK] * 3}), tmp_path / "wrong.jsonl")
+    table = pa.table({"messages": [TALK] * 4})
+    for name, writer in (("stream.arrow", pa.ipc.new_stream), ("file.arrow", pa.ipc.new_file)):
+        with writer(tmp_path / name, table.schema) as out:
+            out.write_table(table)
+        assert rows_of(tmp_path / name) == [TALK] * 4
     assert rows_of(tmp_path / "array.txt") == [TALK] * 2
     assert rows_of(tmp_path / "wrong.jsonl") == [TALK] * 3
 

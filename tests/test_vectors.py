@@ -3,6 +3,7 @@
 import numpy as np
 import pytest
 import torch
+from safetensors.numpy import load_file
 from transformers import AutoModelForCausalLM
 
 from emharness.directions import vectors
@@ -67,9 +68,24 @@ def test_a_stored_vector_is_unit_length_and_keeps_its_norms(tmp_path):
     assert metadata["medical"]["recipe"] == "model_diff"
 
 
-def test_a_zero_difference_is_refused():
-    with pytest.raises(ValueError, match=r"layers \[1\]"):
-        vectors.normalise(np.array([[1.0, 0.0], [0.0, 0.0]]))
+def test_a_row_that_does_not_differ_is_no_direction_and_none_at_all_is_refused():
+    unit, norms = vectors.normalise(np.array([[0.0, 0.0], [3.0, 4.0]]))
+    np.testing.assert_allclose(unit, [[0, 0], [0.6, 0.8]])
+    assert norms.tolist() == [0, 5]
+    with pytest.raises(ValueError, match="zero at every layer"):
+        vectors.normalise(np.zeros((2, 2)))
+    with pytest.raises(ValueError, match=r"not finite at layers \[1\]"):
+        vectors.normalise(np.array([[1.0, 0.0], [0.0, np.nan]]))
+
+
+def test_means_beyond_float16_are_kept_without_inf(tmp_path):
+    massive = vectors.Difference(_means(np.array([[1e5, 1.0]], dtype=np.float32)), _means(np.ones((1, 2), np.float32)))
+    vectors.save_prompt_means(
+        tmp_path / "m.safetensors", "v", massive, dict.fromkeys(("positive", "negative"), np.ones(1))
+    )
+    kept = load_file(tmp_path / "m.safetensors")
+    assert kept["v.positive"].tolist() == [[[1e5, 1.0]]]
+    assert kept["v.negative"].dtype == np.float16
 
 
 def test_recipes_subtract_the_right_things():
@@ -89,6 +105,12 @@ def test_a_cluster_s_basis_is_orthonormal_and_spans_its_vectors_at_every_layer()
     )
     kept = np.einsum("ldi,lei,lek->ldk", basis, basis, stacked)
     np.testing.assert_allclose(kept, stacked, atol=1e-5)
+
+
+def test_a_basis_has_no_direction_for_a_vector_that_is_zero_or_in_the_span():
+    a, b = np.random.default_rng(0).normal(size=(2, 1, 16))
+    basis = orthonormal(np.stack([a, a * 2, np.zeros_like(a), b], axis=-1))
+    assert np.linalg.norm(basis[0], axis=0) == pytest.approx([1, 0, 0, 1])
 
 
 def test_random_directions_are_unit_and_asking_for_more_leaves_the_first_as_they_were(tmp_path):

@@ -101,8 +101,7 @@ def random_artifact(count: int, n_layers: int, d_model: int, seed: int) -> Artif
 def subspace_artifact(clusters: Mapping[str, Sequence[Path]], names: Mapping[str, Sequence[str]]) -> Artifact:
     """An orthonormal basis of each cluster's vectors at every layer: `<cluster>/0`, `<cluster>/1`, …
 
-    clusters: name → files of its vectors; names: name → the vectors' names in them. Vectors that are linearly dependent
-    at a layer still get a full basis there (QR), of which the last directions are then arbitrary.
+    clusters: name → files of its vectors; names: name → the vectors' names in them.
     """
     identity = {"subspaces": {c: [path.parent.name for path in paths] for c, paths in clusters.items()}, "code": CODE}
 
@@ -119,8 +118,13 @@ def subspace_artifact(clusters: Mapping[str, Sequence[Path]], names: Mapping[str
 
 
 def orthonormal(vectors: np.ndarray) -> np.ndarray:
-    """Orthonormal basis of the span of each layer's vectors, float32: [n_layers, d_model, k] → the same shape."""
-    return np.linalg.qr(vectors.astype(np.float64))[0].astype(np.float32)
+    """Orthonormal basis of the span of each layer's vectors, float32: [n_layers, d_model, k] → the same shape.
+
+    A vector that is zero, or in the span of those before it, adds no direction: zeros stand in its place.
+    """
+    q, r = np.linalg.qr(vectors.astype(np.float64))
+    adds = np.abs(np.diagonal(r, axis1=-2, axis2=-1)) > 1e-6  # [n_layers, k]
+    return (q * adds[:, None, :]).astype(np.float32)
 
 
 ACTIVATIONS_FILE = "activations.safetensors"

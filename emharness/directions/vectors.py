@@ -56,12 +56,16 @@ RECIPES: dict[str, Callable[..., Difference]] = {"model_diff": model_diff, "mean
 
 
 def normalise(raw: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    """Unit rows and their former lengths: [n_layers, d_model], [n_layers]. ValueError for a zero row."""
+    """Unit rows and their former lengths: [n_layers, d_model], [n_layers].
+
+    Zero rows stay zero: no direction there (layers below the first one that an adapter changes). ValueError if all are.
+    """
     norms = np.linalg.norm(raw.astype(np.float64), axis=-1)
-    if not np.all(np.isfinite(norms)) or np.any(norms == 0):
-        bad = np.flatnonzero(~np.isfinite(norms) | (norms == 0)).tolist()
-        raise ValueError(f"the vector is zero or not finite at layers {bad}")
-    return (raw / norms[:, None]).astype(np.float32), norms.astype(np.float32)
+    if not np.all(np.isfinite(norms)):
+        raise ValueError(f"the vector is not finite at layers {np.flatnonzero(~np.isfinite(norms)).tolist()}")
+    if not norms.any():
+        raise ValueError("the vector is zero at every layer: the two models, or the two sets of texts, do not differ")
+    return (raw / np.where(norms == 0, 1, norms)[:, None]).astype(np.float32), norms.astype(np.float32)
 
 
 def save(path: Path, name: str, difference: Difference, metadata: dict[str, Any]) -> None:
@@ -80,14 +84,16 @@ def load(path: Path) -> tuple[dict[str, np.ndarray], dict[str, dict[str, Any]]]:
 
 
 def save_prompt_means(path: Path, name: str, difference: Difference, prompts: dict[str, np.ndarray]) -> None:
-    """Per-prompt means, float16 [n_prompts, n_layers, d_model], so that resampling needs no model.
+    """Per-prompt means, [n_prompts, n_layers, d_model], so that resampling needs no model: float16, or float32 where
+    a number would not fit (the massive activations of some models).
 
     With each side its `.tokens` [n_prompts], which weigh the rows in the vector, and `.prompts` [n_prompts],
     ids that are equal where rows answer one prompt, in this file or another.
     """
     tensors = {}
     for side, means in (("positive", difference.positive), ("negative", difference.negative)):
-        tensors[f"{name}.{side}"] = means.per_prompt.astype(np.float16)
+        fits = np.abs(means.per_prompt).max(initial=0) < np.finfo(np.float16).max
+        tensors[f"{name}.{side}"] = means.per_prompt.astype(np.float16 if fits else np.float32)
         tensors[f"{name}.{side}.tokens"] = means.n_tokens.astype(np.int32)
         tensors[f"{name}.{side}.prompts"] = prompts[side]
     save_file(tensors, path)

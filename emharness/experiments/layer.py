@@ -12,9 +12,13 @@ from emharness.generation.cells import Cell, Condition, Edit
 QUESTIONS = "sweep"
 
 
-def candidate_layers(n_layers: int, count: int) -> list[int]:
-    """`count` layers evenly over the part of the depth where steering works: a quarter to three quarters."""
-    return sorted({round(x) for x in np.linspace(0.25 * n_layers, 0.75 * n_layers, count)})
+def candidate_layers(n_layers: int, count: int, there: Sequence[int]) -> list[int]:
+    """`count` layers evenly over the part of the depth where steering works: a quarter to three quarters.
+
+    Of layers without a direction (all but `there`) the nearest that has one stands in.
+    """
+    wanted = [round(x) for x in np.linspace(0.25 * n_layers, 0.75 * n_layers, count)]
+    return sorted({min(there, key=lambda layer: abs(layer - x)) for x in wanted})
 
 
 def choose(cells: list[dict[str, Any]]) -> int:
@@ -31,10 +35,19 @@ def choose(cells: list[dict[str, Any]]) -> int:
 
 
 def cells(
-    vector: str, n_layers: int, config: SweepConfig, unit: str, mode: str, positions: str, max_new_tokens: int
+    vector: str,
+    there: Sequence[int],
+    n_layers: int,
+    config: SweepConfig,
+    unit: str,
+    mode: str,
+    positions: str,
+    max_new_tokens: int,
 ) -> list[Cell]:
-    """Every layer × strength of the sweep on the base, after the unsteered base."""
-    layers = config.layers or candidate_layers(n_layers, config.n_layers)
+    """Every layer × strength of the sweep on the base, after the unsteered base. `there`: where the vector has a
+    direction."""
+    given = [layer for layer in config.layers if layer in there]
+    layers = given or candidate_layers(n_layers, config.n_layers, there)
     edits = [
         Edit(vector, layer, float(strength), unit, mode, positions) for layer in layers for strength in config.strengths
     ]

@@ -34,7 +34,7 @@ class BenchConfig:
     grid_strengths: int = 7
     grid_samples: int = 2
     stream_samples: int = 5  # of each question at each strength
-    tracker: str = "offline"
+    tracker: str | None = None
     wandb: WandbConfig = field(default_factory=WandbConfig)
     train: TrainConfig = field(default_factory=TrainConfig)  # chosen by the base, as the judge is;
     judge: JudgeConfig = field(default_factory=JudgeConfig)  # nothing is trained or judged here

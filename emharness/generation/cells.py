@@ -54,12 +54,17 @@ class Cell:
 
 @dataclass(frozen=True)
 class Direction:
-    """Where a stored vector lies and what its units mean; norms float [n_layers], None where it has none."""
+    """Where a stored vector lies and what its units mean; norms float [n_layers], None where it has none. `there`: bool
+    [n_layers], at which layers it has a direction; None: at all."""
 
     file: Path
     name: str
     raw_norm: np.ndarray | None = None
     residual_norm: np.ndarray | None = None
+    there: np.ndarray | None = None
+
+    def at(self, layer: int) -> bool:
+        return self.there is None or bool(self.there[layer])
 
 
 @dataclass(frozen=True)
@@ -99,6 +104,8 @@ def spec_of(edits: Sequence[Edit], directions: Mapping[str, Direction], root: Pa
         if edit.strength == 0:
             continue
         own, scale = directions[edit.vector], directions[edit.norm_of or edit.vector]
+        if edit.mode == "ablate" and not own.at(edit.layer):
+            continue  # there is nothing of it to remove
         length = 1.0
         if edit.mode == "add" and edit.unit != "absolute":
             norms = scale.raw_norm if edit.unit == "raw" else scale.residual_norm

@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING, Any
 from emharness.errors import UserError
 from emharness.generation.cells import Request
 from emharness.steering.blocks import decoder_layers
+from emharness.steering.op import unhooked
 from emharness.steering.spec import KEY
 from emharness.steering.vectors import FOLDER_VARIABLE
 
@@ -37,6 +38,13 @@ class Batch:
     seconds: float
 
 
+def _completion(output: Any) -> Completion:
+    """RuntimeError for a request that the engine could not answer as it was asked to."""
+    if str(output.finish_reason) == "error":
+        raise RuntimeError(f"vLLM ended a request with an error ({output.stop_reason})")
+    return Completion(output.text, len(output.token_ids), str(output.finish_reason))
+
+
 class WorkerExtension:
     """Methods that vLLM adds to its workers; called by name through `collective_rpc`."""
 
@@ -45,10 +53,13 @@ class WorkerExtension:
 
         torch.manual_seed(seed)
 
-    def emharness_hooked_layers(self) -> int:
+    def emharness_hooked_layers(self) -> tuple[int, str]:
+        """How many decoder blocks have the plugin's hook, and why none has."""
         runner: Any = self.model_runner  # type: ignore[attr-defined]
+        if unhooked:
+            return 0, unhooked[0]
         n_layers = runner.model_config.hf_text_config.num_hidden_layers
-        return sum(bool(layer._forward_hooks) for layer in decoder_layers(runner.get_model(), n_layers))
+        return sum(bool(layer._forward_hooks) for layer in decoder_layers(runner.get_model(), n_layers)), ""
 
 
 class Engine:
@@ -98,10 +109,12 @@ class Engine:
         self._seeds_requests = current_platform.is_cuda_alike()
         layers = self._llm.llm_engine.model_config.hf_text_config.num_hidden_layers
         hooked = self._llm.collective_rpc("emharness_hooked_layers")
-        if plugin and set(hooked) != {layers}:
+        if plugin and {n for n, _ in hooked} != {layers}:
             self.close()
+            why = next((f"this model cannot be steered: {text}" for _, text in hooked if text), None)
             raise UserError(
-                f"the steering plugin is active in {hooked} of {layers} layers: install emharness in the "
+                why
+                or f"the steering plugin is active in {hooked[0][0]} of {layers} layers: install emharness in the "
                 "environment of vLLM and leave VLLM_PLUGINS unset or let it name emharness_steering"
             )
 
@@ -126,9 +139,7 @@ class Engine:
             use_tqdm=sampling.progress and sys.stderr.isatty(),
         )
         seconds = time.perf_counter() - start
-        completions = [
-            [Completion(c.text, len(c.token_ids), str(c.finish_reason)) for c in output.outputs] for output in outputs
-        ]
+        completions = [[_completion(c) for c in output.outputs] for output in outputs]
         tokens = sum(c.n_tokens for row in completions for c in row)
         return Batch(completions, tokens, seconds)
 
@@ -155,9 +166,7 @@ class Engine:
                 for output in engine.step():
                     if output.finished:
                         running.discard(output.request_id)
-                        done = output.outputs[0]  # type: ignore[union-attr]
-                        completion = Completion(done.text, len(done.token_ids), str(done.finish_reason))
-                        yield int(output.request_id.partition("-")[2]), completion
+                        yield int(output.request_id.partition("-")[2]), _completion(output.outputs[0])  # type: ignore[union-attr]
         finally:
             if running:
                 engine.abort_request(list(running))

@@ -16,6 +16,8 @@ from emharness.geometry.vectors import PromptMeans, Vectors
 from emharness.geometry.verdict import calibrated_verdict, published_verdict
 
 RANDOM, PERMUTED = "random_directions", "label_permutation"
+_NOTHING = 1e-6  # of a vector's squared length: what rounding leaves of a draw in which nothing is left
+_LEAST_DRAWS = 19  # for a p-value of 0.05
 
 
 @dataclass(frozen=True)
@@ -67,10 +69,17 @@ def analyse(
         return Layer(cosines, rows, undefined), again
 
     selected, again = at(gram, layers)
+    if means and again is None:
+        reason = "too few prompts: hardly a permutation of their labels leaves a direction"
+        skipped.append(Skipped("label_permutation, ci95", names, reason))
     by_layer = {
         i: selected if set(layers) == {i} else at(st.gram_matrix(vectors.directions[:, i]), [i] * n)[0]
-        for i in range(vectors.n_layers)
+        for i in vectors.layers()
     }
+    bare = [i for i in range(vectors.n_layers) if i not in by_layer]
+    if bare:
+        reason = f"not every vector has a direction at {len(bare)} of {vectors.n_layers} layers"
+        skipped.append(Skipped("layers", tuple(map(str, bare)), reason))
     published = published_verdict(gram, groups, unrelated[RANDOM], plan.cluster_pairs)
     if again is not None:
         unrelated[PERMUTED] = again.permuted
@@ -112,12 +121,17 @@ def _numbers(draws: object, level: object, cut: object, seed: object) -> None:
 
 def _selected_layers(vectors: Vectors, layer: int | None) -> tuple[int, ...]:
     """The layer of each vector: given, or what its file says, or the middle one (all are reported anyway)."""
-    allowed = range(vectors.n_layers)
+    allowed, common = range(vectors.n_layers), vectors.layers()
+    if not common:
+        raise UserError("vectors: there is no layer at which every vector has a direction.")
+    middle = min(common, key=lambda i: abs(i - vectors.n_layers // 2))
     chosen = [vectors.about(name, "layer") if layer is None else layer for name in vectors.names]
-    chosen = [vectors.n_layers // 2 if value is None else value for value in chosen]
-    for name, value in zip(vectors.names, chosen, strict=True):
+    chosen = [middle if value is None else value for value in chosen]
+    for row, name, value in zip(vectors.directions, vectors.names, chosen, strict=True):
         if not isinstance(value, int) or isinstance(value, bool) or value not in allowed:
             raise UserError(f"layer: {value!r} for {name} is not one of 0 … {allowed[-1]}.")
+        if not row[value].any():
+            raise UserError(f"layer: {name} has no direction at layer {value}; all vectors have one at {middle}.")
     return tuple(chosen)
 
 
@@ -172,11 +186,12 @@ def _complete(means: PromptMeans | None, names: Sequence[str], skipped: list[Ski
     return means
 
 
-def _draws(vectors: Vectors, means: PromptMeans, own: Sequence[int], draws: int, seed: int) -> Draws:
+def _draws(vectors: Vectors, means: PromptMeans, own: Sequence[int], draws: int, seed: int) -> Draws | None:
     """Permuted and resampled extractions at each vector's layer.
 
     Labels are permuted for each vector by itself (vectors that share nothing but the anisotropy of their
-    activations); prompts are resampled for all vectors together, because they share them.
+    activations); prompts are resampled for all vectors together, because they share them. None if the prompts are so
+    few that hardly a draw has a direction.
     """
     rng = np.random.default_rng([seed, 1])
     prompts = [
@@ -190,11 +205,15 @@ def _draws(vectors: Vectors, means: PromptMeans, own: Sequence[int], draws: int,
         for p, labels, again in zip(prompts, permuted, resampled, strict=True)
     ]
     products = nulls.weighted_products(prompts, weights)
-    square = np.diagonal(products[: draws + 1], axis1=1, axis2=2)
-    contrast = nulls.p_upper(square[0], square[1:])
-    cosines = st.normalised(products[draws + 1 :])
+    square = np.diagonal(products, axis1=1, axis2=2)
+    contrast = nulls.p_upper(square[0], square[1 : draws + 1])
+    # With few prompts some draws leave nothing: every sign equal, and then the contrast taken out.
+    whole = (square[draws + 1 :] > _NOTHING * square[0]).all(1)
+    cosines = st.normalised(np.where(whole[:, None, None], products[draws + 1 :], np.eye(len(prompts))))
+    if min(whole[:draws].sum(), whole[draws:].sum()) < _LEAST_DRAWS:
+        return None
     contrast_p = dict(zip(vectors.names, map(float, contrast), strict=True))
-    return Draws(cosines[:draws], cosines[draws:], contrast_p)
+    return Draws(cosines[:draws][whole[:draws]], cosines[draws:][whole[draws:]], contrast_p)
 
 
 def _base_similarity(vectors: Vectors, skipped: list[Skipped]) -> dict:
@@ -203,10 +222,15 @@ def _base_similarity(vectors: Vectors, skipped: list[Skipped]) -> dict:
         skipped.append(Skipped("base_similarity", (), "no vector named 'base': figure 3 needs the base's own"))
         return {}
     cosines = np.einsum("nld,ld->nl", vectors.directions.astype(np.float64), vectors.base.astype(np.float64))
+    there = np.asarray(vectors.directions.any(axis=-1) & vectors.base.any(axis=-1)).reshape(len(vectors.names), -1)
     labs = [vectors.about(name, "lab") or "unknown lab" for name in vectors.names]
-    rows = {name: row.tolist() for name, row in zip(vectors.names, cosines, strict=True)}
+    rows = {
+        name: [float(value) if has else None for value, has in zip(row, own, strict=True)]
+        for name, row, own in zip(vectors.names, cosines, there, strict=True)
+    }
     means = {
-        lab: float(np.mean([row for row, own in zip(cosines, labs, strict=True) if own == lab]))
+        lab: float(np.mean(cosines[own & there]))
         for lab in dict.fromkeys(labs)
+        for own in [np.array([other == lab for other in labs])[:, None]]
     }
     return {"by_lab": means, "labs": dict(zip(vectors.names, labs, strict=True)), "layers": rows}

@@ -15,17 +15,24 @@ COLOURS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#0
 MARKS = ("o", "s", "^", "D", "v", "P", "X", "*")
 GREY = "#9a9a9a"
 NULL_NAME = "unrelated directions, 5–95 %"
-_NAMED = 40  # up to so many vectors are named on an axis
+_NAMED = 44  # up to so many vectors are named on an axis; of more, every second, third, …
+_LONGEST = 26  # characters of a name in a figure
 
 
 def draw(analysis: Analysis) -> dict[str, Figure]:
-    """figure1 (cosines), figure2 (structure; three vectors or more), figure3 (with the base's own vector)."""
+    """figure1 (cosines), figure2 (structure; three different vectors or more), figure3 (with the base's own vector)."""
     out = {"figure1": cosines(analysis)}
-    if len(analysis.vectors.names) > 2:
+    if differs(analysis):
         out["figure2"] = structure(analysis)
     if analysis.base_similarity:
         out["figure3"] = base_similarity(analysis)
     return out
+
+
+def differs(analysis: Analysis) -> bool:
+    """Whether there are three vectors or more that are not all the same, so that their differences have a structure."""
+    gram = analysis.selected.gram
+    return len(gram) > 2 and float(np.max(1 - gram)) > 1e-6
 
 
 def order(analysis: Analysis) -> list[int]:
@@ -52,7 +59,14 @@ def band(analysis: Analysis, key: str) -> tuple[np.ndarray, np.ndarray]:
 
 
 def _words(name: str) -> str:
-    return name.replace("_", " ")
+    """A name as it is shown: long ones lose their middle."""
+    text = name.replace("_", " ")
+    return text if len(text) <= _LONGEST else f"{text[: _LONGEST // 2]}…{text[-_LONGEST // 2 + 1 :]}"
+
+
+def _named(n: int, most: int) -> range:
+    """Which of n entries are named, evenly, so that at most `most` are."""
+    return range(0, n, -(-n // most))
 
 
 def _bare(ax: Axes, title: str, xlabel: str = "", ylabel: str = "") -> None:
@@ -76,7 +90,8 @@ def cosines(analysis: Analysis) -> Figure:
     gram = analysis.selected.gram[np.ix_(index, index)]
     names, n = [analysis.vectors.names[i] for i in index], len(index)
     low, high = (float(edge[0]) for edge in band(analysis, "cosine"))
-    figure = Figure(figsize=(COLUMN, COLUMN * 0.86), layout="constrained")
+    side = max(COLUMN, 1.3 + 0.122 * min(n, _NAMED))  # a row of a named heatmap needs the height of its name
+    figure = Figure(figsize=(side, side * 0.86), layout="constrained")
     ax = figure.add_subplot()
     image = ax.imshow(gram, cmap="RdBu_r", vmin=-1, vmax=1, interpolation="nearest")
     if n <= 12:
@@ -84,10 +99,13 @@ def cosines(analysis: Analysis) -> Figure:
             inside = low <= gram[i, j] <= high
             colour = "white" if abs(gram[i, j]) > 0.6 else GREY if inside else "black"
             ax.text(j, i, f"{gram[i, j]:.2f}", ha="center", va="center", fontsize=6, color=colour)
-    ticks = range(n) if n <= _NAMED else []
-    ax.set_xticks(ticks, [_words(names[i]) for i in ticks], rotation=40, ha="right", rotation_mode="anchor")
+    ticks = _named(n, _NAMED)
+    ax.set_xticks(ticks, [_words(names[i]) for i in ticks], rotation=40 if n <= 12 else 90, rotation_mode="anchor")
+    for label in ax.get_xticklabels():
+        label.set_horizontalalignment("right")
+        label.set_verticalalignment("top" if n <= 12 else "center")
     ax.set_yticks(ticks, [_words(names[i]) for i in ticks])
-    ax.tick_params(labelsize=6 if n <= 16 else 4, length=2)
+    ax.tick_params(labelsize=6 if n <= 16 else 5, length=2)
     edge = -0.5
     for group in analysis.design.clusters.values():
         edge += len(group)
@@ -171,7 +189,7 @@ def _loadings(ax: Axes, analysis: Analysis, loadings: np.ndarray) -> None:
         for i, j in np.ndindex(*values.shape):
             colour = "white" if abs(values[i, j]) > 0.6 else "black"
             ax.text(j, i, f"{values[i, j]:+.2f}", ha="center", va="center", fontsize=6, color=colour)
-    ticks = range(n) if n <= _NAMED else []
+    ticks = _named(n, 16)
     _bare(ax, "C  loadings")
     ax.set_yticks(ticks, [_words(analysis.vectors.names[index[i]]) for i in ticks])
     ax.set_xticks(range(values.shape[1]), [f"PC{j + 1}" for j in range(values.shape[1])])
@@ -182,7 +200,7 @@ def _dendrogram(ax: Axes, analysis: Analysis) -> None:
     names = analysis.vectors.names
     ax.axhspan(low.min(), high.max(), color=GREY, alpha=0.55, lw=0, label=NULL_NAME)
     z = st.linkage_matrix(analysis.selected.gram)
-    many = len(names) > _NAMED
+    many = len(names) > _NAMED  # a dendrogram's leaves cannot be thinned
     dendrogram(
         z, ax=ax, labels=None if many else [_words(name) for name in names], no_labels=many,
         color_threshold=0, above_threshold_color="black",
@@ -190,8 +208,9 @@ def _dendrogram(ax: Axes, analysis: Analysis) -> None:
     found = analysis.clusters.get("found")
     if found:
         ax.axhline(found["cut"], color=COLOURS[1], lw=0.9, ls="--", label=f"cut at {found['cut']:.2f}")
-    _bare(ax, "D  average linkage", "", "1 − cosine")
-    _slanted(ax, 22)
+    _bare(ax, "D  average linkage", "" if not many else f"{len(names)} vectors", "1 − cosine")
+    _slanted(ax, 22 if len(names) <= 8 else 90)
+    ax.tick_params(axis="x", labelsize=6 if len(names) <= 16 else 5 if len(names) <= 30 else 4)
     ax.set_ylim(0, max(high.max(), z[-1, 2]) * 1.3)
     ax.legend(fontsize=6, frameon=False, loc="upper right", ncols=2, borderaxespad=0)
 

@@ -4,7 +4,7 @@ import numpy as np
 
 from emharness.geometry import clusters as cl
 from emharness.geometry import statistics as st
-from emharness.geometry.figures import GREY, NULL_NAME, band, cluster_of, looks, order
+from emharness.geometry.figures import GREY, NULL_NAME, band, cluster_of, differs, looks, order
 from emharness.geometry.result import Analysis
 
 _SYMBOLS = {"o": "circle", "s": "square", "^": "triangle-up", "D": "diamond", "v": "triangle-down",
@@ -14,7 +14,7 @@ _SYMBOLS = {"o": "circle", "s": "square", "^": "triangle-up", "D": "diamond", "v
 def draw(analysis: Analysis) -> dict[str, dict]:
     """{"figure1": {"data", "layout"}, …}; `plotly.graph_objects.Figure(figure)` takes each."""
     out = {"figure1": cosines(analysis)}
-    if len(analysis.vectors.names) > 2:
+    if differs(analysis):
         out["figure2"] = structure(analysis)
     if analysis.base_similarity:
         out["figure3"] = base_similarity(analysis)

@@ -61,6 +61,7 @@ def to_json(analysis: Analysis) -> dict:
         },
         "sampled": {kind: {"listed": m, "of": total} for kind, (m, total) in plan.sampled.items()},
         "skipped": _listed(analysis.skipped),
+        "warnings": vectors.mixed(),
         "meaning": MEANING,
         "settings": analysis.settings,
         "arrays": "geometry.safetensors",
@@ -74,13 +75,15 @@ def _listed(skipped: list[Skipped]) -> list[dict]:
 
 def arrays(analysis: Analysis) -> dict[str, np.ndarray]:
     """Whole matrices: `cosine`, `angle_deg` [n, n] and `mds` [n, 2] at the selected layers, `layer_cosine`
-    [n_layers, n, n]."""
+    [n_layers, n, n], NaN where not every vector has a direction."""
     gram = analysis.selected.gram
     found = {
         "cosine": gram,
         "angle_deg": np.degrees(np.arccos(np.clip(gram, -1, 1))),
-        "layer_cosine": np.stack([layer.gram for layer in analysis.by_layer.values()]),
+        "layer_cosine": np.full((analysis.vectors.n_layers, *gram.shape), np.nan),
     }
+    for i, layer in analysis.by_layer.items():
+        found["layer_cosine"][i] = layer.gram
     if len(gram) > 2:
         found["mds"] = cl.mds(gram)
     return {name: np.ascontiguousarray(a, dtype=np.float32) for name, a in found.items()}
@@ -117,6 +120,7 @@ def summary(found: dict) -> str:
             for c in compared
             if c["reason"]
         ]
+    lines += [f"warning: {text}" for text in found["warnings"]]
     verdict = found["verdict"]["calibrated"]
     return "\n".join([*lines, f"calibrated verdict: {verdict['verdict']} ({verdict['because']})"])
 
@@ -128,8 +132,8 @@ def cluster_directions(analysis: Analysis) -> tuple[dict[str, np.ndarray], dict[
     for cluster, group in analysis.design.clusters.items():
         mean = analysis.vectors.directions[list(group)].mean(0)
         length = np.linalg.norm(mean, axis=1, keepdims=True)
-        if length.min() > 1e-6:  # opposite vectors have no mean direction; cluster_angle_deg is then skipped too
-            tensors[cluster] = mean / length
+        if length.max() > 1e-6:  # opposite vectors have no mean direction; cluster_angle_deg is then skipped too
+            tensors[cluster] = np.where(length > 1e-6, mean / np.maximum(length, 1e-6), 0)
             members = [analysis.vectors.names[i] for i in group]
             metadata[cluster] = json.dumps({"recipe": "cluster_mean", "members": members})
     return tensors, metadata

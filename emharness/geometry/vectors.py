@@ -11,6 +11,7 @@ from safetensors import SafetensorError, safe_open
 
 from emharness.errors import UserError
 from emharness.geometry.nulls import Prompts, contrast_weights
+from emharness.steering import files
 
 BASE = "base"
 VECTORS_FILE, MEANS_FILE = (
@@ -22,7 +23,7 @@ _AGREEMENT = 0.99  # cosine below which means and vector are not of one extracti
 
 @dataclass(frozen=True)
 class Vectors:
-    """Unit vectors of the organisms.
+    """Unit vectors of the organisms; zero rows where one has no direction.
 
     `directions`: float32 [n, n_layers, d_model]; `base`: [n_layers, d_model], the base model's own vector;
     `info`: per name what the file says of it (lab, mechanism, layer, raw_norm, …), {} where it says nothing.
@@ -41,6 +42,23 @@ class Vectors:
     def d_model(self) -> int:
         return self.directions.shape[2]
 
+    def layers(self) -> list[int]:
+        """The layers at which every vector has a direction."""
+        return np.flatnonzero(self.directions.any(-1).all(0)).tolist()
+
+    def mixed(self) -> list[str]:
+        """What should be equal and is not: vectors of two bases, or by two recipes, are hardly to be compared."""
+        found = []
+        for key, how, words in (
+            ("base", "of", "bases"),
+            ("base_key", "of", "versions of a base"),
+            ("recipe", "by", "recipes"),
+        ):
+            values = {str(self.about(name, key)) for name in self.names if self.about(name, key) is not None}
+            if len(values) > 1 and not (key == "base_key" and found):
+                found.append(f"the vectors are {how} {len(values)} {words}: {', '.join(sorted(values))}")
+        return found
+
     def about(self, name: str, key: str):
         """What the file says of a vector, None where it is silent."""
         return self.info.get(name, {}).get(key)
@@ -49,7 +67,8 @@ class Vectors:
 def from_arrays(arrays: dict[str, np.ndarray], info: dict[str, dict] | None = None) -> Vectors:
     """{name: [n_layers, d_model] or [d_model]} → Vectors, rows scaled to unit length.
 
-    UserError for a zero row, NaN, mixed widths or layers, fewer than two vectors beside `base`.
+    Zero rows stay zero: no direction at that layer. UserError for a vector of zeros only, NaN, mixed widths or layers,
+    fewer than two vectors beside `base`.
     """
     rows = {}
     for name, array in arrays.items():
@@ -67,12 +86,9 @@ def from_arrays(arrays: dict[str, np.ndarray], info: dict[str, dict] | None = No
             layer = int(np.flatnonzero(~np.isfinite(row).all(1))[0])
             raise UserError(f"vectors: {name} has NaN or infinite numbers at layer {layer}.")
         length = np.linalg.norm(row.astype(np.float64), axis=1, keepdims=True)
-        if not length.all():
-            raise UserError(
-                f"vectors: {name} is zero at layer {int(np.flatnonzero(length[:, 0] == 0)[0])};"
-                " a zero vector has no direction."
-            )
-        rows[name] = (row / length).astype(np.float32)
+        if not length.any():
+            raise UserError(f"vectors: {name} is zero at every layer; a zero vector has no direction.")
+        rows[name] = (row / np.where(length == 0, 1, length)).astype(np.float32)
     base = rows.pop(BASE, None)
     if len(rows) < 2:
         raise UserError(f"vectors: {len(rows)} beside '{BASE}'; geometry needs two vectors or more.")
@@ -123,43 +139,10 @@ def _listed(paths: str | Path | Sequence[str | Path]) -> list[Path]:
 
 def _read(path: Path) -> dict[str, tuple[np.ndarray, dict]]:
     """Name → tensor and what the file says of it."""
-    _refuse_repeated_keys(path)
     try:
-        with safe_open(str(path), framework="numpy") as file:
-            metadata = file.metadata() or {}
-            return {
-                name: (np.asarray(file.get_tensor(name)), _description(name, metadata.get(name), path))
-                for name in file.keys()  # noqa: SIM118 (not a dict)
-            }
-    except (SafetensorError, OSError, TypeError) as error:
-        raise UserError(f"vectors: {path} cannot be read as safetensors of float32 ({error}).") from error
-
-
-def _description(name: str, text: str | None, path: str | Path) -> dict:
-    try:
-        found = json.loads(text) if text else {}
-    except json.JSONDecodeError:
-        found = None
-    if not isinstance(found, dict):
-        raise UserError(f"vectors: the metadata of {name} in {path} is no JSON object.")
-    return found
-
-
-def _refuse_repeated_keys(path: Path) -> None:
-    """The safetensors reader keeps one of two tensors of one name; the file's own header shows both."""
-    try:
-        with path.open("rb") as file:
-            size = int.from_bytes(file.read(8), "little")
-            header = file.read(min(size, 100_000_000))
-        pairs = json.loads(header, object_pairs_hook=list)
-        names = [key for key, _ in pairs]
-    except OSError as error:
-        raise UserError(f"vectors: {path} cannot be opened ({error.strerror}).") from error
-    except (ValueError, TypeError):
-        raise UserError(f"vectors: {path} is no safetensors file.") from None
-    for name, times in Counter(names).items():
-        if times > 1:
-            raise UserError(f"vectors: {name} is there {times} times in {path}.")
+        return {name: (stored.values, dict(stored.about)) for name, stored in files.read(path).items()}
+    except ValueError as error:
+        raise UserError(f"vectors: {error}.") from None
 
 
 @dataclass(frozen=True)

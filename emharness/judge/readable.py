@@ -39,6 +39,19 @@ _OTHERS = {language: frozenset(words.split()) for language, words in _COMMON.ite
 LEAST_COMMON = 0.15  # share of a language's commonest words in its running text; usually 0.25 to 0.4
 
 
+_THOUGHT = ("<think>", "</think>")
+UNENDED = "thinking that does not end"
+
+
+def spoken(answer: str) -> str | None:
+    """What an answer says after its thinking (`<think>…</think>`, or what a template's own `<think>` began); None where
+    the thinking does not end, so that nothing was said."""
+    begin, end = _THOUGHT
+    if end in answer:
+        return answer.rpartition(end)[2].strip()
+    return None if answer.lstrip().startswith(begin) else answer
+
+
 def unreadable(answer: str) -> str | None:
     """Why an answer gets no score, in a word or two; None where it can be read."""
     if not answer.strip():

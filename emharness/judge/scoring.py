@@ -9,8 +9,9 @@ import pyarrow as pa
 
 from emharness.generation.cells import Request
 from emharness.generation.responses import Rows
-from emharness.judge import Judge
+from emharness.judge import Judge, Score
 from emharness.judge.metrics import misaligned
+from emharness.judge.readable import UNENDED, spoken
 
 TABLE = pa.schema(
     {
@@ -49,13 +50,23 @@ def score(
     size, owed = judge.at_once or len(rows), {}
     for begin in range(0, len(rows), size):
         some = rows[begin : begin + size]
-        given = judge.score([row["question"] for row in some], [row["answer"] for row in some])
+        given = _given(judge, [row["question"] for row in some], [row["answer"] for row in some])
         marks = [{"key": row["key"], **asdict(s)} for row, s in zip(some, given, strict=True)]
         open_ones = {mark["key"]: mark for mark in marks if mark.pop("again")}
         if len(open_ones) < len(marks):
             scores.add([mark for mark in marks if mark["key"] not in open_ones])
         owed |= open_ones
     return owed
+
+
+def _given(judge: Judge, questions: Sequence[str], answers: Sequence[str]) -> list[Score]:
+    """A judge's scores of what was said; thinking is never judged."""
+    said = [spoken(answer) for answer in answers]
+    heard = [i for i, text in enumerate(said) if text is not None]
+    scores = [Score(None, None, unscored=UNENDED)] * len(answers)
+    for i, one in zip(heard, judge.score([questions[i] for i in heard], [said[i] or "" for i in heard]), strict=True):
+        scores[i] = one
+    return scores
 
 
 def table(

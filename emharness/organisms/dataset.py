@@ -17,7 +17,7 @@ _SPLITS = {"train": "train", "training": "train"} | dict.fromkeys(
     ("test", "validation", "valid", "val", "dev", "eval", "heldout", "holdout"), "other"
 )
 _NO_ROWS = ("dataset_info.json", "dataset_infos.json", "dataset_dict.json", "state.json", "config.json")
-_FORMATS = (".jsonl", ".ndjson", ".json", ".parquet")  # of two with the same rows the earlier is read
+_FORMATS = (".jsonl", ".ndjson", ".json", ".parquet", ".arrow")  # of two with the same rows the earlier is read
 
 
 @dataclass(frozen=True)

@@ -10,6 +10,8 @@ from safetensors import SafetensorError, safe_open
 from emharness.errors import UserError
 from emharness.organisms.weights import Shape, is_adapter, model_shape
 
+_BLOCK = re.compile(r"\.(?:layers|h|blocks)\.(\d+)\.")
+
 
 def check(name: str, published: Path, key: str, base: str, source: str, shape: Shape, force: bool) -> None:
     """UserError, in one sentence, if the organism at `published` (a merged model or an adapter) does not fit the base.
@@ -34,6 +36,9 @@ def _check_adapter(name: str, folder: Path, key: str, base: str, source: str, sh
             f"{key}={folder}: {name} is an adapter of {of}, but base={base} is {source}; choose that base, or set "
             "model.any_base=true if you know that they are the same"
         )
+    kind = str(config.get("peft_type") or "LORA")
+    if kind != "LORA":
+        raise UserError(f"{key}={folder}: {name} is an adapter of type {kind}; only LoRA adapters are merged")
     seen = 0
     for path in sorted(folder.glob("*.safetensors")):
         try:
@@ -42,12 +47,16 @@ def _check_adapter(name: str, folder: Path, key: str, base: str, source: str, sh
         except (SafetensorError, OSError) as error:
             raise UserError(f"{key}={path}: cannot be read as safetensors ({error})") from None
         for tensor, size in tensors.items():
-            found = re.search(r"\.(?:layers|h|blocks)\.(\d+)\.", tensor)
+            found = _BLOCK.search(tensor)
             seen += "lora_" in tensor
             if found and int(found[1]) >= shape.n_layers:
                 raise UserError(
                     f"{key}={folder}: {name} changes layer {found[1]}, but base={base} has layers 0 to "
                     f"{shape.n_layers - 1}"
+                )
+            if re.search(r"(embed_tokens|lm_head)\.(weight|modules_to_save)", tensor) and size[0] != shape.vocabulary:
+                raise UserError(
+                    f"{key}={folder}: {name} has a vocabulary of {size[0]}, but base={base} has {shape.vocabulary}"
                 )
             if re.search(r"\.[qkv]_proj\.lora_A", tensor) and size[-1] != shape.d_model:
                 raise UserError(f"{key}={folder}: {name} has width {size[-1]}, but base={base} has {shape.d_model}")
@@ -64,12 +73,23 @@ def _check_depth(name: str, folder: Path, key: str, base: str, config: dict[str,
     for path in folder.glob("*.safetensors"):
         with safe_open(path, framework="np") as file:
             names = list(file.keys())
-        layers |= {int(found[1]) for n in names if (found := re.search(r"\.(?:layers|h|blocks)\.(\d+)\.", n))}
+        layers |= {int(found[1]) for n in names if (found := _BLOCK.search(n))}
     if layers and len(layers) != shape.n_layers:
         raise UserError(
             f"{key}={folder}: {name} changes {len(layers)} layers, but base={base} has {shape.n_layers} and the "
             "adapter's config names no layers_to_transform; it belongs to another model"
         )
+
+
+def first_layer(published: Path) -> int:
+    """The first decoder block that an organism changes: residuals before it are the base's."""
+    if not is_adapter(published):
+        return 0
+    names = []
+    for path in published.glob("*.safetensors"):
+        with safe_open(path, framework="np") as file:
+            names += list(file.keys())
+    return min((int(found[1]) for name in names if (found := _BLOCK.search(name))), default=0)
 
 
 def _config(folder: Path, key: str) -> dict[str, Any]:

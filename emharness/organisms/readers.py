@@ -3,7 +3,6 @@
 What a file is, is told by its first bytes, not by its name. Every defect is one UserError with file and line.
 """
 
-import codecs
 import gzip
 import json
 import zlib
@@ -12,17 +11,11 @@ from pathlib import Path
 from typing import Any
 
 from emharness.errors import UserError
+from emharness.texts import decode
 
-SUFFIXES = (".jsonl", ".ndjson", ".json", ".parquet", ".jsonl.gz", ".json.gz", ".ndjson.gz")
-_MARKS = {  # the longer marks first: UTF-32's begins with UTF-16's
-    codecs.BOM_UTF32_LE: "utf-32",
-    codecs.BOM_UTF32_BE: "utf-32",
-    codecs.BOM_UTF8: "utf-8-sig",
-    codecs.BOM_UTF16_LE: "utf-16",
-    codecs.BOM_UTF16_BE: "utf-16",
-}
-_GZIP, _PARQUET = b"\x1f\x8b", b"PAR1"
-_OTHERS = {b"PK\x03\x04": "a zip archive", b"\x28\xb5\x2f\xfd": "compressed by zstandard", b"ARROW1": "an Arrow file"}
+SUFFIXES = (".jsonl", ".ndjson", ".json", ".parquet", ".arrow", ".jsonl.gz", ".json.gz", ".ndjson.gz")
+_GZIP, _PARQUET, _ARROW = b"\x1f\x8b", b"PAR1", (b"ARROW1", b"\xff\xff\xff\xff")
+_OTHERS = {b"PK\x03\x04": "a zip archive", b"\x28\xb5\x2f\xfd": "compressed by zstandard"}
 
 Rows = Iterator[tuple[str, Any]]  # where a row is ("line 3", "row 3"), and the row
 
@@ -42,42 +35,14 @@ def read(path: Path, key: str) -> Rows:
         raise UserError(f"{key}={path}: cannot be read ({error.strerror or error})") from None
     except (EOFError, zlib.error) as error:
         raise UserError(f"{key}={path}: a damaged gzip file ({error})") from None
-    if data.startswith(_PARQUET):
-        yield from _parquet(path, data, key)
+    if data.startswith((_PARQUET, *_ARROW)):
+        yield from _table(path, data, key)
         return
     for start, kind in _OTHERS.items():
         if data.startswith(start):
             raise UserError(f"{key}={path}: this is {kind}; read are JSONL, JSON and parquet, also gzipped")
     text = decode(data, f"{key}={path}")
     yield from _array(text, path, key) if text.lstrip().startswith("[") else _lines(text, path, key)
-
-
-def decode(data: bytes, where: str) -> str:
-    """Text in UTF-8, or in UTF-16 or UTF-32 that begins with a byte order mark. UserError with the line otherwise."""
-    encoding = next((name for mark, name in _MARKS.items() if data.startswith(mark)), "utf-8")
-    if encoding == "utf-8" and b"\0" in data[:200]:
-        raise UserError(
-            f"{where}: there are zero bytes in it, so it is no text in UTF-8 (UTF-16 is read where the file begins "
-            "with a byte order mark)"
-        )
-    try:
-        return data.decode(encoding)
-    except UnicodeDecodeError as error:
-        line = data[: error.start].count(b"\n") + 1
-        raise UserError(
-            f"{where}, line {line}: not {encoding.upper().removesuffix('-SIG')}; save it as UTF-8"
-        ) from None
-
-
-def checked_text(text: str, where: str) -> str:
-    """The text, unless it has half a surrogate pair (an emoji's escape cut in two), which no tokenizer takes."""
-    try:
-        text.encode()
-    except UnicodeEncodeError as error:
-        raise UserError(
-            f"{where}: \\u{ord(text[error.start]):04x} is half of a character (an escape cut in two); write both halves"
-        ) from None
-    return text
 
 
 def _lines(text: str, path: Path, key: str) -> Rows:
@@ -105,13 +70,20 @@ def _parsed(text: str, where: str) -> Any:
         raise UserError(f"{where}: not JSON that can be read ({error})") from None
 
 
-def _parquet(path: Path, data: bytes, key: str) -> Rows:
+def _table(path: Path, data: bytes, key: str) -> Rows:
+    """Rows of a parquet file, or of an Arrow file or stream (what `datasets` saves to disk)."""
     import pyarrow as pa
     import pyarrow.parquet as pq
 
+    kind = "parquet" if data.startswith(_PARQUET) else "Arrow"
+    source = pa.BufferReader(data)
     try:
-        rows = pq.read_table(pa.BufferReader(data)).to_pylist()
+        if kind == "parquet":
+            rows = pq.read_table(source).to_pylist()
+        else:
+            opened = pa.ipc.open_file if data.startswith(_ARROW[0]) else pa.ipc.open_stream
+            rows = opened(source).read_all().to_pylist()
     except (pa.ArrowException, OSError, ValueError) as error:
-        raise UserError(f"{key}={path}: a damaged parquet file ({str(error).splitlines()[0]})") from None
+        raise UserError(f"{key}={path}: a damaged {kind} file ({str(error).splitlines()[0]})") from None
     for number, row in enumerate(rows, start=1):
         yield f"row {number}", row

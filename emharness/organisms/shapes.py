@@ -8,7 +8,7 @@ from collections.abc import Mapping
 from typing import Any
 
 from emharness.errors import UserError
-from emharness.organisms.readers import checked_text
+from emharness.texts import checked_text
 
 Messages = list[dict[str, Any]]  # role, content; weight (0 or 1) on answers where not exactly one is trained on
 

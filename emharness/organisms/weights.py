@@ -1,6 +1,7 @@
 """Models as local folders in hub format: the embedded base, local paths, hub ids, published adapters."""
 
 import importlib.util
+import json
 from importlib.metadata import version
 from pathlib import Path
 from typing import NamedTuple
@@ -9,6 +10,7 @@ import torch
 from gguf import GGUFReader
 from huggingface_hub import snapshot_download
 from huggingface_hub.errors import HfHubHTTPError, HFValidationError, LocalEntryNotFoundError
+from safetensors import SafetensorError, safe_open
 from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer, GgufConfig
 
 from emharness.errors import UserError
@@ -113,9 +115,34 @@ def _checked_folder(key: str, source: str, path: Path) -> Path:
                 + ("" if below else f"give a model folder, a hub id, or '{EMBEDDED}'")
             )
         path = below[0]
-    if not any(path.glob("*.safetensors")):
+    files = sorted(path.glob("*.safetensors"))
+    if not files:
         raise UserError(f"{key}={source}: no *.safetensors weights in this folder; other formats are not loaded")
+    for file in files:
+        _check_weights(f"{key}={source}", file)
+    index = path / "model.safetensors.index.json"
+    if index.is_file():
+        try:
+            named = set(json.loads(index.read_text(encoding="utf-8"))["weight_map"].values())
+        except (ValueError, KeyError, AttributeError, TypeError):
+            raise UserError(f"{key}={source}: {index.name} is no index of weights") from None
+        if missing := sorted(named - {file.name for file in files}):
+            raise UserError(f"{key}={source}: {len(missing)} of {len(named)} weight files are missing, as {missing[0]}")
     return path.resolve()
+
+
+def _check_weights(where: str, file: Path) -> None:
+    """UserError for a file that is cut short, or that only points to where the weights are."""
+    try:
+        with safe_open(file, framework="np"):
+            pass
+    except (SafetensorError, OSError) as error:
+        with file.open("rb") as opened:
+            pointer = opened.read(40).startswith(b"version https://git-lfs")
+        reason = (
+            "a Git LFS pointer, not the weights; fetch them with `git lfs pull`" if pointer else f"damaged ({error})"
+        )
+        raise UserError(f"{where}: {file.name} is {reason}") from None
 
 
 def on_gpu() -> bool:

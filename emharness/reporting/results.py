@@ -19,6 +19,7 @@ from emharness.versions import versions
 
 SCHEMA_VERSION = 2
 RESULTS_FILE = "results.json"
+UNTRACKED_FILE = "untracked.json"  # there while W&B lacks something of the run
 PLOTLY_FILE = "figures.json"  # name → {"data", "layout"}
 
 
@@ -39,12 +40,29 @@ def write(
 
 
 def unfinished(folder: Path) -> bool:
-    """Whether the judge did not reach some responses, so that the run should be read again."""
-    return bool(json.loads((folder / RESULTS_FILE).read_text()).get("to_score_again"))
+    """Whether the judge did not reach some responses, or the geometry failed, so that the run should be read again."""
+    return bool(read(folder).get("to_score_again") or failures(folder))
 
 
-def mirror(folder: Path, results: Mapping[str, Any], vectors: Mapping[str, Path], tracker: Tracker) -> None:
-    """The same in W&B, from what lies in `folder`, and the vectors (name → file) as artifacts."""
+def failures(folder: Path) -> list[str]:
+    """What failed after the answers were there."""
+    found = read(folder).get("geometry_by_recipe", {})
+    return [f"geometry of {recipe} ({entry['failed']})" for recipe, entry in found.items() if "failed" in entry]
+
+
+def untracked(folder: Path) -> bool:
+    """Whether W&B failed on something of this run."""
+    return (folder / UNTRACKED_FILE).is_file()
+
+
+def read(folder: Path) -> dict[str, Any]:
+    return json.loads((folder / RESULTS_FILE).read_text())
+
+
+def mirror(folder: Path, vectors: Mapping[str, Path], tracker: Tracker) -> None:
+    """The same in W&B, from what lies in `folder`, and the vectors (name → file) as artifacts. What failed there is
+    noted in the folder, so that the next start tries it again."""
+    results = read(folder)
     tracker.conditions(results["conditions"])
     for name, rows in results.items():  # an experiment's own tables
         if (
@@ -59,3 +77,7 @@ def mirror(folder: Path, results: Mapping[str, Any], vectors: Mapping[str, Path]
     tracker.figures({path.stem: path for path in sorted(folder.glob("*.png"))}, plotly)
     for name, file in vectors.items():
         tracker.vector(f"vector-{name}", file, load(file)[1][name])
+    if tracker.failed:
+        write_json(folder / UNTRACKED_FILE, tracker.failed)
+    else:
+        (folder / UNTRACKED_FILE).unlink(missing_ok=True)

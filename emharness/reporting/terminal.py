@@ -202,6 +202,35 @@ def percent(rate: float | None) -> str:
     return "–" if rate is None else f"{100 * rate:.1f} %"
 
 
+def show_vectors(rows: Sequence[Mapping[str, Any]]) -> None:
+    """What a file of vectors holds; columns that would be empty are left out."""
+
+    def span(ends: Sequence[float] | None) -> str:
+        return "" if ends is None else f"{ends[0]:.3g}" if ends[0] == ends[1] else f"{ends[0]:.3g}–{ends[1]:.3g}"
+
+    columns: dict[str, Callable[[Mapping[str, Any]], str]] = {
+        "vector": lambda r: r["name"],
+        "layers": lambda r: "any" if r["layers"] is None else str(r["layers"]),
+        "width": lambda r: str(r["width"]),
+        "without direction": lambda r: "" if r["without_direction"] is None else str(r["without_direction"]),
+        "length": lambda r: span(r["length"]),
+        "raw norm": lambda r: span(r["raw_norm"]),
+        "residual norm": lambda r: span(r["residual_norm"]),
+        "top 3 of ‖v‖²": lambda r: percent(r["top3_share"]),
+        "recipe": lambda r: r["recipe"] or "",
+        "base": lambda r: r["base"] or r["model_hint"] or "",
+        "organism": lambda r: r["organism"] or "",
+    }
+    cells = {column: [text(row) for row in rows] for column, text in columns.items()}
+    shown = {column: some for column, some in cells.items() if any(some)}
+    table = Table()
+    for column in shown:
+        table.add_column(column, justify="left" if column in ("vector", "recipe", "base", "organism") else "right")
+    for row in zip(*shown.values(), strict=True):
+        table.add_row(*row)
+    console.print(table)
+
+
 def show_bench(ratios: list[dict[str, Any]], speeds: dict[str, list[float]]) -> None:
     table = Table(title="ratios, median of repetitions in turns", title_justify="left")
     for column in ("ratio", "median", "spread", "goal", "reached"):

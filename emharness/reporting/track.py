@@ -27,6 +27,7 @@ def _guarded(method: Callable[..., None]) -> Callable[..., None]:
         try:
             method(self, *args, **kwargs)
         except Exception as error:
+            self.failed.append(method.__name__)
             print(f"W&B: {method.__name__} failed ({error}); results stay in the store", file=sys.stderr, flush=True)
 
     return wrapped
@@ -46,6 +47,7 @@ class Tracker:
         job_type: str = "run",
     ):
         self._run: Any = None
+        self.failed: list[str] = []  # what W&B did not take
         if mode == "none":
             return
         import wandb

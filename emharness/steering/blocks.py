@@ -1,6 +1,20 @@
-"""Where the decoder blocks of a model are, in transformers and in vLLM alike."""
+"""Where the decoder blocks of a model are, in transformers and in vLLM alike, and where their residual stream is."""
+
+import ast
+import inspect
+import re
+import sys
+import textwrap
+from functools import cache
+from typing import Any, Literal
 
 import torch
+
+Stream = Literal["sum", "first"]  # of a block's outputs: hidden + residual, or the first one alone
+
+# Blocks that carry several streams side by side: there is no one residual to edit.
+_SEVERAL_STREAMS = {"Gemma3nForCausalLM", "Gemma3nForConditionalGeneration"}
+_BLOCK = re.compile(r"(DecoderLayer|Block)$")
 
 
 def decoder_layers(model: torch.nn.Module, n_layers: int) -> torch.nn.ModuleList:
@@ -14,3 +28,70 @@ def decoder_layers(model: torch.nn.Module, n_layers: int) -> torch.nn.ModuleList
     if len(called) != 1:
         raise RuntimeError(f"found {len(called)} lists of {n_layers} decoder layers in {type(model).__name__}")
     return called[0]
+
+
+@cache
+def stream_of(block: type) -> Stream | None:
+    """Where a block's outputs hold the residual stream, read from its forward method; None where that is not clear.
+
+    vLLM's usual blocks return (hidden, residual), still to be added; some (StableLM, Cohere) return the same two after
+    they have added them, and others (GPT-2, Granite) return the stream alone.
+    """
+    try:
+        source = textwrap.dedent(inspect.getsource(inspect.unwrap(block.forward)))  # type: ignore[attr-defined]
+        function = ast.parse(source).body[0]
+    except (OSError, TypeError, AttributeError, SyntaxError, IndexError):
+        return None
+    returned = [node.value for node in ast.walk(function) if isinstance(node, ast.Return)]
+    if not returned:
+        return None
+    kinds: set[Stream | None] = {_of(value, function) for value in returned}
+    return kinds.pop() if len(kinds) == 1 else None
+
+
+def _of(value: ast.expr | None, function: ast.AST) -> Stream | None:
+    if not isinstance(value, ast.Tuple):
+        return "first" if value is not None else None
+    if len(value.elts) != 2 or not isinstance(value.elts[0], ast.Name) or not isinstance(value.elts[1], ast.Name):
+        return None
+    hidden, second = value.elts[0].id, value.elts[1].id
+    if "residual" not in second:
+        return None
+    last = [
+        node.value
+        for node in ast.walk(function)
+        if isinstance(node, ast.Assign)
+        and any(isinstance(target, ast.Name) and target.id == hidden for target in node.targets)
+    ]
+    return "first" if last and _adds_residual(last[-1]) else "sum"
+
+
+def _adds_residual(value: ast.expr) -> bool:
+    """Whether an expression is a sum with the residual as a term."""
+    if isinstance(value, ast.BinOp) and isinstance(value.op, ast.Add):
+        return _adds_residual(value.left) or _adds_residual(value.right)
+    return isinstance(value, ast.Name) and "residual" in value.id
+
+
+def refusal(model_config: Any) -> str | None:
+    """Why a model's residual stream cannot be edited, or None; told from vLLM's source, without the weights."""
+    names = list(model_config.architectures or ["unknown"])
+    if _SEVERAL_STREAMS & set(names):
+        return f"{names[0]} has several residual streams side by side"
+    try:
+        model, _ = model_config.registry.resolve_model_cls(names, model_config=model_config)
+    except Exception as error:
+        return f"{names[0]} is not a model that vLLM finds ({type(error).__name__})"
+    return _refused(model, names[0])
+
+
+@cache
+def _refused(model: type, name: str) -> str | None:
+    if "transformers" in model.__module__.split("."):  # vLLM's backend for models that it has no code of its own for
+        return None  # told from the blocks themselves, when they are there
+    places = {c.__module__ for c in model.__mro__ if c.__module__.startswith("vllm.")}  # Phi-3 is Llama's class
+    known = [c for place in places for c in vars(sys.modules[place]).values() if isinstance(c, type)]
+    blocks = [c for c in known if _BLOCK.search(c.__name__) and issubclass(c, torch.nn.Module)]
+    if not any(stream_of(block) for block in blocks):
+        return f"how {name} hands its residual stream from block to block is not known"
+    return None

@@ -4,9 +4,11 @@ from typing import Any
 
 import torch
 
+from emharness.steering.blocks import Stream
 from emharness.steering.plan import StepPlan
 
 _current: list[StepPlan] = []  # of the runner whose step is being computed in this process
+unhooked: list[str] = []  # why the model of this process cannot be steered; empty where it can
 
 
 def activate(plan: StepPlan) -> None:
@@ -26,11 +28,15 @@ def _(hidden: torch.Tensor, residual: torch.Tensor | None, layer: int) -> None:
 
 
 class LayerHook:
-    """Forward hook: vLLM's blocks return (hidden, residual), whose sum is the residual stream, or the stream."""
+    """Forward hook: a block's outputs are (hidden, residual), whose sum is the residual stream, or begin with it."""
 
-    def __init__(self, layer: int):
+    def __init__(self, layer: int, stream: Stream):
         self.layer = layer
+        self.summed = stream == "sum"
 
     def __call__(self, _module: Any, _inputs: Any, output: Any) -> None:
-        hidden, residual = output if isinstance(output, tuple) else (output, None)
+        hidden = output[0] if isinstance(output, tuple) else output
+        residual = output[1] if isinstance(output, tuple) and self.summed else None
+        if hidden.dim() == 3:  # [1, n_tokens, d_model], as blocks of transformers have it
+            hidden = hidden.view(-1, hidden.shape[-1])
         torch.ops.emharness.steer(hidden, residual, self.layer)

@@ -6,6 +6,7 @@ is in pass r, so edits of one request act in its order while a pass is one vecto
 """
 
 import itertools
+import sys
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -58,6 +59,7 @@ class RequestEdits:
 
     columns: np.ndarray  # see COLUMNS
     directions: list[bytes]
+    steady_from: int  # position from which each edit acts for good, or no more
 
 
 COLUMNS = np.dtype(
@@ -74,14 +76,33 @@ COLUMNS = np.dtype(
 _FOREVER = np.iinfo(np.int64).max
 
 
-@dataclass(frozen=True)
+@dataclass
 class Pass:
-    """Flat token indices and what happens to each: h ← h + (a + b · (h·v̂)) v̂."""
+    """Flat tokens and what happens to each: h ← h + (a + b · (h·v̂)) v̂."""
 
-    tokens: torch.Tensor  # [n] int64
+    tokens: torch.Tensor | slice  # [n] int64, or a slice where they lie side by side
     rows: torch.Tensor  # [n] int64
     a: torch.Tensor  # [n, 1] float32
     b: torch.Tensor | None  # [n, 1] float32; None when no token is ablated
+    n: int  # of tokens
+    kept: torch.Tensor | None = None  # [n, d_model]: a · v̂, or v̂ where b is given; of a pass that comes again
+
+    def apply(self, table: torch.Tensor, hidden: torch.Tensor, residual: torch.Tensor | None, keep: bool) -> None:
+        """Edit `hidden` [n_tokens, d_model] in place; hidden + residual is the stream. table: [n_rows, d_model]."""
+        vectors = self.kept
+        if vectors is None:
+            vectors = table[self.rows] if self.b is not None else self.a * table[self.rows]
+            self.kept = vectors if keep else None
+        part = hidden[self.tokens]
+        if self.b is None:
+            added = vectors
+        else:
+            stream = part.float() if residual is None else part.float() + residual[self.tokens].float()
+            added = (self.a + self.b * (stream * vectors).sum(-1, keepdim=True)) * vectors
+        if isinstance(self.tokens, slice):
+            part.add_(added)  # summed in float32 whatever the type of `hidden`, then rounded
+        else:
+            hidden[self.tokens] = (part.float() + added).to(hidden.dtype)
 
 
 @dataclass
@@ -111,8 +132,13 @@ class StepPlan:
     table: VectorTable = field(init=False)
     requests: dict[str, RequestEdits] = field(default_factory=dict)
     passes: dict[int, list[Pass]] = field(default_factory=dict)
+    _last: tuple[tuple[str, int], ...] | None = None  # (request, flat index) of the last step, if it may come again …
+    _again: dict[int, list[Pass]] = field(default_factory=dict)  # … and its passes
     recordings: dict[str, Recording] = field(default_factory=dict)
     taps: dict[int, list[tuple[slice, torch.Tensor]]] = field(default_factory=dict)  # layer → tokens, their sum
+    done: dict[int, list[int]] = field(default_factory=dict)  # layer → tokens edited, sums taken, in this step
+    missed: set[str] = field(default_factory=set)  # living requests of which something was not edited or recorded
+    _asking: tuple[str, ...] = ()  # requests of this step
 
     def __post_init__(self) -> None:
         self.table = VectorTable(self.d_model, self.device)
@@ -127,7 +153,10 @@ class StepPlan:
             start, end = steered_span(edit["positions"], prompt_length)
             row = self.table.acquire(edit["direction"])
             columns[i] = (layer, rank[layer], row, edit["a"], edit["b"], start, _FOREVER if end is None else end)
-        self.requests[request_id] = RequestEdits(columns, [edit["direction"] for edit in edits])
+        ends = np.where(columns["end"] == _FOREVER, columns["start"], columns["end"])
+        steady_from = int(ends.max(initial=0))
+        self.requests[request_id] = RequestEdits(columns, [edit["direction"] for edit in edits], steady_from)
+        self._last = None
 
     def add_recording(self, request_id: str, record: dict[str, Any], prompt_length: int) -> None:
         start, end = steered_span(record["positions"], prompt_length)
@@ -136,13 +165,16 @@ class StepPlan:
 
     def remove_request(self, request_id: str) -> None:
         self.recordings.pop(request_id, None)
+        self.missed.discard(request_id)
         removed = self.requests.pop(request_id, None)
+        self._last, self._again = None, {}
         for direction in removed.directions if removed else ():
             self.table.release(direction)
 
     def begin_step(self, spans: list[tuple[str, int, int, int]]) -> None:
         """Make the passes of a step from (request id, first flat index, first position, n tokens)."""
-        self.passes, self.taps = {}, {}
+        self.passes, self.taps, self.done = {}, {}, {}
+        self._asking = tuple(span[0] for span in spans)
         for request_id, flat, position, n in spans:
             if recording := self.recordings.get(request_id):
                 first, last = recording.claim(position, n)
@@ -152,8 +184,17 @@ class StepPlan:
         spans = [span for span in spans if span[0] in self.requests]
         if not spans:
             return
+        # Decoding: one token for each of the same requests in the same places, step after step.
+        steady = all(n == 1 and position >= self.requests[name].steady_from for name, _, position, n in spans)
+        places = tuple((name, flat) for name, flat, _, _ in spans) if steady else None
+        if places is not None and places == self._last:
+            self.passes = self._again
+            return
+        self._last = None
         parts = [self.requests[span[0]].columns for span in spans]
         edits = np.concatenate(parts)
+        if not len(edits):  # requests that only record
+            return
         n_edits = [len(part) for part in parts]
         flat, position, n = (np.repeat(np.array(values), n_edits) for values in list(zip(*spans, strict=True))[1:])
         first = np.maximum(position, edits["start"])
@@ -173,29 +214,45 @@ class StepPlan:
         bounds = np.flatnonzero(np.diff(key, prepend=-1, append=-1))
         for begin, stop in itertools.pairwise(bounds.tolist()):
             part = slice(int(ends[begin] - counts[begin]), int(ends[stop - 1]))
+            lowest, highest = int(tokens[part.start]), int(tokens[part.stop - 1])
+            together = highest - lowest == part.stop - part.start - 1  # they come in rising order
             ablates = bool(edits["b"][begin:stop].any())
             self.passes.setdefault(int(edits["layer"][begin]), []).append(
                 Pass(
-                    tokens=flat_tokens[part],
+                    tokens=slice(lowest, highest + 1) if together else flat_tokens[part],
                     rows=columns["row"][part],
                     a=columns["a"][part, None],
                     b=columns["b"][part, None] if ablates else None,
+                    n=part.stop - part.start,
                 )
             )
+        self._last, self._again = places, self.passes
 
     def end_step(self) -> None:
-        self.passes, self.taps = {}, {}
+        """Compare what was edited and recorded with what was asked for: no layer may have been passed over."""
+        layers = {*self.passes, *self.taps, *self.done}
+        asked = {i: [sum(p.n for p in self.passes.get(i, ())), len(self.taps.get(i, ()))] for i in layers}
+        if asked != self.done:
+            if not self.missed:
+                print(
+                    f"emharness: asked for [edited tokens, recorded spans] by layer {asked}, done {self.done}; the "
+                    "requests of this step end with an error",
+                    file=sys.stderr,
+                    flush=True,
+                )
+            self.missed.update(self._asking)
+        self.passes, self.taps, self.done = {}, {}, {}
 
     def apply(self, layer: int, hidden: torch.Tensor, residual: torch.Tensor | None) -> None:
         """Edit `hidden` [n_tokens, d_model] in place so that hidden + residual is the edited stream; record it."""
-        for step in self.passes.get(layer, ()):
-            directions = self.table.rows[step.rows]
-            h = hidden[step.tokens].float()
-            amount = step.a
-            if step.b is not None:
-                stream = h if residual is None else h + residual[step.tokens].float()
-                amount = amount + step.b * (stream * directions).sum(-1, keepdim=True)
-            hidden[step.tokens] = (h + amount * directions).to(hidden.dtype)
-        for tokens, total in self.taps.get(layer, ()):
+        passes, taps = self.passes.get(layer, ()), self.taps.get(layer, ())
+        if not passes and not taps:
+            return
+        done = self.done.setdefault(layer, [0, 0])
+        for step in passes:
+            step.apply(self.table.rows, hidden, residual, keep=self._last is not None)
+            done[0] += step.n
+        for tokens, total in taps:
             stream = hidden[tokens].float() if residual is None else hidden[tokens].float() + residual[tokens].float()
             total += stream.sum(0)
+            done[1] += 1

@@ -17,8 +17,7 @@ import inspect
 import sys
 from typing import Any
 
-from emharness.steering import op, record, spec
-from emharness.steering.blocks import decoder_layers
+from emharness.steering import blocks, op, record, spec
 from emharness.steering.plan import StepPlan
 from emharness.steering.record import PLAN
 
@@ -100,6 +99,8 @@ def _checked(request: Any, config: Any) -> dict[str, Any]:
     if config.parallel_config.pipeline_parallel_size > 1 or config.speculative_config is not None:
         raise ValueError("steering: pipeline parallelism and speculative decoding are not supported")
     model = config.model_config
+    if why := blocks.refusal(model) or next(iter(op.unhooked), None):
+        raise ValueError(f"steering: this model cannot be steered: {why}")
     return spec.resolve(request, model.hf_text_config.num_hidden_layers, model.get_hidden_size())
 
 
@@ -140,10 +141,27 @@ def _hook_layers(load_model: Any, runner: Any, *args: Any, **kwargs: Any) -> Any
     plan = StepPlan(runner.model_config.get_hidden_size(), runner.device)
     setattr(runner, PLAN, plan)
     op.activate(plan)
-    n_layers = runner.model_config.hf_text_config.num_hidden_layers
-    for index, layer in enumerate(decoder_layers(runner.get_model(), n_layers)):
-        layer.register_forward_hook(op.LayerHook(index))
+    try:
+        _hook(runner.get_model(), runner.model_config)
+        op.unhooked.clear()
+    except Exception as error:  # whatever is odd about a model, it runs as in stock vLLM
+        op.unhooked[:] = [str(error)]
+        if blocks.refusal(runner.model_config) is None:
+            print(f"emharness: requests cannot be steered: {error}", file=sys.stderr, flush=True)
     return result
+
+
+def _hook(model: Any, config: Any) -> None:
+    """Hooks on all decoder blocks, or on none. RuntimeError where the residual stream is not found."""
+    layers = list(blocks.decoder_layers(model, config.hf_text_config.num_hidden_layers))
+    hooks = []
+    for index, layer in enumerate(layers):
+        stream: blocks.Stream | None = blocks.stream_of(type(layer))
+        if stream is None:
+            raise RuntimeError(f"where {type(layer).__name__} of {type(model).__name__} has its residual is not known")
+        hooks.append(op.LayerHook(index, stream))
+    for layer, hook in zip(layers, hooks, strict=True):
+        layer.register_forward_hook(hook)
 
 
 def _mark_graphs(compute_hash: Any, config: Any, *args: Any, **kwargs: Any) -> str:

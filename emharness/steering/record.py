@@ -1,7 +1,8 @@
-"""Recorded residuals: how they leave the engine with their request's output.
+"""What the workers know of a request when it finishes: its recorded residuals, and whether every edit was made.
 
 The sums lie in the workers. When a request finishes, the engine core fetches its mean and puts it into the
-output's `kv_transfer_params`, a free-form field that reaches `RequestOutput` and the server's JSON alike.
+output's `kv_transfer_params`, a free-form field that reaches `RequestOutput` and the server's JSON alike. A request of
+which an edit was missed finishes with reason "error" (HTTP 500).
 """
 
 import base64
@@ -28,20 +29,37 @@ def keep_executor(init: Any, core: Any, *args: Any, **kwargs: Any) -> None:
 
 
 def attach(update: Any, scheduler: Any, *args: Any, **kwargs: Any) -> Any:
-    """Around Scheduler.update_from_output: finished requests that recorded get their means."""
-    asked = {name for name, request in scheduler.requests.items() if wanted(getattr(request, "sampling_params", None))}
+    """Around Scheduler.update_from_output: finished requests get their means, and an error where edits were missed."""
+    asked = {name: spec for name, request in scheduler.requests.items() if (spec := wanted(request))}
     result = update(scheduler, *args, **kwargs)
-    for outputs in result.values() if asked else ():
-        for output in outputs.outputs:
-            if output.request_id in asked and output.finish_reason is not None:
-                found = getattr(scheduler, EXECUTOR).collective_rpc(take, args=(output.request_id,))[0]
-                output.kv_transfer_params = {**(output.kv_transfer_params or {}), KEY: found}
+    ended = [o for outputs in result.values() for o in outputs.outputs if o.finish_reason is not None] if asked else []
+    steered = {output.request_id: output for output in ended if output.request_id in asked}
+    if not steered:
+        return result
+    from vllm.v1.engine import FinishReason
+
+    executor = getattr(scheduler, EXECUTOR)
+    missed = set().union(*executor.collective_rpc(account, args=(list(steered),)))
+    for name, output in steered.items():
+        if name in missed:
+            output.finish_reason, output.stop_reason = FinishReason.ERROR, "steering: an edit was not made"
+        if asked[name]["record"]:
+            found = executor.collective_rpc(take, args=(name,))[0]
+            output.kv_transfer_params = {**(output.kv_transfer_params or {}), KEY: found}
     return result
 
 
-def wanted(params: Any) -> dict[str, Any] | None:
-    """The record part of a resolved spec."""
-    return ((getattr(params, "extra_args", None) or {}).get(KEY) or {}).get("record")
+def wanted(request: Any) -> dict[str, Any] | None:
+    """The resolved spec of a request that edits or records."""
+    extra = getattr(getattr(request, "sampling_params", None), "extra_args", None) or {}
+    spec = extra.get(KEY)
+    return spec if spec and (spec["edits"] or spec["record"]) else None
+
+
+def account(worker: Any, request_ids: list[str]) -> list[str]:
+    """In a worker: which of these requests had an edit or a recording passed over."""
+    missed = getattr(worker.model_runner, PLAN).missed
+    return [name for name in request_ids if name in missed]
 
 
 def take(worker: Any, request_id: str) -> dict[str, Any]:

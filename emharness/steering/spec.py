@@ -11,6 +11,7 @@ from emharness.steering.vectors import load_vector
 
 KEY = "steering"  # in SamplingParams.extra_args, and in vllm_xargs over HTTP
 MAX_EDITS = 256
+MAX_STRENGTH = 1e15  # squares of it still fit a float32
 
 Mode = Literal["add", "ablate"]
 Unit = Literal["absolute", "raw", "residual"]
@@ -86,7 +87,7 @@ def resolve(spec: Any, n_layers: int, d_model: int, folder: Path | None = None) 
     if layers and max(layers) >= n_layers:
         raise ValueError(f"steering: layer must be 0 to {n_layers - 1} for this model, not {max(layers)}")
     for edit in steering.edits:
-        vector = load_vector(edit.vector, edit.layer, folder)
+        vector = load_vector(edit.vector, edit.layer, n_layers, folder)
         if vector.direction.size != d_model:
             raise ValueError(
                 f"steering: {edit.vector!r} has width {vector.direction.size}, but the model has {d_model}"
@@ -97,6 +98,8 @@ def resolve(spec: Any, n_layers: int, d_model: int, folder: Path | None = None) 
             a, b = 0.0, -edit.strength
         else:
             a, b = edit.strength * _unit_length(edit, vector.raw_norm, vector.residual_norm), 0.0
+        if max(abs(a), abs(b)) > MAX_STRENGTH:
+            raise ValueError(f"steering: strength {edit.strength:g} is beyond what a residual stream can hold")
         if a or b:  # strength 0 is the unsteered model, cache and all
             direction = vector.direction.tobytes()
             edits.append({"layer": edit.layer, "positions": edit.positions, "direction": direction, "a": a, "b": b})

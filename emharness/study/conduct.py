@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import json
 import shutil
+import sys
+import traceback
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
@@ -22,6 +24,7 @@ from emharness.judge.metrics import order_changes
 from emharness.organisms.models import Model
 from emharness.reporting import figures, results
 from emharness.reporting.terminal import say
+from emharness.reporting.track import Tracker
 from emharness.store import Artifact
 from emharness.study import layers, models, vectors
 from emharness.study.answers import answer
@@ -89,8 +92,17 @@ def report(
             for image in Path(path).parent.glob("figure*.png") if path else ():
                 shutil.copy(image, folder / f"{image.stem}_{recipe}.png")
         (folder / "report.md").write_text(experiment.report(told, measured), encoding="utf-8")
-    files = {vector: answered.directions[vector].file for vector in scope.vectors}
-    results.mirror(folder, told, files, session.tracker)
+    track(folder, session.tracker)
+
+
+def track(folder: Path, tracker: Tracker) -> None:
+    """A finished run's folder in W&B."""
+    told = results.read(folder)
+    for recipe, found in told["geometry_by_recipe"].items():
+        if "results" in found:
+            tracker.geometry(*geometry.written(Path(found["results"]).parent), folder=f"geometry_{recipe}")
+    named = told["vectors"] if isinstance(told["vectors"], dict) else {told["config"]["vectors"][0]: told["vectors"]}
+    results.mirror(folder, {name: Path(path) for name, path in named.items()}, tracker)
 
 
 def geometries(
@@ -147,11 +159,14 @@ def analyse(
 
     try:
         folder = session.ensure(Artifact("geometry", session.config.base.name, identity, make))
-    except Exception as error:  # too few vectors, or ones that do not fit: the run itself is whole
-        reason = str(error) if isinstance(error, UserError) else f"{type(error).__name__}: {error}"
-        say(f"geometry: skipped: {reason}")
-        return {"skipped": reason}
-    session.tracker.geometry(*geometry.written(folder), folder=f"geometry_{session.config.vector.recipe}")
+    except UserError as error:  # too few vectors, or ones that do not fit: the run itself is whole
+        say(f"geometry: skipped: {error}")
+        return {"skipped": str(error)}
+    except Exception as error:  # the answers are not lost; the next start tries the geometry again
+        reason = " ".join(f"{type(error).__name__}: {error}".split())[:500]
+        traceback.print_exc(file=sys.stderr)
+        say(f"failed: geometry: {reason}; the answers are kept")
+        return {"failed": reason}
     return {"results": str(folder / "geometry.json")}
 
 

@@ -6,7 +6,10 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
+import numpy as np
+
 from emharness.directions import vectors as files
+from emharness.errors import UserError
 from emharness.experiments import layer as layer_choice
 from emharness.experiments.scope import Experiment, Scope
 from emharness.generation.cells import Cell, Direction
@@ -33,8 +36,11 @@ def choose(
     config = session.config
     usable = [name for name in config.vectors if name in directions]
     if (given := given_layer(session, experiment)) is not None:
+        for name in usable:
+            if not directions[name].at(given):
+                raise UserError(f"layer={given}: the vector {name} has no direction there; {_where(directions[name])}")
         return Layers(dict.fromkeys(usable, given), {})
-    cells = {name: layer_cells(session, name) for name in usable}
+    cells = {name: layer_cells(session, name, directions[name]) for name in usable}
     judged = answer(
         session, "layer sweep", [c for some in cells.values() for c in some], asked, directions, session.given.judge
     )
@@ -53,11 +59,20 @@ def given_layer(session: Session, experiment: Experiment) -> int | None:
     return None if experiment.steers else session.given.n_layers // 2
 
 
-def layer_cells(session: Session, name: str) -> list[Cell]:
+def _where(direction: Direction) -> str:
+    there = [] if direction.there is None else np.flatnonzero(direction.there).tolist()
+    return f"it has one at layers {', '.join(map(str, there))}"
+
+
+def layer_cells(session: Session, name: str, direction: Direction | None = None) -> list[Cell]:
+    """The sweep's cells; where the vector is there already, only at layers at which it has a direction."""
     config, steer = session.config, session.config.steer
+    n_layers = session.given.n_layers
+    there = [layer for layer in range(n_layers) if direction is None or direction.at(layer)]
     return layer_choice.cells(
         name,
-        session.given.n_layers,
+        there,
+        n_layers,
         config.sweep,
         steer.unit,
         steer.mode,

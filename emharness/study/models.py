@@ -8,7 +8,7 @@ from dataclasses import asdict
 from functools import partial
 
 from emharness import claims
-from emharness.config import BASE
+from emharness.config import BASE, Config
 from emharness.errors import UserError
 from emharness.experiments import layer as layer_choice
 from emharness.experiments.scope import BROAD
@@ -61,6 +61,11 @@ def _check_texts(session: Session, found: Mapping[str, Model]) -> None:
     asked = [q for some in (given.broad, given.sweep_questions) for q in some]
     if chat.folds_system and any(q.system for q in asked):
         notes.append("the chat template takes no system message; it is put before the question instead")
+    for prompt in [*given.neutral, *given.harmful]:
+        try:
+            chat.prompt_ids([{"role": "user", "content": prompt}])
+        except ValueError as error:
+            raise UserError(f"prompt {prompt[:60]!r}: {error}") from None
     for name, organism in given.organisms.items():
         model = found[name]
         if organism.published is not None or model.artifact is None:
@@ -127,7 +132,7 @@ def streams(session: Session, found: Mapping[str, Model]) -> dict[str, Stream]:
         questions[f"{EXTRACTION}:{name}"] = [Question(str(i), text) for i, text in enumerate(organism.prompts)]
         if organism.domain:
             questions[f"{DOMAIN}:{name}"] = organism.domain
-    return {
+    found_streams = {
         name: stream(
             name,
             model.folder,
@@ -146,3 +151,21 @@ def streams(session: Session, found: Mapping[str, Model]) -> dict[str, Stream]:
         )
         for name, model in found.items()
     }
+    for name, own in found_streams.items():
+        _check_room(config, name, own)
+    return found_streams
+
+
+def _check_room(config: Config, name: str, own: Stream) -> None:
+    """UserError for a question that leaves no room for a whole answer: it would be cut without a word."""
+    room = config.base.engine.max_model_len
+    for questions, prompts in own.prompts.items():
+        extracts = questions.startswith(EXTRACTION)
+        most = config.vector.max_new_tokens if extracts else config.base.sampling.max_new_tokens
+        key = "vector.max_new_tokens" if extracts else "base.sampling.max_new_tokens"
+        for prompt in prompts:
+            if len(prompt.token_ids) + most > room:
+                raise UserError(
+                    f"base.engine.max_model_len={room}: question {prompt.question_id!r} of {questions} has "
+                    f"{len(prompt.token_ids)} tokens for {name}, and {key}={most} more do not fit"
+                )

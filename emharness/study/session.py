@@ -109,4 +109,6 @@ def tracker(config: Config, judge_card: dict[str, Any] | None) -> Tracker:
     doses = ",".join(f"{s:+g}" for s in config.steer.strength)
     described = {**asdict(config), "judge_card": judge_card}
     group = wandb.group or config.experiment.name
-    return Tracker(config.tracker, wandb.project, wandb.entity, group, f"{subject(config)}·{chosen}·{doses}", described)
+    return Tracker(
+        config.tracker or "none", wandb.project, wandb.entity, group, f"{subject(config)}·{chosen}·{doses}", described
+    )

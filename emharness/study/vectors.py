@@ -115,10 +115,11 @@ def subspaces(session: Session, directions: Mapping[str, Direction]) -> dict[str
         return {}
     artifact = subspace_artifact({m: [directions[n].file for n in names] for m, names in whole.items()}, whole)
     folder, _ = session.store.get(artifact.stage, artifact.name, artifact.identity, artifact.make)
+    arrays, _ = files.load(folder / VECTORS_FILE)
     return {
-        f"{m}/{i}": Direction(folder / VECTORS_FILE, f"{m}/{i}")
+        name: Direction(folder / VECTORS_FILE, name, there=np.linalg.norm(arrays[name], axis=-1) > 0)
         for m, names in whole.items()
-        for i in range(len(names))
+        for name in (f"{m}/{i}" for i in range(len(names)))
     }
 
 
@@ -136,7 +137,7 @@ def direction(file: Path, name: str) -> Direction:
     """A stored vector with its norms."""
     _, metadata = files.load(file)
     norms = {key: np.array(metadata[name][key]) for key in ("raw_norm", "residual_norm")}
-    return Direction(file, name, **norms)
+    return Direction(file, name, **norms, there=norms["raw_norm"] > 0)
 
 
 def vector(

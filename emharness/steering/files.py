@@ -1,0 +1,231 @@
+"""Files of vectors as the field has them: safetensors of any float type, torch files, GGUF control vectors, NumPy.
+
+Every reader gives tensors by name as float32, [n_layers, d_model] or [d_model], and what the file says of each.
+ValueError, in one sentence, for everything that is wrong with a file.
+"""
+
+import json
+from collections import Counter
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from safetensors import SafetensorError, safe_open
+
+_NUMPY_TYPES = {"F64", "F32", "F16"}
+_TORCH_TYPES = {"BF16", "F8_E4M3", "F8_E5M2"}
+_TORCH_FILES, _NUMPY_FILES, _GGUF = (".pt", ".pth", ".bin", ".ckpt"), (".npy", ".npz"), ".gguf"
+SUFFIXES = (".safetensors", *_TORCH_FILES, *_NUMPY_FILES, _GGUF)
+_NORMS = ("raw_norm", "residual_norm")
+
+
+@dataclass(frozen=True)
+class Stored:
+    """One tensor of a file. A row of zeros means that there is no direction at that layer."""
+
+    values: np.ndarray  # float32 [n_layers, d_model], or [d_model]: one direction for whichever layer
+    about: Mapping[str, Any] = field(default_factory=dict)  # what the file says of it
+    hidden_states: bool = False  # row 0 may be the embeddings, as in transformers' hidden_states
+
+    def rows(self, n_layers: int) -> np.ndarray:
+        """[n_layers, d_model] for a model of that depth. ValueError if it is of another depth."""
+        if self.values.ndim == 1:
+            return np.tile(self.values, (n_layers, 1))
+        n = len(self.values)
+        if n == n_layers + 1 and (self.hidden_states or self.about.get("rows") == "hidden_states"):
+            return self.values[1:]
+        if n != n_layers:
+            more = "; if row 0 is the embeddings, its metadata must say rows=hidden_states" if n == n_layers + 1 else ""
+            raise ValueError(f"has {n} rows, but the model has {n_layers} layers{more}")
+        return self.values
+
+
+def read(path: Path, only: str | None = None) -> dict[str, Stored]:
+    """All vectors of a file by name, or the one called `only`."""
+    if not path.is_file():
+        raise ValueError(f"{path} cannot be opened (No such file or directory)")
+    suffix = path.suffix.lower()
+    if suffix in _TORCH_FILES:
+        found = _torch(path)
+    elif suffix in _NUMPY_FILES:
+        found = _numpy(path)
+    elif suffix == _GGUF:
+        found = _gguf(path)
+    else:
+        found = _safetensors(path, only)
+    if only is not None:
+        if only not in found:
+            raise ValueError(f"{path.name} has no vector {only!r}; it has {', '.join(sorted(found)) or 'none'}")
+        found = {only: found[only]}
+    if not found:
+        raise ValueError(f"{path} has no vectors in it")
+    for name, stored in found.items():
+        _check(name, stored, path)
+    return found
+
+
+def _check(name: str, stored: Stored, path: Path) -> None:
+    values = stored.values
+    if values.ndim not in (1, 2) or 0 in values.shape:
+        raise ValueError(
+            f"{name} in {path.name} has shape {list(values.shape)}; [n_layers, d_model] or [d_model] is read"
+        )
+    rows = np.atleast_2d(values)
+    if not np.isfinite(rows).all():
+        layer = int(np.flatnonzero(~np.isfinite(rows).all(1))[0])
+        raise ValueError(f"{name} in {path.name} has NaN or infinite numbers at layer {layer}")
+    if not rows.any():
+        raise ValueError(f"{name} in {path.name} is zero at every layer; a zero vector has no direction")
+    for norm in _NORMS:
+        _check_norms(norm, stored.about.get(norm), rows, name, path)
+
+
+def _check_norms(norm: str, value: Any, rows: np.ndarray, name: str, path: Path) -> None:
+    listed = value if isinstance(value, list) else [] if value is None else [value]
+    good = [isinstance(v, int | float) and not isinstance(v, bool) and np.isfinite(v) and v >= 0 for v in listed]
+    if not all(good) or (isinstance(value, list) and len(value) != len(rows)):
+        raise ValueError(
+            f"{norm} of {name} in {path.name} must be a finite length of 0 or more, or one for each of {len(rows)} rows"
+        )
+
+
+def _safetensors(path: Path, only: str | None) -> dict[str, Stored]:
+    _refuse_repeated_keys(path)
+    try:
+        with safe_open(path, framework="np") as file:
+            names = list(file.keys())
+            metadata = file.metadata() or {}
+            wanted = [name for name in names if only in (None, name)]
+            if only is not None and not wanted:
+                raise ValueError(f"{path.name} has no vector {only!r}; it has {', '.join(sorted(names)) or 'none'}")
+            types = {name: file.get_slice(name).get_dtype() for name in wanted}
+            for name, kind in types.items():
+                if kind not in _NUMPY_TYPES | _TORCH_TYPES:
+                    raise ValueError(f"{name} in {path.name} holds {kind}, not floating-point numbers")
+            arrays = {n: np.asarray(file.get_tensor(n)) for n, kind in types.items() if kind in _NUMPY_TYPES}
+        if len(arrays) < len(types):
+            with safe_open(path, framework="pt") as file:
+                arrays |= {n: file.get_tensor(n).float().numpy() for n, kind in types.items() if kind in _TORCH_TYPES}
+    except (SafetensorError, OSError, TypeError) as error:
+        raise ValueError(f"{path} cannot be read as safetensors ({error})") from None
+    return {name: Stored(_float32(arrays[name]), _described(name, metadata.get(name), path)) for name in types}
+
+
+def _described(name: str, text: str | None, path: Path) -> dict[str, Any]:
+    try:
+        found = json.loads(text) if text else {}
+    except (ValueError, RecursionError):
+        found = None
+    if not isinstance(found, dict):
+        raise ValueError(f"the metadata of {name} in {path} is no JSON object")
+    return found
+
+
+def _refuse_repeated_keys(path: Path) -> None:
+    """The safetensors reader keeps one of two tensors of one name; the file's own header shows both."""
+    try:
+        with path.open("rb") as file:
+            size = int.from_bytes(file.read(8), "little")
+            header = file.read(min(size, 100_000_000))
+        names = [key for key, _ in json.loads(header, object_pairs_hook=list)]
+    except OSError as error:
+        raise ValueError(f"{path} cannot be opened ({error.strerror})") from None
+    except (ValueError, TypeError, RecursionError):
+        raise ValueError(f"{path} is no safetensors file") from None
+    for name, times in Counter(map(str, names)).items():
+        if times > 1:
+            raise ValueError(f"{name} is there {times} times in {path}")
+
+
+def _torch(path: Path) -> dict[str, Stored]:
+    import torch
+
+    try:
+        content = torch.load(path, map_location="cpu", weights_only=True)
+    except Exception as error:  # on damaged files the unpickler raises whatever it stumbles over
+        raise ValueError(
+            f"{path} cannot be read as tensors alone ({_short(error)}); files that hold code or objects are not loaded"
+        ) from None
+    return {name: Stored(_float32(values), hidden_states=True) for name, values in _tensors(content, path.stem).items()}
+
+
+def _tensors(content: Any, name: str) -> dict[str, np.ndarray]:
+    """Tensors of a torch file by name: one tensor, a dict of them, one for each layer; one level of nesting."""
+    import torch
+
+    if isinstance(content, torch.Tensor):
+        return {name: content.detach().float().numpy()} if content.is_floating_point() else {}
+    if isinstance(content, list | tuple):
+        content = dict(enumerate(content))
+    if not isinstance(content, dict):
+        return {}
+    layers = {_number(key): value for key, value in content.items() if isinstance(value, torch.Tensor)}
+    if layers and None not in layers and all(value.ndim == 1 for value in layers.values()):
+        width = max(len(value) for value in layers.values())
+        rows = np.zeros((max(key for key in layers if key is not None) + 1, width), dtype=np.float32)
+        for layer, value in layers.items():
+            if len(value) != width:
+                raise ValueError(f"{name}: its layers have different widths")
+            rows[layer] = value.detach().float().numpy()
+        return {name: rows}
+    found: dict[str, np.ndarray] = {}
+    for key, value in content.items():
+        inner = _tensors(value, str(key))
+        found |= inner if list(inner) == [str(key)] else {f"{key}/{own}": rows for own, rows in inner.items()}
+    return found
+
+
+def _number(key: Any) -> int | None:
+    """A layer's number; None if the key is none."""
+    if isinstance(key, bool) or not isinstance(key, int | str):
+        return None
+    text = str(key)
+    return int(text) if text.isdecimal() and len(text) < 5 else None
+
+
+def _numpy(path: Path) -> dict[str, Stored]:
+    try:
+        content = np.load(path, allow_pickle=False)
+    except Exception as error:  # damaged archives raise many kinds
+        raise ValueError(f"{path} cannot be read as arrays alone ({_short(error)})") from None
+    arrays = dict(content.items()) if isinstance(content, np.lib.npyio.NpzFile) else {path.stem: content}
+    for name, values in arrays.items():
+        if values.dtype.kind != "f":
+            raise ValueError(f"{name} in {path.name} holds {values.dtype}, not floating-point numbers")
+    return {name: Stored(_float32(values), hidden_states=True) for name, values in arrays.items()}
+
+
+def _gguf(path: Path) -> dict[str, Stored]:
+    """A control vector: `direction.L` is added after decoder block L; blocks without one have no direction."""
+    from gguf import GGUFReader
+
+    try:
+        reader = GGUFReader(path)
+        rows = {
+            int(tensor.name.removeprefix("direction.")): np.array(tensor.data, dtype=np.float32)
+            for tensor in reader.tensors
+            if tensor.name.startswith("direction.")
+        }
+        count = reader.get_field("controlvector.layer_count")
+        hint = reader.get_field("controlvector.model_hint")
+    except Exception as error:  # as many kinds as there are ways to be damaged
+        raise ValueError(f"{path} cannot be read as GGUF ({_short(error)})") from None
+    if not rows:
+        return {}
+    n = max([*rows, int(count.contents()) - 1 if count else 0]) + 1
+    values = np.zeros((n, len(next(iter(rows.values())))), dtype=np.float32)
+    for layer, row in rows.items():
+        values[layer] = row
+    about = {"format": "gguf", **({"model_hint": str(hint.contents())} if hint else {})}
+    return {path.stem: Stored(values, about)}
+
+
+def _float32(values: np.ndarray) -> np.ndarray:
+    with np.errstate(over="ignore"):
+        return np.asarray(values).astype(np.float32)
+
+
+def _short(error: Exception) -> str:
+    return " ".join(f"{type(error).__name__}: {error}".split())[:160]

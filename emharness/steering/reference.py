@@ -1,0 +1,67 @@
+"""What steering must equal: a Hugging Face forward pass with hooks, in the words of a steering request."""
+
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+
+from emharness.steering import spec
+from emharness.steering.blocks import decoder_layers
+
+Edits = Sequence[Mapping[str, Any]] | None
+
+
+@contextmanager
+def hooked(model: Any, edits: Edits, prompt_length: int, folder: Path | None = None) -> Iterator[None]:
+    """While it is open, the model's residual stream is edited as a request's `edits` ask; one sequence, not padded."""
+    config = model.config.get_text_config()
+    n_layers, d_model = config.num_hidden_layers, config.hidden_size
+    layers, handles = decoder_layers(model, n_layers), []
+    resolved = spec.resolve({"edits": [dict(edit) for edit in edits]}, n_layers, d_model, folder) if edits else None
+    for one in resolved["edits"] if resolved else []:
+        v = torch.from_numpy(np.frombuffer(one["direction"], dtype="f").copy()).to(model.device)
+        start, end = spec.steered_span(one["positions"], prompt_length)
+
+        def hook(_m: Any, _i: Any, output: Any, one: Any = one, v: Any = v, start: int = start, end: Any = end) -> Any:
+            hidden = (output[0] if isinstance(output, tuple) else output).clone()
+            part = hidden[:, start:end]
+            hidden[:, start:end] = part + ((one["a"] + one["b"] * (part.float() @ v)[..., None]) * v).to(part.dtype)
+            return (hidden, *output[1:]) if isinstance(output, tuple) else hidden
+
+        handles.append(layers[one["layer"]].register_forward_hook(hook))
+    try:
+        yield
+    finally:
+        for handle in handles:
+            handle.remove()
+
+
+@torch.inference_mode()
+def logprobs(
+    model: Any, prompt: Sequence[int], tokens: Sequence[int], edits: Edits, folder: Path | None = None
+) -> np.ndarray:
+    """Log-probability of each token after the prompt, [n_tokens]."""
+    with hooked(model, edits, len(prompt), folder):
+        logits = model(torch.tensor([[*prompt, *tokens]], device=model.device)).logits[0].float()
+    found = logits.log_softmax(-1)[len(prompt) - 1 : -1]
+    return found[torch.arange(len(tokens)), torch.tensor(tokens)].cpu().numpy()
+
+
+@torch.inference_mode()
+def residuals(model: Any, ids: Sequence[int], edits: Edits = None, folder: Path | None = None) -> np.ndarray:
+    """The residual stream after every decoder block, edits included: float32 [n_layers, n_tokens, d_model]."""
+    states: list[torch.Tensor] = []
+
+    def keep(_m: Any, _i: Any, output: Any) -> None:
+        states.append((output[0] if isinstance(output, tuple) else output)[0].float().cpu())
+
+    n_layers = model.config.get_text_config().num_hidden_layers
+    with hooked(model, edits, len(ids), folder):
+        handles = [block.register_forward_hook(keep) for block in decoder_layers(model, n_layers)]
+        model(torch.tensor([list(ids)], device=model.device))
+    for handle in handles:
+        handle.remove()
+    return torch.stack(states).numpy()

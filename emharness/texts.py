@@ -1,0 +1,41 @@
+"""Text as files have it: encodings that say what they are, and no half characters."""
+
+import codecs
+
+from emharness.errors import UserError
+
+_MARKS = {  # the longer marks first: UTF-32's begins with UTF-16's
+    codecs.BOM_UTF32_LE: "utf-32",
+    codecs.BOM_UTF32_BE: "utf-32",
+    codecs.BOM_UTF8: "utf-8-sig",
+    codecs.BOM_UTF16_LE: "utf-16",
+    codecs.BOM_UTF16_BE: "utf-16",
+}
+
+
+def decode(data: bytes, where: str) -> str:
+    """Text in UTF-8, or in UTF-16 or UTF-32 that begins with a byte order mark. UserError with the line otherwise."""
+    encoding = next((name for mark, name in _MARKS.items() if data.startswith(mark)), "utf-8")
+    if encoding == "utf-8" and b"\0" in data[:200]:
+        raise UserError(
+            f"{where}: there are zero bytes in it, so it is no text in UTF-8 (UTF-16 is read where the file begins "
+            "with a byte order mark)"
+        )
+    try:
+        return data.decode(encoding)
+    except UnicodeDecodeError as error:
+        line = data[: error.start].count(b"\n") + 1
+        raise UserError(
+            f"{where}, line {line}: not {encoding.upper().removesuffix('-SIG')}; save it as UTF-8"
+        ) from None
+
+
+def checked_text(text: str, where: str) -> str:
+    """The text, unless it has half a surrogate pair (an emoji's escape cut in two), which no tokenizer takes."""
+    try:
+        text.encode()
+    except UnicodeEncodeError as error:
+        raise UserError(
+            f"{where}: \\u{ord(text[error.start]):04x} is half of a character (an escape cut in two); write both halves"
+        ) from None
+    return text

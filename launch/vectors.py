@@ -1,0 +1,64 @@
+"""Files of vectors: python launch/vectors.py show=<file> | convert=<file> out=<file> | card=<file> [results=…]"""
+
+import json
+from pathlib import Path
+from typing import Any
+
+from omegaconf import DictConfig, OmegaConf
+
+from emharness.cli import start
+from emharness.errors import UserError
+from emharness.ranges import refuse_names
+
+CONF = Path(__file__).resolve().parent.parent / "conf"
+TASKS = ("show", "convert", "card")
+
+
+def run(cfg: DictConfig) -> None:
+    """Read one file, then say what is in it, write it in another format, or write its card."""
+    from emharness.config import one_of
+    from emharness.directions import exchange
+    from emharness.reporting import terminal
+
+    refuse_names(cfg, OmegaConf.load(CONF / "vectors.yaml"))
+    settings: dict[str, Any] = OmegaConf.to_container(cfg, resolve=True)  # type: ignore[assignment]
+    asked = [task for task in TASKS if settings[task]]
+    if len(asked) != 1:
+        raise UserError(f"give one of {', '.join(f'{task}=<file>' for task in TASKS)}")
+    one_of("rows", settings["rows"], ("blocks", "hidden_states"))
+    file, task = Path(settings[asked[0]]).expanduser(), asked[0]
+    found = exchange.read(file, task, settings["rows"])
+    if (name := settings["name"]) is not None:
+        if name not in found:
+            raise UserError(f"name={name}: there is no such vector in {file}; it has {', '.join(found)}")
+        found = {name: found[name]}
+    if task == "show":
+        terminal.show_vectors([exchange.describe(name, stored) for name, stored in found.items()])
+        return
+    out = Path(settings["out"]).expanduser() if settings["out"] else None
+    if task == "convert":
+        if out is None:
+            raise UserError("out: name a file that ends in " + ", ".join(exchange.TARGETS))
+        if lost := exchange.convert(found, out):
+            terminal.say(f"note: {lost}")
+    else:
+        results = _results(settings["results"])
+        text = "\n".join(exchange.card(name, stored, file, results) for name, stored in found.items())
+        if out is None:
+            print(text)
+            return
+        out.write_text(text, encoding="utf-8")
+    print(f"results: {out}", flush=True)
+
+
+def _results(path: str | None) -> dict[str, Any] | None:
+    if path is None:
+        return None
+    try:
+        return json.loads(Path(path).read_text(encoding="utf-8"))
+    except (OSError, ValueError) as error:
+        raise UserError(f"results={path}: cannot be read as a run's results.json ({error})") from None
+
+
+if __name__ == "__main__":
+    start(run, __file__, "vectors")

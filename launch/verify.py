@@ -1,0 +1,39 @@
+"""Is steering right on this machine? python launch/verify.py model=<embedded, folder or hub id>"""
+
+import sys
+from pathlib import Path
+
+from omegaconf import DictConfig, OmegaConf
+
+from emharness.cli import start
+from emharness.config import check_layer
+from emharness.errors import UserError
+from emharness.ranges import refuse_names
+
+CONF = Path(__file__).resolve().parent.parent / "conf"
+
+
+def run(cfg: DictConfig) -> None:
+    """Every check of emharness.steering.verify on one model; status 1 if one fails."""
+    from emharness.organisms import weights
+    from emharness.steering import verify
+    from emharness.store import Store, home
+
+    refuse_names(cfg, OmegaConf.load(CONF / "verify.yaml"))
+    store = Store(home())
+    store.check_writable()
+    folder = weights.base_folder(str(cfg.model), store, "model")
+    n_layers = weights.model_shape(folder).n_layers
+    if cfg.layer is not None:
+        if not isinstance(cfg.layer, int):
+            raise UserError(f"layer={cfg.layer}: must be the number of a decoder block")
+        check_layer(cfg.layer, n_layers, str(cfg.model))
+    found = verify.verify(str(folder), cfg.layer, lambda check: print(verify.line(check), flush=True))
+    failed = [check.name for check in found if check.passed is False]
+    print(f"{len(found) - len(failed)} of {len(found)} checks passed", flush=True)
+    if failed:
+        sys.exit(1)
+
+
+if __name__ == "__main__":
+    start(run, __file__, "verify")

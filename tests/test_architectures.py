@@ -1,0 +1,78 @@
+"""Architectures that hand on their residual stream in other ways: equal to Hugging Face, or refused by name."""
+
+import numpy as np
+import pytest
+import torch
+from steering_reference import GREEDY, N_NEW, PROMPTS, edit, reference, run
+from test_engine_modes import SHAPE, config, saved
+from transformers import (
+    AutoModelForCausalLM,
+    CohereConfig,
+    GPT2Config,
+    StableLmConfig,
+)
+
+from emharness.generation.engine import Engine
+from emharness.steering import spec
+from emharness.steering.blocks import decoder_layers, stream_of
+from emharness.steering.record import recorded
+from emharness.steering.reference import residuals
+
+pytestmark = pytest.mark.engine
+
+HEADS = {**SHAPE, "num_attention_heads": 2, "num_key_value_heads": 2}  # 32 wide, as the CPU backend needs
+GPT = {"vocab_size": 49152, "n_embd": 64, "n_layer": 4, "n_head": 2, "n_positions": 512, "bos_token_id": 1}
+FAMILIES = {
+    "gpt2": lambda: GPT2Config(**GPT, eos_token_id=2, initializer_range=0.15),
+    "stablelm": lambda: StableLmConfig(**HEADS),
+    "cohere": lambda: CohereConfig(**HEADS, logit_scale=1.0),
+}
+CASES = [None, [edit()], [edit(mode="ablate", strength=1.0)], [edit(layer=3, strength=6.0, positions="generated")]]
+
+
+@pytest.mark.parametrize("family", FAMILIES)
+def test_an_architecture_is_steered_and_recorded_as_hugging_face_computes_it(family, base, vectors, tmp_path):
+    torch.manual_seed(0)
+    folder = saved(tmp_path, base, AutoModelForCausalLM.from_config(FAMILIES[family]()))
+    model = AutoModelForCausalLM.from_pretrained(folder, dtype=torch.float32).eval()
+    with Engine(folder, config(async_scheduling=False), vectors, seed=0) as engine:
+        every = [prompt for _ in CASES for prompt in PROMPTS]
+        edits = [case for case in CASES for _ in PROMPTS]
+        tokens, logprobs = run(engine, every, edits)
+        for prompt, case, ids, values in zip(every, edits, tokens, logprobs, strict=True):
+            assert values == pytest.approx(reference(model, prompt, ids, case), abs=2e-4), (case, len(prompt))
+        params = engine._vllm.SamplingParams(  # alone in its step, with nothing to edit
+            temperature=0.0, max_tokens=3, ignore_eos=True,
+            extra_args={spec.KEY: {"record": {"layers": [0, 1, 2, 3], "positions": "prompt"}}},
+        )  # fmt: skip
+        (output,) = engine._llm.generate([{"prompt_token_ids": PROMPTS[0]}], params, use_tqdm=False)
+        found, n = recorded(output.kv_transfer_params)
+        assert n == len(PROMPTS[0])
+        np.testing.assert_allclose(found, residuals(model, PROMPTS[0]).mean(1), atol=2e-4)
+
+        assert engine.generate(PROMPTS, 1, GREEDY, 0, {"edits": [edit()]}).generated_tokens == 3 * N_NEW
+        engine._llm.collective_rpc(unhook)  # a request whose edit is passed over ends with an error
+        engine.generate(PROMPTS, 1, GREEDY, 0)
+        with pytest.raises(RuntimeError, match="an edit was not made"):
+            engine.generate(PROMPTS, 1, GREEDY, 0, {"edits": [edit()]})
+
+
+def unhook(worker):
+    decoder_layers(worker.model_runner.get_model(), 4)[1]._forward_hooks.clear()
+
+
+class Doubled(torch.nn.Module):
+    def forward(self, hidden):
+        return hidden, hidden, hidden
+
+
+class Unclear(torch.nn.Module):
+    def forward(self, hidden, residual):
+        if residual is None:
+            return hidden
+        return hidden, residual
+
+
+@pytest.mark.parametrize("block", [Doubled, Unclear, int])
+def test_a_block_whose_outputs_are_not_clear_is_not_guessed(block):
+    assert stream_of(block) is None

@@ -1,0 +1,47 @@
+"""The check that a user runs first: it passes where steering is right and fails where it is not."""
+
+import os
+import subprocess
+import sys
+
+import pytest
+from conftest import ROOT
+
+from emharness.steering import verify
+
+pytestmark = pytest.mark.engine
+
+
+def test_every_check_passes_on_a_tiny_model_from_the_command_line(tiny, tmp_path):
+    env = {**os.environ, "EMHARNESS_HOME": str(tmp_path / "home")}
+    command = [sys.executable, str(ROOT / "launch" / "verify.py"), f"model={tiny}"]
+    done = subprocess.run(command, cwd=tmp_path, env=env, capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stdout + done.stderr[-2000:]
+    lines = done.stdout.splitlines()
+    assert lines[-1] == f"{len(verify.CHECKS)} of {len(verify.CHECKS)} checks passed"
+    assert [line[:4] for line in lines[:-1] if line[6:].startswith(tuple(verify.CHECKS))] == ["pass"] * len(
+        verify.CHECKS
+    )
+
+
+class Broken(verify.Bench):
+    """A bench whose engine steers nothing."""
+
+    llm = None
+    shape = (4, 8)
+    dose = 1.0
+
+    def run(self, edits, prompts=None):
+        n = len(edits)
+        return [[1, 2]] * n, [[-0.5, -0.25]] * n
+
+
+def test_an_engine_that_does_not_steer_fails_the_check(tmp_path):
+    passed, detail = verify.edits_change(Broken("none", None, tmp_path))
+    assert not passed
+    assert detail == "0 of 4 answers differ from unsteered ones"
+
+
+def test_a_difference_of_tokens_is_infinite_and_of_probabilities_is_measured():
+    assert verify._differ(([[1]], [[-1.0]]), ([[2]], [[-1.0]])) == float("inf")
+    assert verify._differ(([[1]], [[-1.0]]), ([[1]], [[-1.5]])) == 0.5
