@@ -63,13 +63,16 @@ def launcher(run: Callable[..., Any]) -> Callable[..., Any]:
 
 
 def start(run: Callable[..., Any], file: str, config_name: str) -> None:
-    """Run a launcher (`file`, which lies beside conf/) on this process's arguments, and exit with its status."""
+    """Run a launcher (`file`, which lies beside conf/) on this process's arguments, and exit with its status.
+
+    config_name: a file of conf/, or of a folder below it, whose own groups count then (`tools/verify`).
+    """
     for argument in sys.argv[1:]:
         if not argument.startswith("-") and (why := _unreadable(argument)):
             print(f"error: {argument}: {why}", file=sys.stderr, flush=True)
             sys.exit(2)
-    conf = str(Path(file).resolve().parent.parent / "conf")
-    main = hydra.main(version_base="1.3", config_path=conf, config_name=config_name)(launcher(run))
+    config = Path(file).resolve().parent.parent / "conf" / config_name
+    main = hydra.main(version_base="1.3", config_path=str(config.parent), config_name=config.name)(launcher(run))
     sys.exit(main())
 
 

@@ -10,7 +10,7 @@ from emharness.cli import start
 from emharness.errors import UserError
 from emharness.ranges import refuse_names
 
-CONF = Path(__file__).resolve().parent.parent / "conf"
+CONF = Path(__file__).resolve().parent.parent / "conf" / "tools"
 TASKS = ("show", "convert", "card")
 
 
@@ -61,4 +61,4 @@ def _results(path: str | None) -> dict[str, Any] | None:
 
 
 if __name__ == "__main__":
-    start(run, __file__, "vectors")
+    start(run, __file__, "tools/vectors")

@@ -10,7 +10,7 @@ from emharness.config import check_layer
 from emharness.errors import UserError
 from emharness.ranges import refuse_names
 
-CONF = Path(__file__).resolve().parent.parent / "conf"
+CONF = Path(__file__).resolve().parent.parent / "conf" / "tools"
 
 
 def run(cfg: DictConfig) -> None:
@@ -36,4 +36,4 @@ def run(cfg: DictConfig) -> None:
 
 
 if __name__ == "__main__":
-    start(run, __file__, "verify")
+    start(run, __file__, "tools/verify")

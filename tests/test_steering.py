@@ -5,6 +5,8 @@ import json
 import numpy as np
 import pytest
 import torch
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
 from safetensors.numpy import save_file
 
 from emharness.steering import spec
@@ -95,6 +97,33 @@ def test_bad_requests_are_refused_in_one_sentence(bad, words):
     with pytest.raises(ValueError, match="steering: ") as error:
         spec.resolve(bad, LAYERS, D)
     assert words in str(error.value)
+
+
+LEAF = st.none() | st.booleans() | st.integers() | st.floats() | st.text(max_size=8)
+LEAF |= st.sampled_from(["f.safetensors#v", "f.safetensors#zero", "add", "ablate", "all", "prompt", "raw"])
+FIELDS = st.sampled_from(["vector", "layer", "strength", "unit", "mode", "positions", "layers", "x"])
+VALUE = st.recursive(LEAF, lambda v: st.lists(v, max_size=3) | st.dictionaries(FIELDS, v, max_size=6), max_leaves=12)
+SPEC = st.dictionaries(st.sampled_from(["edits", "record", "x"]), VALUE, max_size=2)
+NEARLY = st.fixed_dictionaries(
+    {"vector": st.just("f.safetensors#v"), "layer": st.integers(-1, LAYERS), "strength": st.floats()},
+    optional={"mode": LEAF, "unit": LEAF, "positions": LEAF},
+)
+
+
+@given(
+    SPEC | NEARLY.map(lambda one: {"edits": [one]}) | st.text(max_size=20) | SPEC.map(lambda s: json.dumps(s)) | LEAF
+)
+@settings(max_examples=400, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+def test_any_request_is_resolved_or_refused_in_one_sentence(folder, request_):
+    said = ""
+    try:
+        resolved_ = spec.resolve(request_, LAYERS, D)
+    except ValueError as error:
+        said, resolved_ = str(error), None
+    assert (resolved_ is None) == said.startswith("steering: ")
+    assert "\n" not in said
+    edits = resolved_["edits"] if resolved_ else []
+    assert all(np.isfinite([one["a"], one["b"]]).all() for one in edits)
 
 
 def test_a_step_edits_each_token_as_its_own_request_asks():

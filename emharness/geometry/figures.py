@@ -133,7 +133,7 @@ def structure(analysis: Analysis) -> Figure:
     _bare(b, "B  two components", f"PC1 ({explained[x]:.0%})", f"PC2 ({explained[y]:.0%})")
     _loadings(c, analysis, loadings[:, :3])
     _dendrogram(d, analysis)
-    _points(e, analysis, cl.mds(gram))
+    _points(e, analysis, cl.mds(gram), legend=True)
     _bare(e, "E  scaling of 1 − cosine", "dimension 1", "dimension 2")
     return figure
 
@@ -154,18 +154,18 @@ def _explained(ax: Axes, analysis: Analysis, explained: np.ndarray) -> None:
     _bare(ax, "A  variance explained", "component", "share")
 
 
-def _points(ax: Axes, analysis: Analysis, xy: np.ndarray) -> None:
+def _points(ax: Axes, analysis: Analysis, xy: np.ndarray, legend: bool = False) -> None:
     owner = cluster_of(analysis)
     for cluster, (colour, mark) in looks(dict.fromkeys(owner)).items():
         rows = [i for i, name in enumerate(owner) if name == cluster]
         ax.scatter(*xy[rows].T, c=colour, marker=mark, s=22, label=_words(cluster), lw=0)
     for line in (ax.axhline, ax.axvline):
         line(0, color=GREY, lw=0.5, zorder=0)
-    ax.margins(0.8, 0.22)  # room for the names
     if len(xy) <= 12:
+        ax.margins(0.8, 0.22)  # room for the names
         _name_points(ax, analysis, xy)
-    else:
-        ax.legend(fontsize=6, frameon=False)
+    elif legend:
+        ax.legend(fontsize=6, frameon=False, loc="center left", bbox_to_anchor=(1, 0.5))
 
 
 def _name_points(ax: Axes, analysis: Analysis, xy: np.ndarray) -> None:

@@ -39,7 +39,7 @@ def register() -> None:
     for name, module in list(sys.modules.items()):  # vLLM modules that imported it by name before us
         if name.startswith("vllm.") and vars(module).get(original.__name__) is original:
             setattr(module, original.__name__, kv_cache_utils.generate_block_hash_extra_keys)
-    _wrap(EngineCore, "__init__", record.keep_executor)
+    _wrap(EngineCore, "add_request", record.keep_executor)
     _wrap(Scheduler, "update_from_output", record.attach)
     _wrap(VllmConfig, "compute_hash", _mark_graphs)
     _wrap(GPUModelRunner, "_update_states", _forget_finished)

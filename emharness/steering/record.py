@@ -23,9 +23,10 @@ def recorded(output: dict[str, Any]) -> tuple[np.ndarray, int]:
     return means.reshape(len(found["layers"]), -1), found["n_tokens"]
 
 
-def keep_executor(init: Any, core: Any, *args: Any, **kwargs: Any) -> None:
-    init(core, *args, **kwargs)
+def keep_executor(add_request: Any, core: Any, *args: Any, **kwargs: Any) -> Any:
+    """Around EngineCore.add_request: a server's core loads its plugins inside its own __init__, too late to wrap that."""
     setattr(core.scheduler, EXECUTOR, core.model_executor)
+    return add_request(core, *args, **kwargs)
 
 
 def attach(update: Any, scheduler: Any, *args: Any, **kwargs: Any) -> Any:
