@@ -27,6 +27,16 @@ CASES = [
       ("all", "prompt", "generated", "response")),
     *([{**one, "positions": p} for one in SEVERAL] for p in ("all", "prompt", "generated", "response")),
     [edit(positions="prompt"), edit(vector=f"{FILE}#two", positions="generated", layer=2)],
+    [edit(mode="pin", strength=3.0)],
+    [edit(mode="pin", strength=0.5, unit="raw", positions="response")],
+    [edit(mode="cap", strength=0.2), edit(mode="floor", strength=-0.2, vector=f"{FILE}#two", layer=2)],
+    [edit(rescale=True), edit(layer=2, mode="ablate", strength=1.0, rescale=True)],
+    [{**edit(strength=4.0), "layer": None, "layers": [0, 2, 3]}],
+    [{**edit(strength=-4.0), "layer": None, "layers": "1-3"}],
+    [edit(positions={"from": 5, "to": 30}), edit(positions={"from": 18}, vector=f"{FILE}#two")],
+    [edit(gate={"vector": f"{FILE}#two", "above": 0.0})],
+    [edit(layer=3, gate={"vector": f"{FILE}#one", "layer": 0, "above": 0.1}), edit(layer=3, strength=-2.0)],
+    [edit(mode="cap", strength=0.0, positions="generated", gate={"vector": f"{FILE}#two", "layer": 0, "above": -0.1})],
 ]  # fmt: skip
 
 

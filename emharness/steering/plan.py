@@ -13,6 +13,7 @@ from typing import Any
 import numpy as np
 import torch
 
+from emharness.steering.passes import Gate, Pass, stream
 from emharness.steering.spec import steered_span
 
 _CAPACITY = 8  # rows of an idle vector table
@@ -69,40 +70,17 @@ COLUMNS = np.dtype(
         ("row", np.int64),  # of the vector table
         ("a", np.float32),
         ("b", np.float32),
+        ("low", np.float32),  # the edit acts where the projection lies between these
+        ("high", np.float32),
+        ("rescale", np.bool_),
+        ("gate_layer", np.int64),  # -1: no gate
+        ("gate_row", np.int64),
+        ("gate_above", np.float32),
         ("start", np.int64),  # steered absolute positions [start, end)
         ("end", np.int64),
     ]
 )
 _FOREVER = np.iinfo(np.int64).max
-
-
-@dataclass
-class Pass:
-    """Flat tokens and what happens to each: h ← h + (a + b · (h·v̂)) v̂."""
-
-    tokens: torch.Tensor | slice  # [n] int64, or a slice where they lie side by side
-    rows: torch.Tensor  # [n] int64
-    a: torch.Tensor  # [n, 1] float32
-    b: torch.Tensor | None  # [n, 1] float32; None when no token is ablated
-    n: int  # of tokens
-    kept: torch.Tensor | None = None  # [n, d_model]: a · v̂, or v̂ where b is given; of a pass that comes again
-
-    def apply(self, table: torch.Tensor, hidden: torch.Tensor, residual: torch.Tensor | None, keep: bool) -> None:
-        """Edit `hidden` [n_tokens, d_model] in place; hidden + residual is the stream. table: [n_rows, d_model]."""
-        vectors = self.kept
-        if vectors is None:
-            vectors = table[self.rows] if self.b is not None else self.a * table[self.rows]
-            self.kept = vectors if keep else None
-        part = hidden[self.tokens]
-        if self.b is None:
-            added = vectors
-        else:
-            stream = part.float() if residual is None else part.float() + residual[self.tokens].float()
-            added = (self.a + self.b * (stream * vectors).sum(-1, keepdim=True)) * vectors
-        if isinstance(self.tokens, slice):
-            part.add_(added)  # summed in float32 whatever the type of `hidden`, then rounded
-        else:
-            hidden[self.tokens] = (part.float() + added).to(hidden.dtype)
 
 
 @dataclass
@@ -134,6 +112,7 @@ class StepPlan:
     passes: dict[int, list[Pass]] = field(default_factory=dict)
     _last: tuple[tuple[str, int], ...] | None = None  # (request, flat index) of the last step, if it may come again …
     _again: dict[int, list[Pass]] = field(default_factory=dict)  # … and its passes
+    _gates: dict[int, list[Gate]] = field(default_factory=dict)  # layer → gates of passes at later layers
     recordings: dict[str, Recording] = field(default_factory=dict)
     taps: dict[int, list[tuple[slice, torch.Tensor]]] = field(default_factory=dict)  # layer → tokens, their sum
     done: dict[int, list[int]] = field(default_factory=dict)  # layer → tokens edited, sums taken, in this step
@@ -151,11 +130,17 @@ class StepPlan:
             layer = edit["layer"]
             rank[layer] = rank.get(layer, -1) + 1
             start, end = steered_span(edit["positions"], prompt_length)
-            row = self.table.acquire(edit["direction"])
-            columns[i] = (layer, rank[layer], row, edit["a"], edit["b"], start, _FOREVER if end is None else end)
+            row, gate = self.table.acquire(edit["direction"]), edit["gate"]
+            looks = (gate["layer"], self.table.acquire(gate["direction"]), gate["above"]) if gate else (-1, row, 0.0)
+            columns[i] = (
+                *(layer, rank[layer], row, edit["a"], edit["b"], edit["low"], edit["high"], edit["rescale"]),
+                *looks,
+                *(start, _FOREVER if end is None else end),
+            )
         ends = np.where(columns["end"] == _FOREVER, columns["start"], columns["end"])
         steady_from = int(ends.max(initial=0))
-        self.requests[request_id] = RequestEdits(columns, [edit["direction"] for edit in edits], steady_from)
+        held = [edit["direction"] for edit in edits] + [e["gate"]["direction"] for e in edits if e["gate"]]
+        self.requests[request_id] = RequestEdits(columns, held, steady_from)
         self._last = None
 
     def add_recording(self, request_id: str, record: dict[str, Any], prompt_length: int) -> None:
@@ -173,7 +158,7 @@ class StepPlan:
 
     def begin_step(self, spans: list[tuple[str, int, int, int]]) -> None:
         """Make the passes of a step from (request id, first flat index, first position, n tokens)."""
-        self.passes, self.taps, self.done = {}, {}, {}
+        self.passes, self.taps, self.done, self._gates = {}, {}, {}, {}
         self._asking = tuple(span[0] for span in spans)
         for request_id, flat, position, n in spans:
             if recording := self.recordings.get(request_id):
@@ -189,6 +174,7 @@ class StepPlan:
         places = tuple((name, flat) for name, flat, _, _ in spans) if steady else None
         if places is not None and places == self._last:
             self.passes = self._again
+            self._gates = _earlier_gates(self.passes)
             return
         self._last = None
         parts = [self.requests[span[0]].columns for span in spans]
@@ -209,24 +195,45 @@ class StepPlan:
         # Flat token indices of every (edit, token) pair, edits one after another.
         tokens = np.arange(ends[-1]) + np.repeat((flat + first - position)[kept] - (ends - counts), counts)
         cells = edits[np.repeat(np.arange(len(edits)), counts)]
-        columns = {name: torch.from_numpy(cells[name].copy()).to(self.device) for name in ("row", "a", "b")}
         flat_tokens = torch.from_numpy(tokens).to(self.device)
+
+        def column(name: str, part: slice) -> torch.Tensor:
+            return torch.from_numpy(cells[name][part].copy()).to(self.device)
+
         bounds = np.flatnonzero(np.diff(key, prepend=-1, append=-1))
         for begin, stop in itertools.pairwise(bounds.tolist()):
             part = slice(int(ends[begin] - counts[begin]), int(ends[stop - 1]))
             lowest, highest = int(tokens[part.start]), int(tokens[part.stop - 1])
             together = highest - lowest == part.stop - part.start - 1  # they come in rising order
-            ablates = bool(edits["b"][begin:stop].any())
-            self.passes.setdefault(int(edits["layer"][begin]), []).append(
+            where = slice(lowest, highest + 1) if together else flat_tokens[part]
+            some = edits[begin:stop]
+            bounded = bool((some["low"] > -np.inf).any() or (some["high"] < np.inf).any())
+            looking = np.unique(some["gate_layer"][some["gate_layer"] >= 0]).tolist()
+            projects = bool(some["b"].any()) or bounded or bool(looking) or bool(some["rescale"].any())
+            gates = tuple(
+                Gate(
+                    layer,
+                    where,
+                    column("gate_row", part),
+                    column("gate_above", part)[:, None],
+                    column("gate_layer", part)[:, None] == layer,
+                )
+                for layer in looking
+            )
+            self.passes.setdefault(int(some["layer"][0]), []).append(
                 Pass(
-                    tokens=slice(lowest, highest + 1) if together else flat_tokens[part],
-                    rows=columns["row"][part],
-                    a=columns["a"][part, None],
-                    b=columns["b"][part, None] if ablates else None,
+                    tokens=where,
+                    rows=column("row", part),
+                    a=column("a", part)[:, None],
+                    b=column("b", part)[:, None] if projects else None,
                     n=part.stop - part.start,
+                    bounds=(column("low", part)[:, None], column("high", part)[:, None]) if bounded else None,
+                    rescale=column("rescale", part)[:, None] if some["rescale"].any() else None,
+                    gates=gates,
                 )
             )
         self._last, self._again = places, self.passes
+        self._gates = _earlier_gates(self.passes)
 
     def end_step(self) -> None:
         """Compare what was edited and recorded with what was asked for: no layer may have been passed over."""
@@ -241,18 +248,31 @@ class StepPlan:
                     flush=True,
                 )
             self.missed.update(self._asking)
-        self.passes, self.taps, self.done = {}, {}, {}
+        self.passes, self.taps, self.done, self._gates = {}, {}, {}, {}
 
     def apply(self, layer: int, hidden: torch.Tensor, residual: torch.Tensor | None) -> None:
         """Edit `hidden` [n_tokens, d_model] in place so that hidden + residual is the edited stream; record it."""
         passes, taps = self.passes.get(layer, ()), self.taps.get(layer, ())
-        if not passes and not taps:
-            return
-        done = self.done.setdefault(layer, [0, 0])
-        for step in passes:
-            step.apply(self.table.rows, hidden, residual, keep=self._last is not None)
-            done[0] += step.n
-        for tokens, total in taps:
-            stream = hidden[tokens].float() if residual is None else hidden[tokens].float() + residual[tokens].float()
-            total += stream.sum(0)
-            done[1] += 1
+        if passes or taps:
+            done = self.done.setdefault(layer, [0, 0])
+            for step in passes:
+                for gate in step.gates:
+                    if gate.layer == layer:
+                        gate.look(self.table.rows, hidden, residual)
+                done[0] += step.n * step.apply(self.table.rows, hidden, residual, keep=self._last is not None)
+            for tokens, total in taps:
+                total += stream(hidden, residual, tokens).sum(0)
+                done[1] += 1
+        for gate in self._gates.get(layer, ()):
+            gate.look(self.table.rows, hidden, residual)
+
+
+def _earlier_gates(passes: dict[int, list[Pass]]) -> dict[int, list[Gate]]:
+    """Gates that look at a layer before their edit's, by that layer, shut until they have looked in this step."""
+    found: dict[int, list[Gate]] = {}
+    for layer, some in passes.items():
+        for gate in (gate for step in some for gate in step.gates):
+            gate.open = None
+            if gate.layer != layer:
+                found.setdefault(gate.layer, []).append(gate)
+    return found

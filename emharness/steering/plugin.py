@@ -128,10 +128,11 @@ def _separate_blocks(extra_keys: Any, request: Any, start: int, end: int, *args:
     resolved = _resolved(request.sampling_params)
     if resolved and resolved["edits"]:
         length = request.num_prompt_tokens
-        kinds = {edit["positions"] for edit in resolved["edits"]}
+        kinds = [edit["positions"] for edit in resolved["edits"]]
         first = min(spec.steered_span(kind, length)[0] for kind in kinds)
         if end > first:
-            digest = resolved["digest"] if kinds == {"all"} else f"{resolved['digest']}:{length}"
+            fixed = all(kind == "all" or not isinstance(kind, str) for kind in kinds)
+            digest = resolved["digest"] if fixed else f"{resolved['digest']}:{length}"
             keys = (*(keys or ()), ("steering", digest))
     return keys, next_mm
 

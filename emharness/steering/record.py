@@ -24,7 +24,7 @@ def recorded(output: dict[str, Any]) -> tuple[np.ndarray, int]:
 
 
 def keep_executor(add_request: Any, core: Any, *args: Any, **kwargs: Any) -> Any:
-    """Around EngineCore.add_request: a server's core loads its plugins inside its own __init__, too late to wrap that."""
+    """Around EngineCore.add_request: a server's core loads plugins inside its own __init__, too late to wrap it."""
     setattr(core.scheduler, EXECUTOR, core.model_executor)
     return add_request(core, *args, **kwargs)
 

@@ -21,16 +21,32 @@ def hooked(model: Any, edits: Edits, prompt_length: int, folder: Path | None = N
     n_layers, d_model = config.num_hidden_layers, config.hidden_size
     layers, handles = decoder_layers(model, n_layers), []
     resolved = spec.resolve({"edits": [dict(edit) for edit in edits]}, n_layers, d_model, folder) if edits else None
-    for one in resolved["edits"] if resolved else []:
-        v = torch.from_numpy(np.frombuffer(one["direction"], dtype="f").copy()).to(model.device)
-        start, end = spec.steered_span(one["positions"], prompt_length)
 
-        def hook(_m: Any, _i: Any, output: Any, one: Any = one, v: Any = v, start: int = start, end: Any = end) -> Any:
+    def vector(data: bytes) -> torch.Tensor:
+        return torch.from_numpy(np.frombuffer(data, dtype="f").copy()).to(model.device)
+
+    for one in resolved["edits"] if resolved else []:
+        looked: list[torch.Tensor] = []  # what the gate saw
+
+        def look(_m: Any, _i: Any, output: Any, one: Any = one, looked: Any = looked) -> None:
+            hidden = output[0] if isinstance(output, tuple) else output
+            looked[:] = [hidden.float() @ vector(one["gate"]["direction"]) > one["gate"]["above"]]
+
+        def hook(_m: Any, _i: Any, output: Any, one: Any = one, looked: Any = looked) -> Any:
             hidden = (output[0] if isinstance(output, tuple) else output).clone()
-            part = hidden[:, start:end]
-            hidden[:, start:end] = part + ((one["a"] + one["b"] * (part.float() @ v)[..., None]) * v).to(part.dtype)
+            v, (start, end) = vector(one["direction"]), spec.steered_span(one["positions"], prompt_length)
+            part = hidden[:, start:end].float()
+            along = part @ v
+            amount = torch.where((along > one["low"]) & (along < one["high"]), one["a"] + one["b"] * along, 0.0)
+            amount = torch.where(looked[0][:, start:end], amount, 0.0) if one["gate"] else amount
+            after = part + amount[..., None] * v
+            if one["rescale"]:
+                after = after * (part.norm(dim=-1, keepdim=True) / after.norm(dim=-1, keepdim=True))
+            hidden[:, start:end] = after.to(hidden.dtype)
             return (hidden, *output[1:]) if isinstance(output, tuple) else hidden
 
+        if one["gate"]:
+            handles.append(layers[one["gate"]["layer"]].register_forward_hook(look))
         handles.append(layers[one["layer"]].register_forward_hook(hook))
     try:
         yield

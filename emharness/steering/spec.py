@@ -7,33 +7,90 @@ from typing import Annotated, Any, Literal
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
 
-from emharness.steering.vectors import load_vector
+from emharness.steering.vectors import StoredVector, load_vector
 
 KEY = "steering"  # in SamplingParams.extra_args, and in vllm_xargs over HTTP
 MAX_EDITS = 256
+NO_LOW, NO_HIGH = float("-inf"), float("inf")
 MAX_STRENGTH = 1e15  # squares of it still fit a float32
 
-Mode = Literal["add", "ablate"]
+Mode = Literal["add", "ablate", "pin", "cap", "floor"]
 Unit = Literal["absolute", "raw", "residual"]
-Positions = Literal["all", "prompt", "generated", "response"]
+Kind = Literal["all", "prompt", "generated", "response"]
+Layer = Annotated[int, Field(ge=0)]
+FirstLast = Annotated[str, Field(pattern=r"^\d{1,4}-\d{1,4}$")]
 
 
-class Edit(BaseModel):
-    """One edit of the residual stream after decoder block `layer` (v̂ is the unit vector).
+class Span(BaseModel):
+    """Absolute positions [from, to) of prompt and answer together, counted from 0; `to` left out: to the end."""
 
-    add: h ← h + strength · v̂.  ablate: h ← h − strength · (h·v̂) v̂, so 1 removes the direction.
-    `unit` scales the strength of `add`: absolute, raw (1 = the length of the vector before it was
-    normalised, i.e. the organism's own shift) or residual (fraction of the mean residual norm).
+    model_config = ConfigDict(extra="forbid", strict=True)
+
+    first: int = Field(ge=0, alias="from")
+    to: int | None = Field(default=None, gt=0)
+
+    @model_validator(mode="after")
+    def _has_length(self) -> "Span":
+        if self.to is not None and self.to <= self.first:
+            raise ValueError("to must be greater than from")
+        return self
+
+
+Positions = Kind | Span
+
+
+class Gate(BaseModel):
+    """Edit only tokens whose projection on a vector, after block `layer` and in the same step, is greater than `above`.
+
+    `layer`: the edit's own (before it is edited) where left out; never a later one.
     """
 
     model_config = ConfigDict(extra="forbid", strict=True)
 
     vector: str
-    layer: int = Field(ge=0)
+    layer: Layer | None = None
+    above: float = Field(allow_inf_nan=False)
+
+
+class Edit(BaseModel):
+    """One edit of the residual stream after a decoder block, or after each of `layers` (v̂ is the unit vector).
+
+    add: h ← h + strength · v̂.  ablate: h ← h − strength · (h·v̂) v̂, so 1 removes the direction.
+    pin: the projection h·v̂ becomes strength.  cap, floor: it becomes strength where it is greater, less.
+    `unit` scales the strength (not of ablate): absolute, raw (1 = the length of the vector before it was
+    normalised, i.e. the organism's own shift) or residual (fraction of the mean residual norm).
+    `rescale`: the edited stream keeps its length.
+    """
+
+    model_config = ConfigDict(extra="forbid", strict=True)
+
+    vector: str
+    layer: Layer | None = None
+    layers: Annotated[list[Layer], Field(min_length=1)] | Annotated[str, Field(pattern=r"^\d{1,4}-\d{1,4}$")] | None = (
+        None
+    )
     strength: float = Field(allow_inf_nan=False)
     unit: Unit = "absolute"
     mode: Mode = "add"
     positions: Positions = "all"
+    rescale: bool = False
+    gate: Gate | None = None
+
+    @model_validator(mode="after")
+    def _has_layers(self) -> "Edit":
+        if (self.layer is None) == (self.layers is None):
+            raise ValueError("give either layer or layers")
+        if len(set(self.at)) < len(self.at) or not self.at:
+            raise ValueError("layers must be a list without repeats, or first-last")
+        return self
+
+    @property
+    def at(self) -> list[int]:
+        """The blocks that it edits."""
+        if isinstance(self.layers, str):
+            first, last = map(int, self.layers.split("-"))
+            return list(range(first, last + 1))
+        return self.layers if self.layers is not None else [self.layer or 0]
 
 
 class Record(BaseModel):
@@ -44,7 +101,7 @@ class Record(BaseModel):
 
     model_config = ConfigDict(extra="forbid", strict=True)
 
-    layers: list[Annotated[int, Field(ge=0)]] = Field(min_length=1, max_length=MAX_EDITS)
+    layers: list[Layer] = Field(min_length=1, max_length=MAX_EDITS)
     positions: Positions = "response"
 
 
@@ -68,8 +125,11 @@ def parse(spec: Any) -> Steering:
     try:
         return Steering.model_validate_json(spec) if isinstance(spec, str) else Steering.model_validate(spec)
     except ValidationError as error:
-        first = error.errors(include_url=False)[0]
-        where = ".".join(str(part) for part in first["loc"]) or "the spec"
+        found = error.errors(include_url=False)
+        # Of the alternatives of a field the one that the value looks like: names are texts.
+        names = [e for e in found if e["type"] == "literal_error" and not isinstance(e["input"], str)]
+        first = next((e for e in found if e not in names), found[0])
+        where = ".".join(str(part) for part in first["loc"] if "[" not in str(part)) or "the spec"
         raise ValueError(f"steering: {where}: {first['msg']}") from None
 
 
@@ -77,38 +137,69 @@ def resolve(spec: Any, n_layers: int, d_model: int, folder: Path | None = None) 
     """Check a spec against the model and the vector files (below `folder`) and make it self-contained.
 
     The result travels to the engine inside the request, so nothing is left there that could fail:
-    {"digest": str, "edits": [{"layer", "positions", "direction": d_model float32 as bytes, "a", "b"}],
-    "record": {"layers", "positions"} or None}
-    with the one rule h ← h + (a + b · (h·v̂)) v̂ for both modes. Raises ValueError.
+    {"digest": str, "edits": [{"layer", "positions", "direction": d_model float32 as bytes, "a", "b", "low", "high",
+    "rescale", "gate": {"layer", "direction", "above"} or None}], "record": {"layers", "positions"} or None}
+    with one rule for all modes: h ← h + (a + b · (h·v̂)) v̂ where low < h·v̂ < high. Raises ValueError.
     """
-    edits = []
+    edits: list[dict[str, Any]] = []
     steering = parse(spec)
-    layers = [edit.layer for edit in steering.edits] + (steering.record.layers if steering.record else [])
+    asked = [(edit, layer) for edit in steering.edits for layer in edit.at]
+    if len(asked) > MAX_EDITS:
+        raise ValueError(f"steering: edits: {len(asked)} edits of one layer each, at most {MAX_EDITS} are taken")
+    layers = [layer for _, layer in asked] + (steering.record.layers if steering.record else [])
     if layers and max(layers) >= n_layers:
         raise ValueError(f"steering: layer must be 0 to {n_layers - 1} for this model, not {max(layers)}")
-    for edit in steering.edits:
-        vector = load_vector(edit.vector, edit.layer, n_layers, folder)
-        if vector.direction.size != d_model:
-            raise ValueError(
-                f"steering: {edit.vector!r} has width {vector.direction.size}, but the model has {d_model}"
-            )
-        if edit.mode == "ablate":
-            if edit.unit != "absolute":
-                raise ValueError("steering: mode 'ablate' takes a plain factor, so unit must be 'absolute'")
-            a, b = 0.0, -edit.strength
-        else:
-            a, b = edit.strength * _unit_length(edit, vector.raw_norm, vector.residual_norm), 0.0
-        if max(abs(a), abs(b)) > MAX_STRENGTH:
+    for edit, layer in asked:
+        vector = _fitting(edit.vector, layer, n_layers, d_model, folder)
+        rule = _rule(edit, vector)
+        if max(abs(rule["a"]), abs(rule["b"])) > MAX_STRENGTH:
             raise ValueError(f"steering: strength {edit.strength:g} is beyond what a residual stream can hold")
-        if a or b:  # strength 0 is the unsteered model, cache and all
-            direction = vector.direction.tobytes()
-            edits.append({"layer": edit.layer, "positions": edit.positions, "direction": direction, "a": a, "b": b})
+        if rule["a"] or rule["b"]:  # strength 0 is the unsteered model, cache and all
+            positions = edit.positions if isinstance(edit.positions, str) else [edit.positions.first, edit.positions.to]
+            gate = _gate(edit.gate, layer, n_layers, d_model, folder) if edit.gate else None
+            more = {"positions": positions, "rescale": edit.rescale, "gate": gate}
+            edits.append({"layer": layer, "direction": vector.direction.tobytes(), **rule, **more})
     digest = hashlib.sha256()
     for edit in edits:
         digest.update(json.dumps([edit[k] for k in ("layer", "positions", "a", "b")]).encode())
         digest.update(edit["direction"])
-    record = steering.record.model_dump() if steering.record else None
+        if edit["low"] > NO_LOW or edit["high"] < NO_HIGH or edit["rescale"] or edit["gate"]:
+            digest.update(json.dumps([edit["low"], edit["high"], edit["rescale"]]).encode())
+        if edit["gate"]:
+            digest.update(json.dumps([edit["gate"]["layer"], edit["gate"]["above"]]).encode())
+            digest.update(edit["gate"]["direction"])
+    record = None
+    if steering.record:
+        where = steering.record.positions
+        kind = where if isinstance(where, str) else [where.first, where.to]
+        record = {"layers": steering.record.layers, "positions": kind}
     return {"digest": digest.hexdigest(), "edits": edits, "record": record}
+
+
+def _fitting(reference: str, layer: int, n_layers: int, d_model: int, folder: Path | None) -> StoredVector:
+    vector = load_vector(reference, layer, n_layers, folder)
+    if vector.direction.size != d_model:
+        raise ValueError(f"steering: {reference!r} has width {vector.direction.size}, but the model has {d_model}")
+    return vector
+
+
+def _rule(edit: Edit, vector: StoredVector) -> dict[str, float]:
+    """a, b, low and high of an edit at one layer."""
+    if edit.mode == "ablate":
+        if edit.unit != "absolute":
+            raise ValueError("steering: mode 'ablate' takes a plain factor, so unit must be 'absolute'")
+        return {"a": 0.0, "b": -edit.strength, "low": NO_LOW, "high": NO_HIGH}
+    value = edit.strength * _unit_length(edit, vector.raw_norm, vector.residual_norm)
+    low, high = value if edit.mode == "cap" else NO_LOW, value if edit.mode == "floor" else NO_HIGH
+    return {"a": value, "b": 0.0 if edit.mode == "add" else -1.0, "low": low, "high": high}
+
+
+def _gate(gate: Gate, layer: int, n_layers: int, d_model: int, folder: Path | None) -> dict[str, Any]:
+    where = layer if gate.layer is None else gate.layer
+    if where > layer:
+        raise ValueError(f"steering: a gate looks at layer {where}, after the layer {layer} that it lets edit")
+    direction = _fitting(gate.vector, where, n_layers, d_model, folder).direction.tobytes()
+    return {"layer": where, "direction": direction, "above": gate.above}
 
 
 def _unit_length(edit: Edit, raw_norm: float | None, residual_norm: float | None) -> float:
@@ -118,8 +209,10 @@ def _unit_length(edit: Edit, raw_norm: float | None, residual_norm: float | None
     return length
 
 
-def steered_span(positions: Positions, prompt_length: int) -> tuple[int, int | None]:
-    """Steered absolute positions [start, end) of a request; end None = for as long as it runs."""
+def steered_span(positions: str | list[int | None], prompt_length: int) -> tuple[int, int | None]:
+    """Absolute positions [start, end) that resolved `positions` mean; end None = for as long as the request runs."""
+    if not isinstance(positions, str):
+        return positions[0] or 0, positions[1]
     return {
         "all": (0, None),
         "prompt": (0, prompt_length),

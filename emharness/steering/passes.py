@@ -1,0 +1,83 @@
+"""The arithmetic of a step: one pass edits each of some tokens once, all at one layer; pure functions of tensors."""
+
+from dataclasses import dataclass
+
+import torch
+
+
+@dataclass
+class Gate:
+    """Lets an edit through where the stream's projection on a direction, after block `layer`, exceeds a threshold.
+
+    Tokens of the pass without a gate are let through. `open` is set when the layer is passed, in the same step.
+    """
+
+    layer: int
+    tokens: torch.Tensor | slice  # of the whole pass
+    rows: torch.Tensor  # [n] int64, of the vector table
+    above: torch.Tensor  # [n, 1] float32
+    gated: torch.Tensor  # [n, 1] bool
+    open: torch.Tensor | None = None  # [n, 1] bool
+
+    def look(self, table: torch.Tensor, hidden: torch.Tensor, residual: torch.Tensor | None) -> None:
+        along = (stream(hidden, residual, self.tokens) * table[self.rows]).sum(-1, keepdim=True)
+        self.open = (along > self.above) | ~self.gated
+
+
+@dataclass
+class Pass:
+    """Flat tokens and what happens to each: h ← h + (a + b · (h·v̂)) v̂ where low < h·v̂ < high."""
+
+    tokens: torch.Tensor | slice  # [n] int64, or a slice where they lie side by side
+    rows: torch.Tensor  # [n] int64, of the vector table
+    a: torch.Tensor  # [n, 1] float32
+    b: torch.Tensor | None  # [n, 1] float32; None when no token's projection is needed
+    n: int  # of tokens
+    bounds: tuple[torch.Tensor, torch.Tensor] | None = None  # low and high, [n, 1] each; None: no bounds
+    rescale: torch.Tensor | None = None  # [n, 1] bool: the edited stream keeps its length
+    gates: tuple[Gate, ...] = ()  # one for each layer that is looked at
+    kept: torch.Tensor | None = None  # [n, d_model]: a · v̂, or v̂ where b is given; of a pass that comes again
+
+    def apply(self, table: torch.Tensor, hidden: torch.Tensor, residual: torch.Tensor | None, keep: bool) -> bool:
+        """Edit `hidden` [n_tokens, d_model] in place; hidden + residual is the stream. table: [n_rows, d_model].
+
+        False, and nothing is edited, if the layer of a gate was passed over.
+        """
+        if any(gate.open is None for gate in self.gates):
+            return False
+        vectors = self.kept
+        if vectors is None:
+            vectors = table[self.rows] if self.b is not None else self.a * table[self.rows]
+            self.kept = vectors if keep else None
+        part = hidden[self.tokens]
+        if self.b is None:
+            added = vectors
+        else:
+            before = stream(hidden, residual, self.tokens)
+            along = (before * vectors).sum(-1, keepdim=True)
+            amount = self.a + self.b * along
+            if self.bounds is not None:
+                low, high = self.bounds
+                amount = torch.where((along > low) & (along < high), amount, 0.0)
+            for gate in self.gates:
+                amount = torch.where(gate.open, amount, 0.0)  # type: ignore[arg-type]
+            added = amount * vectors
+            if self.rescale is not None:
+                added = torch.where(self.rescale, _same_length(before, before + added) - before, added)
+        if isinstance(self.tokens, slice):
+            part.add_(added)  # summed in float32 whatever the type of `hidden`, then rounded
+        else:
+            hidden[self.tokens] = (part.float() + added).to(hidden.dtype)
+        return True
+
+
+def stream(hidden: torch.Tensor, residual: torch.Tensor | None, tokens: torch.Tensor | slice) -> torch.Tensor:
+    """The residual stream at some tokens, float32 [n, d_model]."""
+    part = hidden[tokens].float()
+    return part if residual is None else part + residual[tokens].float()
+
+
+def _same_length(before: torch.Tensor, after: torch.Tensor) -> torch.Tensor:
+    """`after` at the length of `before`, [n, d_model]; what has become zero stays zero."""
+    length = after.norm(dim=-1, keepdim=True)
+    return after * torch.where(length > 0, before.norm(dim=-1, keepdim=True) / length.clamp_min(1e-30), 0.0)
