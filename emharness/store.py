@@ -68,10 +68,10 @@ class Store:
         self.root = root
 
     def check_writable(self) -> None:
-        """UserError if nothing can be kept in this folder."""
+        """UserError if nothing can be kept in this folder; it is not made yet."""
+        there = next(path for path in (self.root, *self.root.parents) if path.exists())
         try:
-            self.root.mkdir(parents=True, exist_ok=True)
-            with tempfile.TemporaryFile(dir=self.root, prefix=partial_name()):
+            with tempfile.TemporaryFile(dir=there, prefix=partial_name()):
                 pass
         except OSError as error:
             raise UserError(

@@ -33,7 +33,7 @@ def run(cfg: DictConfig) -> None:
     vectors = geometry.load_vectors(files)
     beside = geometry.means_beside(files) if beside is None else beside
     means = geometry.load_prompt_means(beside) if beside else None
-    read = [*_listed(files), *(_listed(beside) if beside else [])]
+    read = [*geometry.listed(files), *(geometry.listed(beside) if beside else [])]
     identity = {**settings, "content": [sha256(Path(path).read_bytes()).hexdigest() for path in read]}
 
     def make(folder: Path) -> None:
@@ -49,10 +49,6 @@ def run(cfg: DictConfig) -> None:
     path = folder / "geometry.json"
     print(geometry.summary(json.loads(path.read_text())))
     print(f"results: {path}", flush=True)
-
-
-def _listed(paths: Any) -> list[str | Path]:
-    return [paths] if isinstance(paths, str) else list(paths)
 
 
 if __name__ == "__main__":

@@ -44,6 +44,7 @@ def serving(model, vectors, log, workers=1, length=256):
         "VLLM_ENABLE_V1_MULTIPROCESSING": "1",
         "VLLM_CPU_OMP_THREADS_BIND": "nobind",
         "VLLM_WORKER_MULTIPROCESSING_METHOD": "spawn",
+        "VLLM_PLUGINS": "emharness_steering,emharness_vectors",
     }
     command = [
         # What `vllm serve` runs; that command itself asks for a distribution named vllm, which vllm-cpu is not.
@@ -103,6 +104,12 @@ def test_a_server_steers_refuses_and_lives_on(server, tiny, vectors, monkeypatch
         assert refused.value.code == 400
         assert words in refused.value.read().decode()
     assert complete(server, PROMPTS[0], spec) == choice
+    told = json.load(urllib.request.urlopen(f"http://127.0.0.1:{server}/v1/steering/vectors", timeout=60))
+    assert [(row["vector"], row["width"], row["layers"]) for row in told["vectors"]] == [
+        (f"{FILE}#one", 64, 4),
+        (f"{FILE}#two", 64, 4),
+    ]
+    assert told["vectors"][0]["raw_norm"] == [6.0] * 4
 
 
 def test_a_server_of_ones_own_is_a_judge_and_its_scores_are_the_models_own(talker, vectors, tmp_path, monkeypatch):

@@ -43,6 +43,8 @@ class Scope:
     n_layers: int = 0
     subspaces: Mapping[str, tuple[str, ...]] = field(default_factory=dict)  # cluster → orthonormal directions
     arrays: Mapping[str, np.ndarray] = field(default_factory=dict)  # vector → unit rows [n_layers, d_model]
+    # Vector → (raw norm, residual norm), each [n_layers]: how long it was, and the residual stream.
+    norms: Mapping[str, tuple[np.ndarray, np.ndarray]] = field(default_factory=dict)
     activations: Mapping[str, np.ndarray] = field(default_factory=dict)  # target → [n_prompts, n_layers, d_model]
     parts: Mapping[str, Mapping[str, Any]] = field(default_factory=dict)  # of `paper`: experiment → its own lists
 
@@ -68,6 +70,14 @@ class Scope:
         random = any(edit.vector in self.controls for edit in condition.edits)
         samples = self.control_samples if random else self.samples if questions == BROAD else self.domain_samples
         return Cell(condition, questions, samples, self.max_new_tokens)
+
+    def relative_dose(self, edit: Edit) -> float | None:
+        """Added norm ÷ mean length of the residual stream at that layer; None where nothing is added."""
+        raw, residual = self.norms.get(edit.norm_of or edit.vector, (None, None))
+        if edit.mode != "add" or raw is None or residual is None:
+            return None
+        length = {"absolute": 1.0, "raw": float(raw[edit.layer]), "residual": float(residual[edit.layer])}[edit.unit]
+        return abs(edit.strength) * length / float(residual[edit.layer])
 
     def controls_of(self, vector: str, target: str) -> list[Condition]:
         return [self.control(d, vector, target, s) for s in self.strengths if s for d in self.controls]
@@ -132,6 +142,7 @@ def summary(scope: Scope, judged: Judged, condition: Condition) -> dict[str, Any
         "positions": edit.positions if edit else None,
         "control_of": edit.norm_of if edit else None,
         "n_edits": len(condition.edits),
+        "relative_dose": scope.relative_dose(edit) if edit and len(condition.edits) == 1 else None,
         **rates(table, scope.quality),
         "generated_tokens": int(np.sum(table["n_tokens"].to_numpy())),
         "seconds": float(np.sum(table["seconds"].to_numpy())),

@@ -96,10 +96,10 @@ def from_arrays(arrays: dict[str, np.ndarray], info: dict[str, dict] | None = No
 
 
 def load_vectors(paths: str | Path | Sequence[str | Path]) -> Vectors:
-    """One safetensors file or several → Vectors. UserError for what cannot be read, and for a name twice."""
+    """One file or several, or a folder of them → Vectors. UserError for what cannot be read, and for a name twice."""
     arrays: dict[str, np.ndarray] = {}
     info: dict[str, dict] = {}
-    for path in _listed(paths):
+    for path in listed(paths):
         for name, (array, said) in _read(path).items():
             if name in arrays:
                 raise UserError(f"vectors: {name} is there twice (again in {path}).")
@@ -133,8 +133,16 @@ def load_stored(files: Mapping[str, Path]) -> tuple[Vectors, "PromptMeans"]:
     return from_arrays(arrays, info), PromptMeans(sources)
 
 
-def _listed(paths: str | Path | Sequence[str | Path]) -> list[Path]:
-    return [Path(path) for path in ([paths] if isinstance(paths, str | Path) else paths)]
+def listed(paths: str | Path | Sequence[str | Path]) -> list[Path]:
+    """Files: those given, and of a folder all that hold vectors. UserError for a folder without any."""
+    found = []
+    for path in map(Path, [paths] if isinstance(paths, str | Path) else paths):
+        inside = [file for file in sorted(path.glob("*")) if file.suffix in files.SUFFIXES] if path.is_dir() else [path]
+        inside = [file for file in inside if file.name != MEANS_FILE]
+        if not inside:
+            raise UserError(f"vectors: {path} has no file that ends in {', '.join(files.SUFFIXES)}.")
+        found += inside
+    return found
 
 
 def _read(path: Path) -> dict[str, tuple[np.ndarray, dict]]:
@@ -198,7 +206,7 @@ class PromptMeans:
 def load_prompt_means(paths: str | Path | Sequence[str | Path]) -> PromptMeans:
     """Files of per-prompt means. UserError if one cannot be read or a name is there twice."""
     sources: dict[str, tuple[Path, str]] = {}
-    for path in _listed(paths):
+    for path in listed(paths):
         try:
             with safe_open(str(path), framework="numpy") as file:
                 names = [key.removesuffix(".positive") for key in file.keys() if key.endswith(".positive")]  # noqa: SIM118
@@ -213,5 +221,5 @@ def load_prompt_means(paths: str | Path | Sequence[str | Path]) -> PromptMeans:
 
 def means_beside(paths: str | Path | Sequence[str | Path]) -> list[Path]:
     """The files of per-prompt means that lie beside files of vectors."""
-    beside = dict.fromkeys(path.with_name(MEANS_FILE) for path in _listed(paths))
+    beside = dict.fromkeys(path.with_name(MEANS_FILE) for path in listed(paths))
     return [path for path in beside if path.is_file()]

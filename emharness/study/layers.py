@@ -107,6 +107,11 @@ def scope(session: Session, chosen: Mapping[str, int], directions: Mapping[str, 
         n_layers=given.n_layers,
         parts=config.experiment.parts,
         subspaces={m: tuple(f"{m}/{i}" for i in range(len(names))) for m, names in vectors.clusters(session).items()},
+        norms={
+            name: (d.raw_norm, d.residual_norm)
+            for name, d in (directions or {}).items()
+            if d.raw_norm is not None and d.residual_norm is not None
+        },
         arrays={n: files.load(d.file)[0][n] for n, d in (directions or {}).items() if n in config.vectors},
     )
 

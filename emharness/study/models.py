@@ -86,10 +86,14 @@ def _check_texts(session: Session, found: Mapping[str, Model]) -> None:
             raise UserError(f"{where}: no row has an answer left within train.max_tokens={config.train.max_tokens}")
         steps = organism.stop_after or config.train.steps(len(kept))
         if steps == 1 and config.train.warmup_steps > 0:
-            raise UserError(
-                f"{name}: its training is one step, and with train.warmup_steps={config.train.warmup_steps} that step "
-                "has learning rate 0, so nothing would be learned; set train.warmup_steps=0 or train longer"
+            why = (
+                f"{name}: its training is one step, and with train.warmup_steps={config.train.warmup_steps} that step has "
+                "learning rate 0, so nothing is learned"
             )
+            if organism.stop_after is None or name in config.vectors:  # as a checkpoint that is asked it is the base
+                raise UserError(f"{why}; set train.warmup_steps=0 or train longer")
+            notes.append(why)
+            continue
         if steps <= config.train.warmup_steps:
             notes.append(
                 f"{name}: its training ends at step {steps}, within the {config.train.warmup_steps} steps of "
