@@ -87,8 +87,8 @@ def _check_texts(session: Session, found: Mapping[str, Model]) -> None:
         steps = organism.stop_after or config.train.steps(len(kept))
         if steps == 1 and config.train.warmup_steps > 0:
             why = (
-                f"{name}: its training is one step, and with train.warmup_steps={config.train.warmup_steps} that step has "
-                "learning rate 0, so nothing is learned"
+                f"{name}: its training is one step, and with train.warmup_steps={config.train.warmup_steps} that one "
+                "has learning rate 0, so nothing is learned"
             )
             if organism.stop_after is None or name in config.vectors:  # as a checkpoint that is asked it is the base
                 raise UserError(f"{why}; set train.warmup_steps=0 or train longer")
