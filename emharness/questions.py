@@ -112,10 +112,11 @@ def _text(path: Path, where: str) -> str:
 def _refuse_repeated(node: Any, where: str) -> None:
     """UserError for a key that an entry has twice; YAML readers keep the last one without a word."""
     for entry in node.value if isinstance(node, yaml.SequenceNode) else []:
-        keys = [key.value for key, _ in entry.value] if isinstance(entry, yaml.MappingNode) else []
-        for key, value in zip(keys, entry.value, strict=False):
-            if keys.count(key) > 1:
-                raise UserError(f"{where}, line {value[0].start_mark.line + 1}: the key {key!r} is there twice")
+        seen = set()
+        for key, _ in entry.value if isinstance(entry, yaml.MappingNode) else []:
+            if isinstance(key, yaml.ScalarNode) and key.value in seen:
+                raise UserError(f"{where}, line {key.start_mark.line + 1}: the key {key.value!r} is there twice")
+            seen.add(key.value if isinstance(key, yaml.ScalarNode) else None)
 
 
 def _first_line(error: Exception) -> str:

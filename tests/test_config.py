@@ -147,7 +147,7 @@ def test_an_engine_setting_that_reaches_vllm_is_identity(tmp_path):
     extras = ["quantization=fp8", "kv_cache_dtype=fp8", "hf_overrides={rope_theta: 1}", "max_model_len=64"]
     found = [repr(identity(f"+base.engine.extra.{extra}")) for extra in extras]
     assert len({repr(identity()), *found}) == 5
-    assert identity("base.chat_template_kwargs={enable_thinking: false}") != identity()
+    assert identity("+base.chat_template_kwargs.enable_thinking=false") != identity()
 
 
 @pytest.mark.parametrize(

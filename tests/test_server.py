@@ -105,11 +105,10 @@ def test_a_server_steers_refuses_and_lives_on(server, tiny, vectors, monkeypatch
         assert words in refused.value.read().decode()
     assert complete(server, PROMPTS[0], spec) == choice
     told = json.load(urllib.request.urlopen(f"http://127.0.0.1:{server}/v1/steering/vectors", timeout=60))
-    assert [(row["vector"], row["width"], row["layers"]) for row in told["vectors"]] == [
-        (f"{FILE}#one", 64, 4),
-        (f"{FILE}#two", 64, 4),
-    ]
-    assert told["vectors"][0]["raw_norm"] == [6.0] * 4
+    rows = {row["vector"]: row for row in told["vectors"]}
+    for name in ("one", "two"):
+        row = rows[f"{FILE}#{name}"]
+        assert (row["width"], row["layers"], row["raw_norm"]) == (64, 4, [6.0] * 4)
 
 
 def test_a_server_of_ones_own_is_a_judge_and_its_scores_are_the_models_own(talker, vectors, tmp_path, monkeypatch):

@@ -137,8 +137,10 @@ def listed(paths: str | Path | Sequence[str | Path]) -> list[Path]:
     """Files: those given, and of a folder all that hold vectors. UserError for a folder without any."""
     found = []
     for path in map(Path, [paths] if isinstance(paths, str | Path) else paths):
-        inside = [file for file in sorted(path.glob("*")) if file.suffix in files.SUFFIXES] if path.is_dir() else [path]
-        inside = [file for file in inside if file.name != MEANS_FILE]
+        if not path.is_dir():
+            found.append(path)
+            continue
+        inside = [f for f in sorted(path.glob("*")) if f.suffix in files.SUFFIXES and f.name != MEANS_FILE]
         if not inside:
             raise UserError(f"vectors: {path} has no file that ends in {', '.join(files.SUFFIXES)}.")
         found += inside
