@@ -78,6 +78,17 @@ def test_bad_files_are_refused(tmp_path):
         load_vectors(file)
 
 
+def test_a_folder_of_files_that_call_their_vector_alike_takes_the_files_names(tmp_path):
+    for name in ("evil", "kind"):
+        rows = rng(ord(name[0])).standard_normal((2, 8)).astype(np.float32)
+        save_file({"direction": rows}, tmp_path / f"{name}.safetensors")
+    (tmp_path / "README.md").write_text("not a vector")
+    assert load_vectors(tmp_path).names == ("evil", "kind")
+    (tmp_path / "empty").mkdir()
+    with pytest.raises(UserError, match="has no file that ends in"):
+        load_vectors(tmp_path / "empty")
+
+
 def test_means_of_another_extraction_are_refused(tmp_path):
     a = save_extraction(tmp_path / "a", "a", np.eye(8)[0] * 5, 0)
     save_extraction(tmp_path / "b", "a", np.eye(8)[1] * 5, 1)

@@ -96,11 +96,19 @@ def from_arrays(arrays: dict[str, np.ndarray], info: dict[str, dict] | None = No
 
 
 def load_vectors(paths: str | Path | Sequence[str | Path]) -> Vectors:
-    """One file or several, or a folder of them → Vectors. UserError for what cannot be read, and for a name twice."""
+    """One file or several, or a folder of them → Vectors. UserError for what cannot be read, and for a name twice.
+
+    Where files of one vector each call it alike (`direction`), the files' own names tell them apart.
+    """
     arrays: dict[str, np.ndarray] = {}
     info: dict[str, dict] = {}
+    content = {path: _read(path) for path in listed(paths)}
+    times = Counter(name for found in content.values() for name in found)
     for path in listed(paths):
-        for name, (array, said) in _read(path).items():
+        found = content[path]
+        if len(found) == 1 and times[next(iter(found))] > 1:
+            found = {path.stem: next(iter(found.values()))}
+        for name, (array, said) in found.items():
             if name in arrays:
                 raise UserError(f"vectors: {name} is there twice (again in {path}).")
             arrays[name], info[name] = array, said
