@@ -2,12 +2,15 @@
 
 import hashlib
 import json
+from collections.abc import Callable
+from functools import cache
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
 
-from emharness.steering.vectors import StoredVector, load_vector
+from emharness.steering.files import Stored
+from emharness.steering.vectors import StoredVector, open_vector, row
 
 KEY = "steering"  # in SamplingParams.extra_args, and in vllm_xargs over HTTP
 MAX_EDITS = 256
@@ -149,14 +152,25 @@ def resolve(spec: Any, n_layers: int, d_model: int, folder: Path | None = None) 
     layers = [layer for _, layer in asked] + (steering.record.layers if steering.record else [])
     if layers and max(layers) >= n_layers:
         raise ValueError(f"steering: layer must be 0 to {n_layers - 1} for this model, not {max(layers)}")
+
+    @cache
+    def opened(reference: str) -> Stored:  # a spec of many layers names few vectors
+        return open_vector(reference, folder)
+
+    def fitting(reference: str, layer: int) -> StoredVector:
+        vector = row(reference, opened(reference), layer, n_layers)
+        if vector.direction.size != d_model:
+            raise ValueError(f"steering: {reference!r} has width {vector.direction.size}, but the model has {d_model}")
+        return vector
+
     for edit, layer in asked:
-        vector = _fitting(edit.vector, layer, n_layers, d_model, folder)
+        vector = fitting(edit.vector, layer)
         rule = _rule(edit, vector)
         if max(abs(rule["a"]), abs(rule["b"])) > MAX_STRENGTH:
             raise ValueError(f"steering: strength {edit.strength:g} is beyond what a residual stream can hold")
         if rule["a"] or rule["b"]:  # strength 0 is the unsteered model, cache and all
             positions = edit.positions if isinstance(edit.positions, str) else [edit.positions.first, edit.positions.to]
-            gate = _gate(edit.gate, layer, n_layers, d_model, folder) if edit.gate else None
+            gate = _gate(edit.gate, layer, fitting) if edit.gate else None
             more = {"positions": positions, "rescale": edit.rescale, "gate": gate}
             edits.append({"layer": layer, "direction": vector.direction.tobytes(), **rule, **more})
     digest = hashlib.sha256()
@@ -176,13 +190,6 @@ def resolve(spec: Any, n_layers: int, d_model: int, folder: Path | None = None) 
     return {"digest": digest.hexdigest(), "edits": edits, "record": record}
 
 
-def _fitting(reference: str, layer: int, n_layers: int, d_model: int, folder: Path | None) -> StoredVector:
-    vector = load_vector(reference, layer, n_layers, folder)
-    if vector.direction.size != d_model:
-        raise ValueError(f"steering: {reference!r} has width {vector.direction.size}, but the model has {d_model}")
-    return vector
-
-
 def _rule(edit: Edit, vector: StoredVector) -> dict[str, float]:
     """a, b, low and high of an edit at one layer."""
     if edit.mode == "ablate":
@@ -194,11 +201,11 @@ def _rule(edit: Edit, vector: StoredVector) -> dict[str, float]:
     return {"a": value, "b": 0.0 if edit.mode == "add" else -1.0, "low": low, "high": high}
 
 
-def _gate(gate: Gate, layer: int, n_layers: int, d_model: int, folder: Path | None) -> dict[str, Any]:
+def _gate(gate: Gate, layer: int, fitting: Callable[[str, int], StoredVector]) -> dict[str, Any]:
     where = layer if gate.layer is None else gate.layer
     if where > layer:
         raise ValueError(f"steering: a gate looks at layer {where}, after the layer {layer} that it lets edit")
-    direction = _fitting(gate.vector, where, n_layers, d_model, folder).direction.tobytes()
+    direction = fitting(gate.vector, where).direction.tobytes()
     return {"layer": where, "direction": direction, "above": gate.above}
 
 

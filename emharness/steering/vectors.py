@@ -9,6 +9,7 @@ from pathlib import Path
 import numpy as np
 
 from emharness.steering import files
+from emharness.steering.files import Stored
 
 FOLDER_VARIABLE = "EMHARNESS_VECTORS"
 
@@ -28,12 +29,50 @@ def load_vector(reference: str, layer: int, n_layers: int, folder: Path | None =
 
     Raises ValueError, in one sentence, for everything that is wrong with the reference or the file.
     """
+    return row(reference, open_vector(reference, folder), layer, n_layers)
+
+
+def open_vector(reference: str, folder: Path | None = None) -> Stored:
+    """The tensor that `reference` names, all its rows; read once until its file changes."""
     path, key = _locate(reference, folder or os.environ.get(FOLDER_VARIABLE))
     try:
         stat = path.stat()
-        return _load(path, stat.st_mtime_ns, stat.st_size, key, layer, n_layers)
+        return _read(path, stat.st_mtime_ns, stat.st_size, key)
     except OSError as error:
         raise ValueError(f"steering: vector file {path.name!r} cannot be read ({error.strerror})") from None
+    except ValueError as error:
+        raise ValueError(f"steering: {error}") from None
+
+
+@lru_cache(maxsize=1024)
+def _read(path: Path, _mtime_ns: int, _size: int, key: str) -> Stored:
+    return files.read(path, key)[key]
+
+
+def row(reference: str, stored: Stored, layer: int, n_layers: int) -> StoredVector:
+    """One layer's unit direction of an opened vector, with its norms."""
+    try:
+        rows = stored.values[None] if stored.values.ndim == 1 else stored.rows(n_layers)
+    except ValueError as error:
+        raise ValueError(f"steering: {reference!r} {error}") from None
+    if stored.values.ndim == 2 and len(stored.values) > n_layers and reference not in _told:
+        _told.add(reference)
+        print(f"emharness: {reference}: row 0 is taken for the embeddings and left out", file=sys.stderr, flush=True)
+    own = rows[0 if len(rows) == 1 else layer].astype(np.float64)
+    length = float(np.linalg.norm(own))
+    if length == 0:
+        there = _spans(np.flatnonzero(rows.any(1)).tolist())
+        raise ValueError(f"steering: {reference!r} has no direction at layer {layer}; it has some at layers {there}")
+    norms = {}
+    for name in ("raw_norm", "residual_norm"):
+        value = stored.about.get(name)
+        if isinstance(value, list):
+            value = value[layer + len(value) - n_layers] if len(value) > 1 else value[0]
+        norms[name] = None if value is None else float(value)
+    return StoredVector((own / length).astype(np.float32), **norms)
+
+
+_told: set[str] = set()  # references of which it was said that row 0 is left out
 
 
 def _locate(reference: str, folder: Path | str | None) -> tuple[Path, str]:
@@ -53,35 +92,6 @@ def _locate(reference: str, folder: Path | str | None) -> tuple[Path, str]:
     if not found:
         raise ValueError(f"steering: there is no vector file {name[:100]!r} under {FOLDER_VARIABLE}")
     return path, key
-
-
-@lru_cache(maxsize=4096)
-def _load(path: Path, _mtime_ns: int, _size: int, key: str, layer: int, n_layers: int) -> StoredVector:
-    try:
-        stored = files.read(path, key)[key]
-    except ValueError as error:
-        raise ValueError(f"steering: {error}") from None
-    try:
-        row = stored.rows(n_layers)[layer].astype(np.float64)
-    except ValueError as error:
-        raise ValueError(f"steering: {key!r} {error}") from None
-    length = np.linalg.norm(row)
-    if length == 0:
-        there = np.flatnonzero(stored.rows(n_layers).any(1))
-        raise ValueError(
-            f"steering: {key!r} has no direction at layer {layer}; it has some at layers {_spans(there.tolist())}"
-        )
-    if n_layers < len(stored.values) and stored.values.ndim == 2:
-        print(
-            f"emharness: {path.name}#{key}: row 0 is taken for the embeddings and left out", file=sys.stderr, flush=True
-        )
-    norms = {}
-    for name in ("raw_norm", "residual_norm"):
-        value = stored.about.get(name)
-        if isinstance(value, list):
-            value = value[layer + len(value) - n_layers]
-        norms[name] = None if value is None else float(value)
-    return StoredVector((row / length).astype(np.float32), **norms)
 
 
 def _spans(layers: list[int]) -> str:
