@@ -166,6 +166,14 @@ def test_lengths_survive_every_format(tmp_path, suffix):
     np.testing.assert_allclose(exchange._raw(back), rows * [[0], [2], [3], [4]], rtol=1e-5)
 
 
+def test_what_is_said_of_each_row_goes_with_the_row_of_the_embeddings(tmp_path):
+    said = {"rows": "hidden_states", "raw_norm": [1.0, 2.0, 3.0, 4.0], "recipe": "mean_diff"}
+    save_numpy({"v": ROWS}, tmp_path / "v.safetensors", metadata={"v": json.dumps(said)})
+    found = exchange.read(tmp_path / "v.safetensors", "convert", "hidden_states")
+    exchange.convert(found, tmp_path / "w.safetensors")
+    assert files.read(tmp_path / "w.safetensors")["v"].about == {"recipe": "mean_diff", "raw_norm": [2.0, 3.0, 4.0]}
+
+
 @given(st.binary(max_size=120), st.sampled_from(files.SUFFIXES))
 @settings(max_examples=200, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
 def test_any_bytes_are_vectors_or_one_sentence(tmp_path, data, suffix):

@@ -8,6 +8,7 @@ from typing import Any
 import numpy as np
 from safetensors.numpy import save_file
 
+from emharness.directions.vectors import normalise
 from emharness.errors import UserError
 from emharness.steering import files
 from emharness.steering.files import Stored
@@ -26,8 +27,14 @@ def read(path: Path, key: str, rows: str = "blocks") -> dict[str, Stored]:
         for name, stored in found.items():
             if stored.values.ndim != 2 or len(stored.values) < 2:
                 raise UserError(f"rows=hidden_states: {name} in {path} has no row for each layer")
-        return {name: Stored(stored.values[1:], stored.about) for name, stored in found.items()}
+        return {name: Stored(stored.values[1:], _without_first(stored.about)) for name, stored in found.items()}
     return found
+
+
+def _without_first(about: Mapping[str, Any]) -> dict[str, Any]:
+    """What a file says, when the row of the embeddings is gone."""
+    lists = {k: v[1:] for k, v in about.items() if k in files.NORMS and isinstance(v, list)}
+    return {k: v for k, v in about.items() if k != "rows"} | lists
 
 
 def describe(name: str, stored: Stored) -> dict[str, Any]:
@@ -114,19 +121,14 @@ def _raw(stored: Stored) -> np.ndarray:
     norms = stored.about.get("raw_norm")
     if norms is None:
         return stored.values
-    unit, _ = _unit(stored)
-    return (unit * np.reshape(np.asarray(norms, dtype=np.float32), (-1, 1) if unit.ndim == 2 else ())).astype(
-        np.float32
-    )
+    unit, _ = normalise(stored.values)
+    return (unit * np.asarray(norms, dtype=np.float32)[..., None]).astype(np.float32)
 
 
 def _unit(stored: Stored) -> tuple[np.ndarray, dict[str, Any]]:
     """Unit rows (zeros stay), and the metadata with their former lengths."""
-    rows = np.atleast_2d(stored.values).astype(np.float64)
-    lengths = np.linalg.norm(rows, axis=1)
-    unit = (rows / np.where(lengths == 0, 1, lengths)[:, None]).astype(np.float32).reshape(stored.values.shape)
-    own = lengths.tolist() if stored.values.ndim == 2 else float(lengths[0])
-    return unit, {"raw_norm": own, **stored.about}
+    unit, lengths = normalise(stored.values)
+    return unit, {"raw_norm": lengths.tolist(), **stored.about}
 
 
 def card(name: str, stored: Stored, file: Path, results: Mapping[str, Any] | None) -> str:
@@ -165,7 +167,7 @@ def _use(name: str, file: Path, results: Mapping[str, Any] | None) -> list[str]:
 
 
 def _doses(name: str, results: Mapping[str, Any]) -> list[str]:
-    """Dose curve of one vector on the base, with its controls' mean beside it."""
+    """Dose curve of one vector on the base."""
     base = results["config"]["base"]["name"]
     rows = [c for c in results["conditions"] if c["target"] == base and c["vector"] in (None, name)]
     if not any(c["vector"] == name for c in rows):

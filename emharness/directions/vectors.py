@@ -56,7 +56,7 @@ RECIPES: dict[str, Callable[..., Difference]] = {"model_diff": model_diff, "mean
 
 
 def normalise(raw: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    """Unit rows and their former lengths: [n_layers, d_model], [n_layers].
+    """Unit rows and their former lengths: [n_layers, d_model], [n_layers] (or [d_model] and one length).
 
     Zero rows stay zero: no direction there (layers below the first one that an adapter changes). ValueError if all are.
     """
@@ -65,7 +65,7 @@ def normalise(raw: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
         raise ValueError(f"the vector is not finite at layers {np.flatnonzero(~np.isfinite(norms)).tolist()}")
     if not norms.any():
         raise ValueError("the vector is zero at every layer: the two models, or the two sets of texts, do not differ")
-    return (raw / np.where(norms == 0, 1, norms)[:, None]).astype(np.float32), norms.astype(np.float32)
+    return (raw / np.where(norms == 0, 1, norms)[..., None]).astype(np.float32), norms.astype(np.float32)
 
 
 def save(path: Path, name: str, difference: Difference, metadata: dict[str, Any]) -> None:

@@ -2,10 +2,11 @@
 
 import json
 import re
+from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
-from safetensors import SafetensorError, safe_open
+from safetensors import safe_open
 
 from emharness.errors import UserError
 from emharness.organisms.weights import Shape, is_adapter, model_shape
@@ -39,42 +40,24 @@ def _check_adapter(name: str, folder: Path, key: str, base: str, source: str, sh
     kind = str(config.get("peft_type") or "LORA")
     if kind != "LORA":
         raise UserError(f"{key}={folder}: {name} is an adapter of type {kind}; only LoRA adapters are merged")
-    seen = 0
-    for path in sorted(folder.glob("*.safetensors")):
-        try:
-            with safe_open(path, framework="np") as file:
-                tensors = {k: file.get_slice(k).get_shape() for k in file.keys()}  # noqa: SIM118
-        except (SafetensorError, OSError) as error:
-            raise UserError(f"{key}={path}: cannot be read as safetensors ({error})") from None
-        for tensor, size in tensors.items():
-            found = _BLOCK.search(tensor)
-            seen += "lora_" in tensor
-            if found and int(found[1]) >= shape.n_layers:
-                raise UserError(
-                    f"{key}={folder}: {name} changes layer {found[1]}, but base={base} has layers 0 to "
-                    f"{shape.n_layers - 1}"
-                )
-            if re.search(r"(embed_tokens|lm_head)\.(weight|modules_to_save)", tensor) and size[0] != shape.vocabulary:
-                raise UserError(
-                    f"{key}={folder}: {name} has a vocabulary of {size[0]}, but base={base} has {shape.vocabulary}"
-                )
-            if re.search(r"\.[qkv]_proj\.lora_A", tensor) and size[-1] != shape.d_model:
-                raise UserError(f"{key}={folder}: {name} has width {size[-1]}, but base={base} has {shape.d_model}")
-    if not seen:
+    tensors = _tensors(folder)
+    for tensor, size in tensors.items():
+        found = _BLOCK.search(tensor)
+        if found and int(found[1]) >= shape.n_layers:
+            raise UserError(
+                f"{key}={folder}: {name} changes layer {found[1]}, but base={base} has layers 0 to {shape.n_layers - 1}"
+            )
+        if re.search(r"(embed_tokens|lm_head)\.(weight|modules_to_save)", tensor) and size[0] != shape.vocabulary:
+            raise UserError(
+                f"{key}={folder}: {name} has a vocabulary of {size[0]}, but base={base} has {shape.vocabulary}"
+            )
+        if re.search(r"\.[qkv]_proj\.lora_A", tensor) and size[-1] != shape.d_model:
+            raise UserError(f"{key}={folder}: {name} has width {size[-1]}, but base={base} has {shape.d_model}")
+    if not any("lora_" in tensor for tensor in tensors):
         raise UserError(f"{key}={folder}: {name} has no LoRA weights in its *.safetensors; only LoRA adapters are read")
-    _check_depth(name, folder, key, base, config, shape)
-
-
-def _check_depth(name: str, folder: Path, key: str, base: str, config: dict[str, Any], shape: Shape) -> None:
-    """An adapter of all layers of a shallower model fits by its tensors, and only by them."""
-    if config.get("layers_to_transform") is not None:
-        return
-    layers = set()
-    for path in folder.glob("*.safetensors"):
-        with safe_open(path, framework="np") as file:
-            names = list(file.keys())
-        layers |= {int(found[1]) for n in names if (found := _BLOCK.search(n))}
-    if layers and len(layers) != shape.n_layers:
+    layers = _layers(tensors)
+    # An adapter of all layers of a shallower model fits by its tensors, and only by them.
+    if config.get("layers_to_transform") is None and layers and len(layers) != shape.n_layers:
         raise UserError(
             f"{key}={folder}: {name} changes {len(layers)} layers, but base={base} has {shape.n_layers} and the "
             "adapter's config names no layers_to_transform; it belongs to another model"
@@ -83,13 +66,20 @@ def _check_depth(name: str, folder: Path, key: str, base: str, config: dict[str,
 
 def first_layer(published: Path) -> int:
     """The first decoder block that an organism changes: residuals before it are the base's."""
-    if not is_adapter(published):
-        return 0
-    names = []
-    for path in published.glob("*.safetensors"):
+    return min(_layers(_tensors(published)), default=0) if is_adapter(published) else 0
+
+
+def _tensors(folder: Path) -> dict[str, list[int]]:
+    """Name → shape of every tensor of a folder whose files were found to be whole (`weights.fetch`)."""
+    shapes: dict[str, list[int]] = {}
+    for path in sorted(folder.glob("*.safetensors")):
         with safe_open(path, framework="np") as file:
-            names += list(file.keys())
-    return min((int(found[1]) for name in names if (found := _BLOCK.search(name))), default=0)
+            shapes |= {name: file.get_slice(name).get_shape() for name in file.keys()}  # noqa: SIM118
+    return shapes
+
+
+def _layers(tensors: Iterable[str]) -> set[int]:
+    return {int(found[1]) for name in tensors if (found := _BLOCK.search(name))}
 
 
 def _config(folder: Path, key: str) -> dict[str, Any]:

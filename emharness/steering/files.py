@@ -18,7 +18,7 @@ _NUMPY_TYPES = {"F64", "F32", "F16"}
 _TORCH_TYPES = {"BF16", "F8_E4M3", "F8_E5M2"}
 _TORCH_FILES, _NUMPY_FILES, _GGUF = (".pt", ".pth", ".bin", ".ckpt"), (".npy", ".npz"), ".gguf"
 SUFFIXES = (".safetensors", *_TORCH_FILES, *_NUMPY_FILES, _GGUF)
-_NORMS = ("raw_norm", "residual_norm")
+NORMS = ("raw_norm", "residual_norm")
 
 
 @dataclass(frozen=True)
@@ -32,7 +32,7 @@ class Stored:
     def rows(self, n_layers: int) -> np.ndarray:
         """[n_layers, d_model] for a model of that depth. ValueError if it is of another depth."""
         if self.values.ndim == 1:
-            return np.tile(self.values, (n_layers, 1))
+            return np.broadcast_to(self.values, (n_layers, len(self.values)))
         n = len(self.values)
         if n == n_layers + 1 and (self.hidden_states or self.about.get("rows") == "hidden_states"):
             return self.values[1:]
@@ -78,7 +78,7 @@ def _check(name: str, stored: Stored, path: Path) -> None:
         raise ValueError(f"{name} in {path.name} has NaN or infinite numbers at layer {layer}")
     if not rows.any():
         raise ValueError(f"{name} in {path.name} is zero at every layer; a zero vector has no direction")
-    for norm in _NORMS:
+    for norm in NORMS:
         _check_norms(norm, stored.about.get(norm), rows, name, path)
 
 

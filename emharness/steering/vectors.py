@@ -52,13 +52,13 @@ def _read(path: Path, _mtime_ns: int, _size: int, key: str) -> Stored:
 def row(reference: str, stored: Stored, layer: int, n_layers: int) -> StoredVector:
     """One layer's unit direction of an opened vector, with its norms."""
     try:
-        rows = stored.values[None] if stored.values.ndim == 1 else stored.rows(n_layers)
+        rows = stored.rows(n_layers)
     except ValueError as error:
         raise ValueError(f"steering: {reference!r} {error}") from None
     if stored.values.ndim == 2 and len(stored.values) > n_layers and reference not in _told:
         _told.add(reference)
         print(f"emharness: {reference}: row 0 is taken for the embeddings and left out", file=sys.stderr, flush=True)
-    own = rows[0 if len(rows) == 1 else layer].astype(np.float64)
+    own = rows[layer].astype(np.float64)
     length = float(np.linalg.norm(own))
     if length == 0:
         there = _spans(np.flatnonzero(rows.any(1)).tolist())
