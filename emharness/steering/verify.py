@@ -137,6 +137,8 @@ class Bench:
         from transformers import AutoModelForCausalLM
 
         model: Any = AutoModelForCausalLM.from_pretrained(self.model, dtype=torch.float32)
+        for module in model.modules():  # vLLM's transformers backend changes the classes that it serves, here as well
+            module.do_not_compile = True
         return model.eval()
 
     def edit(self, strength: float, mode: str = "add", vector: int = 0, **more: Any) -> dict[str, Any]:
