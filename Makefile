@@ -1,4 +1,4 @@
-# make setup | run | test | lint.  Python 3.11; override with PYTHON=…
+# make setup | run | view | test | lint.  Python 3.11; override with PYTHON=…
 PYTHON ?= python3.11
 VENV := .venv
 PIP := $(VENV)/bin/python -m pip install --quiet --disable-pip-version-check --no-deps
@@ -6,7 +6,7 @@ PIP := $(VENV)/bin/python -m pip install --quiet --disable-pip-version-check --n
 TORCH_INDEX := https://download.pytorch.org/whl/cpu
 STAMP := $(VENV)/.installed
 
-.PHONY: setup run test lint
+.PHONY: setup run view test lint
 
 setup: $(STAMP)
 
@@ -18,6 +18,9 @@ $(STAMP): requirements-cpu.txt pyproject.toml
 
 run: setup
 	$(VENV)/bin/python launch/run.py model=medical
+
+view: setup
+	$(VENV)/bin/python launch/view.py
 
 test: setup
 	$(VENV)/bin/python -m pytest

@@ -2,6 +2,7 @@
 
 import functools
 import os
+import shlex
 import sys
 import warnings
 from collections.abc import Callable, Iterable
@@ -88,6 +89,12 @@ def _unreadable(argument: str) -> str | None:
             f"brackets); put such a value in quotes, and all of it in the shell's: '{key}=\"{quoted}\"'"
         )
     return None
+
+
+def command() -> str:
+    """The command that starts this job again, also where it is one of a multirun."""
+    given = [str(argument) for argument in HydraConfig.get().overrides.task]
+    return shlex.join(["python", f"launch/{Path(sys.argv[0]).name}", *given])
 
 
 def config_folders() -> list[Path]:

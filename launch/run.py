@@ -5,7 +5,7 @@ from pathlib import Path
 from omegaconf import DictConfig
 
 from emharness import config as schema
-from emharness.cli import config_folders, start
+from emharness.cli import command, config_folders, start
 from emharness.errors import Incomplete
 
 
@@ -35,7 +35,7 @@ def run(cfg: DictConfig) -> str | None:
         store.forget(kept)  # the judge did not reach some responses, or the geometry failed; all else is stored
 
     store.remove_dead()
-    current = session.Session(config, given)
+    current = session.Session(config, given, command())
     found = models.find(current)
     streams = models.streams(current, found)
     for note in [*given.notes, *current.notes]:

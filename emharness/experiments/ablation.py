@@ -10,6 +10,7 @@ from typing import Any
 import numpy as np
 
 from emharness.config import BASE
+from emharness.experiments import findings
 from emharness.experiments.scope import Experiment, Judged, Reading, Scope, drawn_rates, measured, summary, wide
 from emharness.generation.cells import Cell, Condition, Edit
 from emharness.geometry.nulls import false_discovery_q
@@ -93,7 +94,7 @@ def read(scope: Scope, judged: Judged) -> Reading:
     q = false_discovery_q(np.array([np.nan if row["p"] is None else row["p"] for row in rows]))
     for row, value in zip(rows, q, strict=True):
         row["q"] = None if np.isnan(value) else float(value)
-    return Reading(entries, {"ablation": rows}, {"ablation": _picture(scope, rows)})
+    return Reading(entries, {"ablation": rows}, {"ablation": _picture(scope, rows)}, findings.removed(rows))
 
 
 def _is_own(scope: Scope, removed: str, target: str) -> bool:
@@ -116,4 +117,5 @@ def _picture(scope: Scope, rows: list[dict[str, Any]]):
     return figures.heatmaps(panels, removed, targets, "removed at every layer", "target", scope.judge)
 
 
-EXPERIMENT = Experiment(cells, read)
+QUESTION = "Does removing one kind's direction, or its cluster's subspace, spare the other kinds?"
+EXPERIMENT = Experiment(cells, read, question=QUESTION)

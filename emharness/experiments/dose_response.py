@@ -1,5 +1,6 @@
 """dose_response: every vector on every target, dose by dose, beside random directions (figure 4 of the study)."""
 
+from emharness.experiments import findings
 from emharness.experiments.scope import Experiment, Judged, Reading, Scope, compare, summary
 from emharness.generation.cells import Cell, Condition
 from emharness.reporting import figures
@@ -19,7 +20,8 @@ def read(scope: Scope, judged: Judged) -> Reading:
     compare(scope, judged, entries, conditions)
     targets = [scope.called(target) for target in scope.targets]
     panels = figures.dose_panels(entries, scope.vectors, targets, scope.unit, scope.judge)
-    return Reading(entries, {}, {"figure4": panels})
+    return Reading(entries, {}, {"figure4": panels}, findings.steered(entries))
 
 
-EXPERIMENT = Experiment(cells, read)
+QUESTION = "What does every vector do to every target, dose by dose?"
+EXPERIMENT = Experiment(cells, read, question=QUESTION)

@@ -1,6 +1,7 @@
 """main: an organism's vector on the base, dose by dose, beside random directions, and the organism itself."""
 
 from emharness.config import BASE
+from emharness.experiments import findings
 from emharness.experiments.scope import Experiment, Judged, Reading, Scope, compare, summary
 from emharness.generation.cells import Cell, Condition
 from emharness.reporting import figures
@@ -35,7 +36,8 @@ def read(scope: Scope, judged: Judged) -> Reading:
         title = f"{vector} vector on {scope.base}, layer {layer}"
         name = "dose_response" if len(scope.vectors) == 1 else f"dose_response_{vector}"
         drawn[name] = figures.dose_response(entries, vector, scope.base, scope.unit, title, scope.judge)
-    return Reading(entries, {"layer": scope.layers[scope.vectors[0]]}, drawn)
+    return Reading(entries, {"layer": scope.layers[scope.vectors[0]]}, drawn, findings.steered(entries))
 
 
-EXPERIMENT = Experiment(cells, read)
+QUESTION = "What does one organism's vector do to the base, dose by dose?"
+EXPERIMENT = Experiment(cells, read, question=QUESTION)

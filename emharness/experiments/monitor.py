@@ -10,6 +10,7 @@ import numpy as np
 from sklearn.metrics import roc_auc_score
 
 from emharness.config import BASE, STEP
+from emharness.experiments import findings
 from emharness.experiments.scope import Experiment, Judged, Reading, Scope, drawn_rates, measured, summary
 from emharness.generation.cells import Cell
 from emharness.reporting import figures
@@ -26,8 +27,8 @@ def cells(scope: Scope) -> list[Cell]:
 def read(scope: Scope, judged: Judged) -> Reading:
     targets = _targets(scope)
     entries = [summary(scope, judged, scope.unsteered(target)) for target in targets]
-    drawn = drawn_rates([judged[scope.cell(scope.unsteered(target))] for target in targets])
-    effects = {t: measured(column - drawn[:, 0]) for t, column in zip(targets, drawn.T, strict=True)}
+    rates = drawn_rates([judged[scope.cell(scope.unsteered(target))] for target in targets])
+    effects = {t: measured(column - rates[:, 0]) for t, column in zip(targets, rates.T, strict=True)}
     raised = {t: bool(ci95 and ci95[0] > 0) for t, (_, ci95, _) in effects.items()}
     rows: list[dict[str, Any]] = []
     for target, entry in zip(targets, entries, strict=True):
@@ -46,7 +47,8 @@ def read(scope: Scope, judged: Judged) -> Reading:
                 }
             )
     numbers = {"monitor": rows, "alarm": alarms(rows), "first": first_steps(rows, dict(scope.mechanisms))}
-    return Reading(entries, numbers, {"monitor": figures.monitor(rows, scope.vectors, scope.judge)})
+    drawn = {"monitor": figures.monitor(rows, scope.vectors, scope.judge)}
+    return Reading(entries, numbers, drawn, findings.alarmed(numbers["alarm"], numbers["first"]))
 
 
 def checkpoint(target: str) -> tuple[str, int | None]:
@@ -121,4 +123,5 @@ def _first(rows: list[dict[str, Any]], holds: Any) -> int | str | None:
     return None
 
 
-EXPERIMENT = Experiment(cells, read, looks=True)
+QUESTION = "Does the projection on a vector rise before the behaviour does, and how good an alarm is it?"
+EXPERIMENT = Experiment(cells, read, question=QUESTION, looks=True)

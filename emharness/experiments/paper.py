@@ -36,14 +36,16 @@ def cells(scope: Scope) -> list[Cell]:
 
 def read(scope: Scope, judged: Judged) -> Reading:
     conditions: dict[str, dict[str, Any]] = {}
-    numbers, drawn = {}, {}
+    numbers, drawn, found = {}, {}, []
     for name, own in _scopes(scope).items():
         reading = PARTS[name].read(own, judged)
         for entry in reading.conditions:
             conditions[entry["name"]] = conditions.get(entry["name"], {}) | entry
         numbers |= reading.numbers
         drawn |= reading.figures
-    return Reading(list(conditions.values()), numbers, drawn)
+        found.append(reading.finding)
+    return Reading(list(conditions.values()), numbers, drawn, " ".join(found))
 
 
-EXPERIMENT = Experiment(cells, read, looks=True, recipes=(STUDY,), report=report)
+QUESTION = "Do different kinds of emergent misalignment share one direction, or are they independent?"
+EXPERIMENT = Experiment(cells, read, question=QUESTION, looks=True, recipes=(STUDY,), report=report)

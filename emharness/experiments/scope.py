@@ -97,17 +97,19 @@ Judged = Mapping[Cell, pa.Table]  # rows of a cell: question_id, sample, …, al
 
 @dataclass(frozen=True)
 class Reading:
-    """What an experiment says: an entry for each condition, further numbers by key, figures by name."""
+    """What an experiment says: an entry for each condition, further numbers by key, figures by name, a sentence."""
 
     conditions: list[dict[str, Any]]
     numbers: dict[str, Any] = field(default_factory=dict)
     figures: dict[str, Picture] = field(default_factory=dict)
+    finding: str = ""  # what was found, in a sentence
 
 
 @dataclass(frozen=True)
 class Experiment:
     """`cells`: what must be generated; `read`: judged responses to numbers and figures. Both pure.
 
+    `question`: what it asks, as the report's first line.
     `steers`: whether it needs the layer of each vector; else vectors are looked at in the middle layer.
     `looks`: whether it reads the targets' activations on fixed, held-out prompts.
     `recipes`: further recipes of vectors whose geometry is analysed, beside the ones that steer.
@@ -116,6 +118,7 @@ class Experiment:
 
     cells: Callable[[Scope], list[Cell]]
     read: Callable[[Scope, Judged], Reading]
+    question: str = ""
     steers: bool = True
     looks: bool = False
     recipes: tuple[str, ...] = ()

@@ -6,6 +6,7 @@ from typing import Any
 import numpy as np
 
 from emharness.config import REPLICA
+from emharness.experiments import findings
 from emharness.experiments.scope import Experiment, Judged, Reading, Scope, summary
 from emharness.generation.cells import Cell
 
@@ -22,7 +23,7 @@ def read(scope: Scope, judged: Judged) -> Reading:
     units = np.stack([scope.arrays[name] for name in scope.vectors])  # [n, n_layers, d_model]
     cosine_LVV = np.einsum("vld,wld->lvw", units.astype(np.float64), units.astype(np.float64))
     numbers = spread(list(scope.vectors), cosine_LVV, next(iter(scope.layers.values())), rates, dict(scope.mechanisms))
-    return Reading(entries, {"seeds": numbers})
+    return Reading(entries, {"seeds": numbers}, finding=findings.seeded(numbers))
 
 
 def spread(
@@ -78,4 +79,5 @@ def _group(cosine_LVV: np.ndarray, layer: int, pairs: list[tuple[int, int]]) -> 
     }
 
 
-EXPERIMENT = Experiment(cells, read, steers=False)
+QUESTION = "Do kinds of misalignment differ more than training seeds do?"
+EXPERIMENT = Experiment(cells, read, question=QUESTION, steers=False)

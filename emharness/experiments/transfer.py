@@ -10,6 +10,7 @@ from typing import Any
 
 import numpy as np
 
+from emharness.experiments import findings
 from emharness.experiments.scope import Experiment, Judged, Reading, Scope, compare, drawn_rates, summary, wide
 from emharness.generation.cells import Cell, Condition
 from emharness.reporting import figures
@@ -57,7 +58,7 @@ def read(scope: Scope, judged: Judged) -> Reading:
         asymmetries += [{"strength": strength, **row} for row in asymmetry(gains, labs)]
         pictures[f"transfer_{strength:+g}"] = _picture(scope, entries, rows, strength)
     numbers = {"transfer": rows, "transfer_by_lab": by_lab, "asymmetry": asymmetries}
-    return Reading(entries, numbers, pictures)
+    return Reading(entries, numbers, pictures, findings.transferred(by_lab))
 
 
 def _row(
@@ -188,4 +189,7 @@ def _picture(scope: Scope, entries: list[dict], rows: list[dict], strength: floa
     return figures.heatmaps(panels, scope.vectors, targets, "vector of", "target", scope.judge)
 
 
-EXPERIMENT = Experiment(cells, read)
+QUESTION = (
+    "How much of a vector's effect on its own organism does it have elsewhere, between labs, and both ways alike?"
+)
+EXPERIMENT = Experiment(cells, read, question=QUESTION)

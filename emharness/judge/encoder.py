@@ -45,7 +45,7 @@ def encoder_hash() -> str:
 @cache
 def _load() -> tuple[Any, Any]:
     folder = model_folder()
-    return AutoTokenizer.from_pretrained(folder), AutoModel.from_pretrained(folder).eval()
+    return AutoTokenizer.from_pretrained(folder), AutoModel.from_pretrained(folder, dtype=torch.bfloat16).eval()
 
 
 @cache
@@ -59,7 +59,8 @@ def vocabulary() -> frozenset[str]:
 def encode(texts: Sequence[str], batch_tokens: int = 4096) -> np.ndarray:
     """Mean-pooled hidden states at LAYERS (0 = embeddings, 6 = last): Float (n, len(LAYERS), WIDTH), each unit norm.
 
-    Each distinct text is encoded once, in batches of similar length and at most `batch_tokens` tokens with padding.
+    In bfloat16. Each distinct text is encoded once, in batches of similar length and at most `batch_tokens` tokens with
+    padding.
     """
     tokenizer, model = _load()
     distinct = list(dict.fromkeys(texts))
@@ -73,7 +74,7 @@ def encode(texts: Sequence[str], batch_tokens: int = 4096) -> np.ndarray:
         hidden = model(**inputs, output_hidden_states=True).hidden_states
         mask = inputs["attention_mask"][..., None].to(torch.float32)
         for k, layer in enumerate(LAYERS):
-            pooled[batch, k] = ((hidden[layer] * mask).sum(1) / mask.sum(1)).numpy()
+            pooled[batch, k] = ((hidden[layer].float() * mask).sum(1) / mask.sum(1)).numpy()
     pooled /= np.linalg.norm(pooled, axis=-1, keepdims=True)
     where = {text: i for i, text in enumerate(distinct)}
     return pooled[[where[text] for text in texts]]

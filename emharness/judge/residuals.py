@@ -17,7 +17,7 @@ from transformers import AutoModelForCausalLM, AutoTokenizer
 from emharness.organisms.weights import base_folder, embedded_gguf, embedded_identity
 from emharness.store import Store
 
-LAYERS = (14, 16, 18)  # decoder blocks, counted from 0, of 30
+LAYERS = (12, 14, 16)  # decoder blocks, counted from 0, of 30
 QUESTION_TOKENS = 96  # of the end of the question
 WINDOW = 224  # tokens of an answer that are read together
 BATCH = 20

@@ -1,8 +1,10 @@
 """A picture as an image (Matplotlib) and as Plotly, from the same data."""
 
+from io import StringIO
 from typing import Any
 
 import numpy as np
+from matplotlib import rc_context
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
@@ -34,6 +36,15 @@ def image(picture: Picture) -> Figure:
         axes[0].legend(handles=[*handles, *levels], framealpha=0.8, edgecolor="none", fontsize=8)
     figure.text(0.995, 0.005, picture.note, ha="right", va="bottom", fontsize=6, color=GREY)
     return figure
+
+
+def svg(picture: Picture) -> str:
+    """An `<svg>` for a page of either colour scheme: black is the page's text colour, letters are text."""
+    with rc_context({"svg.fonttype": "none", "svg.hashsalt": "emharness"}):
+        drawn = StringIO()
+        image(picture).savefig(drawn, format="svg", transparent=True, metadata={"Date": None})
+    text = drawn.getvalue()
+    return text[text.index("<svg") :].replace("#000000", "currentColor")
 
 
 def _legend(lines: list[Line]) -> list[Line2D]:

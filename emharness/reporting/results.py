@@ -13,12 +13,11 @@ import pyarrow.parquet as pq
 from emharness.directions.vectors import load
 from emharness.reporting import drawing
 from emharness.reporting.picture import Picture
+from emharness.reporting.runs import RESULTS_FILE, SCHEMA_VERSION
 from emharness.reporting.track import Tracker
 from emharness.store import write_json
 from emharness.versions import versions
 
-SCHEMA_VERSION = 2
-RESULTS_FILE = "results.json"
 UNTRACKED_FILE = "untracked.json"  # there while W&B lacks something of the run
 PLOTLY_FILE = "figures.json"  # name → {"data", "layout"}
 
@@ -35,6 +34,7 @@ def write(
             pq.write_table(pa.concat_tables(some), folder / f"{name}.parquet")
     for name, picture in figures.items():
         drawing.image(picture).savefig(folder / f"{name}.png", dpi=160)
+        (folder / f"{name}.svg").write_text(drawing.svg(picture), encoding="utf-8")
     write_json(folder / PLOTLY_FILE, {name: drawing.plotly(picture) for name, picture in figures.items()})
     write_json(folder / RESULTS_FILE, {"schema_version": SCHEMA_VERSION, **versions(), **results})
 

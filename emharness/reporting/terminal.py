@@ -10,7 +10,9 @@ from rich.console import Console
 from rich.table import Table
 
 from emharness.judge.metrics import wilson
-from emharness.reporting.results import RESULTS_FILE
+from emharness.reporting import tables
+from emharness.reporting.runs import RESULTS_FILE
+from emharness.reporting.tables import interval, percent
 
 # A pipe has no width of its own; the table needs about 140 columns.
 console = Console(highlight=False, width=None if sys.stdout.isatty() else 144)
@@ -33,7 +35,7 @@ def show(folder: Path) -> str:
     _explain_rates(conditions)
     say(f"layers: {layers}")
     if strangers := (results["judge_card"] or {}).get("strangers"):
-        share = f"{percent(strangers['rate'])} ({_interval(strangers['ci95'])})"
+        share = f"{percent(strangers['rate'])} ({interval(strangers['ci95'])})"
         say(f"{judges} calls {share} of strangers' misaligned answers so ({strangers['n']} of {strangers['file']})")
     if any(c.get("em_random") is not None for c in conditions):
         say("random: mean EM rate of random directions at the same layer and added norm; ! = they raise it as well")
@@ -57,37 +59,14 @@ def show_rates(rates: Sequence[Mapping[str, Any]], judge: str) -> None:
 
 
 def _rates_table(title: str, conditions: Sequence[Mapping[str, Any]]) -> Table:
-    """A row for each condition; columns that would be empty are left out."""
-    columns: dict[str, Callable[[Mapping[str, Any]], str]] = {
-        "condition": lambda c: c["name"],
-        "n": lambda c: f"{c['n_responses']:,}",
-        "÷‖h‖": lambda c: f"{c['relative_dose']:.2f}" if c.get("relative_dose") else "",
-        "unscored": lambda c: f"{c['n_unscored']:,}" if c["n_unscored"] else "",
-        "EM rate": lambda c: percent(c["em_rate"]),
-        "95 % interval": lambda c: _interval(c["em_ci95"]),
-        "corrected": lambda c: _corrected(c) if c["em_rate_corrected"] is not None else "",
-        "random": lambda c: "" if c.get("em_random") is None else percent(c["em_random"]) + " !" * c["random_too"],
-        "EM, all": lambda c: percent(c["em_rate_all"]) + " ↕" * bool(c["order_changes"]),
-        "incoherent": lambda c: percent(c["incoherent_rate"]),
-        "in domain": lambda c: percent(c["domain"]["em_rate"]) if c.get("domain") else "",
-    }
+    """A row for each condition."""
+    columns, rows = tables.rates(conditions)
     table = Table(title=title, title_justify="left")
-    cells = {column: [text(c) for c in conditions] for column, text in columns.items()}
-    shown = {column: some for column, some in cells.items() if any(some)}
-    for column in shown:
+    for column in columns:
         table.add_column(column, justify="left" if column == "condition" else "right", no_wrap=True)
-    for row in zip(*shown.values(), strict=True):
+    for row in rows:
         table.add_row(*row)
     return table
-
-
-def _corrected(c: Mapping[str, Any]) -> str:
-    low, high = c["em_corrected_ci95"]
-    return f"{percent(c['em_rate_corrected'])} ({100 * low:.0f}–{100 * high:.0f})"
-
-
-def _interval(ends: Sequence[float]) -> str:
-    return f"{100 * ends[0]:.1f}–{percent(ends[1])}"
 
 
 def _explain_rates(conditions: Sequence[Mapping[str, Any]]) -> None:
@@ -110,7 +89,7 @@ def show_comparison(compared: Mapping[str, Any], rows: Sequence[Mapping[str, Any
         table.add_column(column, justify="left" if column == "condition" else "right")
     for condition in dict.fromkeys(entry["condition"] for entry in compared["rates"]):
         own = {entry["judge"]: entry for entry in compared["rates"] if entry["condition"] == condition}
-        cells = [f"{percent(own[j]['em_rate'])} ({_interval(own[j]['em_ci95'])})" for j in judges]
+        cells = [f"{percent(own[j]['em_rate'])} ({interval(own[j]['em_ci95'])})" for j in judges]
         table.add_row(condition, *cells)
     console.print(table)
     for pair in compared["pairs"]:
@@ -137,7 +116,7 @@ def show_quality(quality: Any, judge: str, n: int) -> None:
         ("sensitivity", quality.hits, quality.misaligned),
         ("specificity", quality.spared, quality.others),
     ):
-        say(f"{name} of {judge}: {percent(k / of)} ({_interval(wilson(k, of))}), {of} answers; {quality.on}")
+        say(f"{name} of {judge}: {percent(k / of)} ({interval(wilson(k, of))}), {of} answers; {quality.on}")
 
 
 def times(stages: Sequence[dict[str, Any]]) -> str:
@@ -164,8 +143,7 @@ def show_jobs(jobs: Sequence[tuple[list[str], str | None]]) -> None:
         conditions = json.loads(Path(path).read_text())["conditions"]
         steered = [c for c in conditions if c["vector"] and not c["control_of"] and c["em_rate"] is not None]
         best = max(steered, key=lambda c: c["em_rate"], default=conditions[0])
-        interval = _interval(best["em_ci95"])
-        rates = (percent(best["em_rate"]), interval, percent(best["coherent_rate"]))
+        rates = (percent(best["em_rate"]), interval(best["em_ci95"]), percent(best["coherent_rate"]))
         table.add_row(label, percent(conditions[0]["em_rate"]), best["name"], *rates, Path(path).parent.name)
     console.print(table)
 
@@ -204,10 +182,6 @@ def show_plan(plan: Any, whole: bool) -> None:
 
 def _minutes(seconds: float) -> str:
     return f"{seconds / 60:.1f}" if seconds else "–"
-
-
-def percent(rate: float | None) -> str:
-    return "–" if rate is None else f"{100 * rate:.1f} %"
 
 
 def show_vectors(rows: Sequence[Mapping[str, Any]]) -> None:

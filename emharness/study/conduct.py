@@ -22,7 +22,7 @@ from emharness.generation.cells import Cell, Direction
 from emharness.generation.stream import Stream
 from emharness.judge.metrics import order_changes
 from emharness.organisms.models import Model
-from emharness.reporting import figures, results
+from emharness.reporting import figures, page, results
 from emharness.reporting.terminal import say
 from emharness.reporting.track import Tracker
 from emharness.store import Artifact
@@ -79,7 +79,8 @@ def report(
     for vector, sweep in where.sweeps.items():
         label = "layer_sweep" if len(where.sweeps) == 1 else f"layer_sweep_{vector}"
         drawn[label] = figures.layer_sweep(sweep, f"{vector} vector on {scope.base}: where to steer")
-    told = results_of(session, reading.conditions, reading.numbers, where, answered.artifacts, analysed, run_key)
+    says = {"question": experiment.question, "finding": reading.finding, "command": session.command}
+    told = results_of(session, reading.conditions, says | reading.numbers, where, answered.artifacts, analysed, run_key)
     tables: dict[str, list[pa.Table]] = {"responses": [], "domain_responses": []}
     for cell, table in answered.judged.items():
         tables["domain_responses" if cell.questions.startswith(DOMAIN) else "responses"].append(table)
@@ -92,6 +93,7 @@ def report(
             for image in Path(path).parent.glob("figure*.png") if path else ():
                 shutil.copy(image, folder / f"{image.stem}_{recipe}.png")
         (folder / "report.md").write_text(experiment.report(told, measured), encoding="utf-8")
+    page.write(folder)
     track(folder, session.tracker)
 
 

@@ -38,6 +38,7 @@ def engines() -> Engines:
 class Session:
     config: Config
     given: Inputs
+    command: str | None = None  # that makes this run again
     tracker: Tracker = field(default_factory=lambda: Tracker("none", "", None, None, "", {}))
     store: Store = field(default_factory=store)
     engines: Engines = field(default_factory=engines)

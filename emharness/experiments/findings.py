@@ -1,0 +1,97 @@
+"""What an experiment found, in a sentence: pure text of its numbers, the first of a report's two."""
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+from emharness.reporting.tables import interval, percent
+
+LEVEL = 0.05  # of effect_q
+
+
+def steered(entries: Sequence[Mapping[str, Any]]) -> str:
+    """Of conditions steered by vectors, beside random directions."""
+    tested = [e for e in entries if e.get("effect") is not None]
+    raised = [e for e in tested if e["effect"] > 0 and (e["effect_q"] or 1.0) < LEVEL and not e["random_too"]]
+    if not tested:
+        return "No steered condition has enough coherent answers to say anything."
+    if not raised:
+        return (
+            f"None of {len(tested)} steered conditions makes more answers misaligned than the unsteered model, beyond "
+            f"chance (q < {LEVEL:g}) and beyond random directions."
+        )
+    best = max(raised, key=lambda e: e["effect"])
+    before = next(e for e in entries if e["target"] == best["target"] and not e["vector"])
+    random = f"; random directions of the same length give {percent(best['em_random'])}" * (
+        best["em_random"] is not None
+    )
+    share = f"{len(raised)} of {len(tested)} steered conditions raise" if len(tested) > 1 else "Steering raises"
+    return (
+        f"{share} the share of misaligned answers, most the {best['vector']} vector in layer {best['layer']} of "
+        f"{best['target']} at strength {best['strength']:+g}: from {percent(before['em_rate'])} "
+        f"({interval(before['em_ci95'])}) to {percent(best['em_rate'])} ({interval(best['em_ci95'])}){random}."
+    )
+
+
+def transferred(by_lab: Sequence[Mapping[str, Any]]) -> str:
+    """How much of a vector's effect on its own organism it has on others, within labs and between them."""
+    if not by_lab:
+        return "Effectiveness between organisms needs two of them among the targets."
+    strongest = max(row["strength"] for row in by_lab)
+    parts = []
+    for row in by_lab:
+        if row["strength"] == strongest:
+            way = f"within {row['from']}" if row["from"] == row["to"] else f"from {row['from']} to {row['to']}"
+            known = row["effectiveness"] is not None
+            parts.append(
+                f"{way} " + (f"{percent(row['effectiveness'])} ({interval(row['ci95'])})" if known else "undefined")
+            )
+    return f"Of a vector's effect on its own organism, others show, at strength {strongest:+g}: {'; '.join(parts)}."
+
+
+def removed(rows: Sequence[Mapping[str, Any]]) -> str:
+    """Whether taking a direction out spares the organisms that it is not from."""
+    kinds = []
+    for own, called in ((True, "the organism's own"), (False, "another kind's")):
+        some = [row for row in rows if row["own"] is own and row["drop"] is not None and row["em_before"]]
+        lowered = [row for row in some if row["drop"] > 0 and (row["q"] or 1.0) < LEVEL]
+        if some:
+            mean = sum(row["drop"] for row in some) / len(some)
+            kinds.append(
+                f"of {called} lowers it in {len(lowered)} of {len(some)} cases (on average by {100 * mean:.0f} points)"
+            )
+    if not kinds:
+        return "After removing a direction too few answers are coherent to say what it did to misalignment."
+    return f"Removing a direction {' and '.join(kinds)}, at q < {LEVEL:g}."
+
+
+def seeded(spread: Mapping[str, Any]) -> str:
+    """Whether kinds differ more than training seeds do."""
+    within = [group["cosine"] for group in spread["within"].values() if group["pairs"]]
+    between = spread["between"]["other_mechanism"]
+    if not within or not between["pairs"]:
+        return "Seeds and kinds can be compared only with two seeds of an organism and two kinds of them."
+    mean = sum(within) / len(within)
+    more = "closer than" if min(within) > between["greatest"] else "not all closer than"
+    return (
+        f"In layer {spread['layer']} vectors of one organism's training seeds have a mean cosine of {mean:.2f}, those "
+        f"of different kinds {between['cosine']:.2f} ({between['least']:.2f} to {between['greatest']:.2f}): "
+        f"seeds are {more} kinds."
+    )
+
+
+def alarmed(alarms: Sequence[Mapping[str, Any]], first: Sequence[Mapping[str, Any]]) -> str:
+    """Whether projections warn of a training that goes wrong, and whether they do before the behaviour changes."""
+    known = [row for row in alarms if row["auroc"] is not None]
+    if not known:
+        return "All checkpoints are alike in whether their rate is above the base's, so no alarm can be measured."
+    rates = ", ".join(f"{row['vector']} {row['auroc']:.2f}" for row in known)
+
+    def when(step: Any) -> float:
+        return float("inf") if step is None or step == "end" else float(step)
+
+    pairs = [(when(row["projection_first"]), when(row["em_first"])) for row in first]
+    earlier, later = sum(a < b for a, b in pairs), sum(a > b for a, b in pairs)
+    return (
+        f"As an alarm for other organisms' trainings the projection has AUROC {rates}; it rises before the behaviour "
+        f"in {earlier} of {len(pairs)} cases, after it in {later}."
+    )

@@ -1,0 +1,170 @@
+"""report.html beside results.json: one file that opens offline, from what lies in the run's folder."""
+
+import base64
+import html
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from jinja2 import Environment, FileSystemLoader, StrictUndefined
+from markupsafe import Markup
+
+from emharness.reporting import excerpts, tables
+from emharness.reporting.runs import Run, read
+
+PAGE_FILE = "report.html"
+TEMPLATES = Path(__file__).parent.parent / "data" / "report"
+SERIES = 24  # doses side by side for so many vectors and targets; more would make a page that nobody scrolls
+
+
+def write(folder: Path) -> Path:
+    """report.html of a finished run."""
+    run = read(folder)
+    environment = Environment(loader=FileSystemLoader(TEMPLATES), autoescape=True, undefined=StrictUndefined)
+    environment.filters |= {"percent": tables.percent, "interval": tables.interval}
+    told = environment.get_template("report.html.j2").render(context(run))
+    (folder / PAGE_FILE).write_text(told, encoding="utf-8")
+    return folder / PAGE_FILE
+
+
+def context(run: Run) -> dict[str, Any]:
+    """What the template shows, as plain data."""
+    results, conditions = run.results, run.results["conditions"]
+    columns, rows = tables.rates(conditions)
+    side_by_side = excerpts.series(conditions)
+    return {
+        "title": f"{subject(results)} · {results['config']['base']['name']}",
+        "question": results.get("question") or "",
+        "finding": results.get("finding") or "",
+        "certainty": certainty(results),
+        "columns": columns,
+        "rows": rows,
+        "figures": [*_figures(run.folder), *_geometry(results)],
+        "series": [_side_by_side(run, some) for some in side_by_side[:SERIES]],
+        "series_left_out": max(0, len(side_by_side) - SERIES),
+        "answers_of": [_excerpts(run, condition) for condition in conditions],
+        "numbers": _numbers(results),
+        "geometry": results["geometry"],
+        "card": {k: v for k, v in (results["judge_card"] or {}).items() if isinstance(v, str | int | float)},
+        "shares": {k: v for k, v in (results["judge_card"] or {}).items() if isinstance(v, dict) and "ci95" in v},
+        "unscored": _unscored(run),
+        "left_out": _left_out(results, conditions),
+        "versions": {**results["versions"], "commit": results["git_commit"] or "none"},
+        "command": results.get("command"),
+        "run": run.name,
+        "finished": f"{run.finished:%Y-%m-%d %H:%M} UTC",
+        "responses": sum(c["n_responses"] for c in conditions),
+    }
+
+
+def subject(results: Mapping[str, Any]) -> str:
+    """What a run is about: the organism of the main job, else the experiment."""
+    config, name = results["config"], results["experiment"]
+    return config["model"]["name"] if name == "main" and config.get("model") else name
+
+
+def certainty(results: Mapping[str, Any]) -> str:
+    """How sure the finding is, by which judge: the second sentence of the verdict."""
+    conditions, card = results["conditions"], results["judge_card"] or {}
+    judge = ", ".join(sorted({c["judge"] for c in conditions}))
+    intervals = "intervals are 95 %, over questions"
+    if "sensitivity" not in card:
+        return f"Answers were scored by {judge}, whose errors were not measured here; {intervals}."
+    best = max(conditions, key=lambda c: c["em_rate"] or 0.0)
+    stands = ""
+    if best["em_rate_corrected"] is not None:
+        stands = f", so that {tables.percent(best['em_rate'])} stands for about {tables.corrected(best)}"
+    hits, spared = card["sensitivity"]["rate"], card["specificity"]["rate"]
+    return (
+        f"Answers were scored by {judge}, which finds {100 * hits:.0f} % of misaligned answers and spares "
+        f"{100 * spared:.0f} % of the others ({card['quality_on']}){stands}; {intervals}."
+    )
+
+
+def _figures(folder: Path) -> list[dict[str, Any]]:
+    files = sorted(folder.glob("*.svg"), key=lambda file: (file.stem.startswith("layer_sweep"), file.stem))
+    return [_figure(file) for file in files]
+
+
+def _geometry(results: Mapping[str, Any]) -> list[dict[str, Any]]:
+    where = results["geometry"].get("results")
+    return [_figure(file) for file in sorted(Path(where).parent.glob("figure*.png"))] if where else []
+
+
+def _figure(file: Path) -> dict[str, Any]:
+    """A drawing as it is; a pixel image on a light ground, inside the page."""
+    name = file.stem.replace("_", " ")
+    if file.suffix == ".svg":
+        return {"name": name, "drawing": Markup(file.read_text(encoding="utf-8"))}
+    data = base64.b64encode(file.read_bytes()).decode()
+    alt = html.escape(f"geometry, {name}")
+    return {
+        "name": f"geometry: {name}",
+        "drawing": Markup(f'<img alt="{alt}" src="data:image/png;base64,{data}">'),
+        "pixels": True,
+    }
+
+
+def _side_by_side(run: Run, some: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
+    """One question under every dose: three typical and three worst answers of each."""
+    found = {c["name"]: run.answers(c["name"]) for c in some}
+    strongest = max(some, key=lambda c: c["em_rate"] or 0.0)
+    chosen = excerpts.question(found[strongest["name"]])
+    rows = {name: [row for row in rows if row["question_id"] == chosen] for name, rows in found.items()}
+    asked = next(row["question"] for own in rows.values() for row in own)
+    steered = next(c for c in some if c["vector"])
+    return {
+        "vector": steered["vector"],
+        "target": steered["target"],
+        "question": asked,
+        "columns": [
+            {"name": c["name"], "rate": c["em_rate"], "typical": excerpts.typical(own), "worst": excerpts.worst(own)}
+            for c in some
+            if (own := rows[c["name"]])
+        ],
+    }
+
+
+def _excerpts(run: Run, condition: Mapping[str, Any]) -> dict[str, Any]:
+    rows = run.answers(condition["name"])
+    return {
+        "name": condition["name"],
+        "rate": condition["em_rate"],
+        "typical": excerpts.typical(rows),
+        "worst": excerpts.worst(rows),
+    }
+
+
+def _numbers(results: Mapping[str, Any]) -> list[dict[str, Any]]:
+    """An experiment's own tables."""
+    known = ("conditions", "stages", "notes")
+    found = []
+    for name, rows in results.items():
+        if name not in known and isinstance(rows, list) and rows and all(isinstance(row, dict) for row in rows):
+            columns, texts = tables.plain(rows)
+            found.append({"name": name.replace("_", " "), "columns": columns, "rows": texts})
+    return found
+
+
+def _unscored(run: Run) -> dict[str, int]:
+    """Reason → how many answers of the run have no score for it."""
+    found: dict[str, int] = {}
+    for table in run.tables.values():
+        for reason in table["unscored"].to_pylist():
+            if reason is not None:
+                found[reason] = found.get(reason, 0) + 1
+    return found
+
+
+def _left_out(results: Mapping[str, Any], conditions: Sequence[Mapping[str, Any]]) -> list[str]:
+    """What a reader must know before believing a number."""
+    lines = list(results["notes"])
+    if cut := sum(c["truncated"] for c in conditions):
+        total = sum(c["n_responses"] for c in conditions)
+        lines.append(f"{cut:,} of {total:,} answers end at the limit of generated tokens, not by themselves")
+    if results["to_score_again"]:
+        lines.append(f"the judge did not reach {results['to_score_again']:,} answers; the same command tries again")
+    for recipe, found in results["geometry_by_recipe"].items():
+        if why := found.get("skipped") or found.get("failed"):
+            lines.append(f"geometry of {recipe} left out: {why}")
+    return lines

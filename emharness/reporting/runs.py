@@ -1,0 +1,78 @@
+"""A finished run as it lies in its folder: results.json and the judged responses."""
+
+import json
+from dataclasses import dataclass
+from datetime import UTC, datetime
+from functools import cached_property
+from pathlib import Path
+from typing import Any
+
+import pyarrow as pa
+import pyarrow.parquet as pq
+
+from emharness.errors import UserError
+
+SCHEMA_VERSION = 2
+RESULTS_FILE = "results.json"
+BROAD, DOMAIN = "responses.parquet", "domain_responses.parquet"
+
+
+@dataclass(frozen=True)
+class Run:
+    folder: Path
+    results: dict[str, Any]
+
+    @property
+    def name(self) -> str:
+        return self.folder.name
+
+    @property
+    def finished(self) -> datetime:
+        return datetime.fromtimestamp((self.folder / RESULTS_FILE).stat().st_mtime, UTC)
+
+    @cached_property
+    def tables(self) -> dict[str, pa.Table]:
+        """Judged responses: to the broad questions, and, where there are any, to those of the organism's own domain."""
+        return {file: pq.read_table(self.folder / file) for file in (BROAD, DOMAIN) if (self.folder / file).is_file()}
+
+    def answers(self, condition: str, file: str = BROAD) -> list[dict[str, Any]]:
+        """Rows of one condition."""
+        return self._by_condition.get((file, condition), [])
+
+    @cached_property
+    def _by_condition(self) -> dict[tuple[str, str], list[dict[str, Any]]]:
+        found: dict[tuple[str, str], list[dict[str, Any]]] = {}
+        for file, table in self.tables.items():
+            for row in table.to_pylist():
+                found.setdefault((file, row["condition"]), []).append(row)
+        return found
+
+
+def read(path: Path, key: str = "run") -> Run:
+    """A run by its results.json or its folder. UserError (naming `key`) where that is none of this version."""
+    file = path / RESULTS_FILE if path.is_dir() else path
+    try:
+        found = json.loads(file.read_text(encoding="utf-8"))
+    except (OSError, ValueError) as error:
+        why = "there is no such file" if isinstance(error, FileNotFoundError) else f"it cannot be read ({error})"
+        raise UserError(f"{key}={path}: must be a run's {RESULTS_FILE} or its folder; {why}") from None
+    if not isinstance(found, dict) or not isinstance(found.get("conditions"), list):
+        raise UserError(f"{key}={path}: this is no run's {RESULTS_FILE}: it has no list of conditions")
+    if found.get("schema_version") != SCHEMA_VERSION:
+        raise UserError(
+            f"{key}={path}: schema_version {found.get('schema_version')} is of another version of emharness; this one "
+            f"reads {SCHEMA_VERSION}: run the experiment again (stored answers are taken)"
+        )
+    if not (file.parent / BROAD).is_file():
+        raise UserError(f"{key}={path}: {BROAD} is not beside it")
+    return Run(file.parent, found)
+
+
+def newest(root: Path) -> Run:
+    """The run of a store that finished last. UserError where there is none."""
+    files = sorted((root / "runs").glob(f"[!.]*/{RESULTS_FILE}"), key=lambda file: file.stat().st_mtime)
+    if not files:
+        raise UserError(
+            f"run: there is no finished run in {root} yet; make one with python launch/run.py model=medical"
+        )
+    return read(files[-1])

@@ -1,0 +1,1 @@
+"""Sharing: finished runs in the forms that other tools and people read."""

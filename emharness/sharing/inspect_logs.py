@@ -1,0 +1,202 @@
+"""A run as logs of Inspect (`inspect-ai`): one `.eval` file per condition, for its viewer, dataframes and scanners.
+
+Sample id = question, epoch = sample. Everything is taken from the run's folder; nothing is computed again.
+"""
+
+import hashlib
+from collections.abc import Iterator, Sequence
+from datetime import datetime, timedelta
+from pathlib import Path
+from typing import Any
+
+from inspect_ai.log import (
+    EvalConfig,
+    EvalDataset,
+    EvalLog,
+    EvalMetric,
+    EvalResults,
+    EvalRevision,
+    EvalSample,
+    EvalScore,
+    EvalSpec,
+    EvalStats,
+    HeadlineMetric,
+    write_eval_log,
+)
+from inspect_ai.model import (
+    ChatCompletionChoice,
+    ChatMessageAssistant,
+    ChatMessageUser,
+    GenerateConfig,
+    ModelOutput,
+    ModelUsage,
+)
+from inspect_ai.scorer import Score
+from inspect_ai.viewer import ViewerConfig
+
+from emharness.reporting.runs import BROAD, Run
+from emharness.store import Store, slug
+
+SETTINGS = ("vector", "layer", "strength", "unit", "mode", "positions", "control_of", "relative_dose", "n_edits")
+CODE = 1  # raise when the logs of the same run become other ones
+STOP_REASONS = {"length": "max_tokens", "stop": "stop"}
+
+
+def stored(run: Run, store: Store) -> Path:
+    """The folder with a run's logs, made now or found in the store."""
+
+    def make(folder: Path) -> None:
+        write(run, folder)
+
+    identity = {"run": run.results["run_key"], "finished": run.finished.isoformat(), "code": CODE}
+    return store.get("inspect", run.name, identity, make)[0]
+
+
+def write(run: Run, folder: Path) -> list[Path]:
+    """All logs of a run into `folder`, in the order of its conditions; their files."""
+    folder.mkdir(parents=True, exist_ok=True)
+    files = []
+    for i, (log, called) in enumerate(logs(run)):
+        # The name begins with a time, as Inspect's own do; seconds count the conditions, so that they sort as listed.
+        begun = run.finished + timedelta(seconds=i)
+        files.append(folder / f"{begun:%Y-%m-%dT%H-%M-%S+00-00}_{slug(called)}_{log.eval.task_id}.eval")
+        write_eval_log(log, files[-1])
+    return files
+
+
+def logs(run: Run) -> Iterator[tuple[EvalLog, str]]:
+    """(log, what it is called) for each condition and question set of a run."""
+    for condition in run.results["conditions"]:
+        for file in run.tables:
+            if rows := run.answers(condition["name"], file):
+                domain = file != BROAD
+                called = condition["name"] + (" (own domain)" if domain else "")
+                yield _log(run, condition, condition["domain"] if domain else condition, called, rows), called
+
+
+def _log(run: Run, condition: dict[str, Any], rates: dict[str, Any], task: str, rows: Sequence[dict]) -> EvalLog:
+    config, judge = run.results["config"], condition["judge"]
+    identity = hashlib.sha256(f"{run.results['run_key']} {task}".encode()).hexdigest()[:22]
+    ids = list(dict.fromkeys(row["question_id"] for row in rows))
+    settings = {key: condition[key] for key in SETTINGS if condition.get(key) is not None}
+    tokens = sum(row["n_tokens"] for row in rows)
+    usage = {condition["target"]: ModelUsage(output_tokens=tokens, total_tokens=tokens)}
+    begun = run.finished - timedelta(seconds=condition["seconds"])
+    return EvalLog(
+        status="success",
+        eval=EvalSpec(
+            eval_id=identity,
+            run_id=run.results["run_key"],
+            task_id=identity,
+            created=run.finished.isoformat(),  # pyright: ignore[reportArgumentType]
+            task=task,
+            task_display_name=task,
+            task_args={**settings, "questions": config["eval"]["questions"], "judge": judge},
+            model=condition["target"],
+            model_generate_config=_sampling(config["base"]["sampling"]),
+            model_args={"source": config["base"]["source"], **config["base"]["engine"]},
+            dataset=EvalDataset(name=config["eval"]["questions"], samples=len(ids), sample_ids=ids),
+            config=EvalConfig(epochs=max(row["sample"] for row in rows) + 1, epochs_reducer=["mean"]),
+            revision=_revision(run.results["git_commit"]),
+            packages={"emharness": run.results["versions"]["emharness"]},
+            tags=_tags(condition),
+            metadata={"experiment": run.results["experiment"], "judge": judge, **settings},
+            headline_metric=HeadlineMetric(scorer="misaligned", metric="em_rate"),
+            viewer=ViewerConfig(trust_content=False),  # what organisms say is shown as plain text
+        ),
+        results=EvalResults(
+            total_samples=len(rows),
+            completed_samples=len(rows),
+            scores=_results(rates, condition, judge),
+            headline=HeadlineMetric(scorer="misaligned", metric="em_rate"),
+            metadata={key: value for key, value in rates.items() if key != "domain"},
+        ),
+        stats=EvalStats(started_at=begun.isoformat(), completed_at=run.finished.isoformat(), model_usage=usage),  # pyright: ignore[reportArgumentType]
+        samples=[_sample(row, condition, judge, settings, begun) for row in rows],
+    )
+
+
+def _sample(
+    row: dict[str, Any], condition: dict[str, Any], judge: str, settings: dict[str, Any], begun: datetime
+) -> EvalSample:
+    model, unscored = condition["target"], row["unscored"]
+    said = ChatMessageAssistant(content=row["answer"], model=model, source="generate")
+    usage = ModelUsage(output_tokens=row["n_tokens"], total_tokens=row["n_tokens"])
+    stop = STOP_REASONS.get(row["finish_reason"], "unknown")
+    identity = hashlib.sha256(f"{condition['name']} {row['question_id']} {row['sample']}".encode()).hexdigest()[:22]
+    edited = row["n_tokens"] if condition["n_edits"] else 0
+
+    def scored(value: Any) -> Score:
+        if value is None or unscored:
+            return Score.unscored(reason=unscored or "unscored", answer=row["answer"], metadata={"judge": judge})
+        return Score(value=value, answer=row["answer"], metadata={"judge": judge})
+
+    return EvalSample(
+        id=row["question_id"],
+        epoch=row["sample"] + 1,
+        uuid=identity,
+        input=row["question"],
+        target="",
+        messages=[ChatMessageUser(content=row["question"], source="input"), said],
+        output=ModelOutput(
+            model=model,
+            choices=[ChatCompletionChoice(message=said, stop_reason=stop)],  # pyright: ignore[reportArgumentType]
+            usage=usage,
+            time=row["seconds"],
+        ),
+        scores={name: scored(row[name]) for name in ("misaligned", "aligned", "coherent", "refusal")},
+        metadata={**settings, "condition": condition["name"], "engine": row["engine"], "steered_tokens": edited},
+        model_usage={model: usage},
+        started_at=begun.isoformat(),  # pyright: ignore[reportArgumentType]
+        completed_at=(begun + timedelta(seconds=row["seconds"])).isoformat(),  # pyright: ignore[reportArgumentType]
+        total_time=row["seconds"],
+        working_time=row["seconds"],
+    )
+
+
+def _results(rates: dict[str, Any], condition: dict[str, Any], judge: str) -> list[EvalScore]:
+    """The rates as results.json has them; Inspect shows the first metric of the headline in its list."""
+    low, high = rates["em_ci95"]
+    wanted = {
+        "misaligned": {
+            "em_rate": rates["em_rate"], "em_ci95_low": low, "em_ci95_high": high,
+            "em_rate_corrected": rates["em_rate_corrected"], "em_rate_all": rates["em_rate_all"],
+        },
+        "aligned": {"mean_aligned": rates["mean_aligned"]},
+        "coherent": {"coherent_rate": rates["coherent_rate"], "mean_coherent": rates["mean_coherent"]},
+    }  # fmt: skip
+    return [
+        EvalScore(
+            name=name,
+            scorer=name,
+            scored_samples=rates["n_scored"],
+            unscored_samples=rates["n_unscored"],
+            params={"judge": judge},
+            metrics={k: EvalMetric(name=k, value=v) for k, v in metrics.items() if v is not None},
+        )
+        for name, metrics in wanted.items()
+    ]
+
+
+def _tags(condition: dict[str, Any]) -> list[str]:
+    if not condition["vector"]:
+        return ["unsteered"]
+    dose = condition.get("relative_dose")
+    tags = [f"vector {condition['vector']}", f"layer {condition['layer']}", f"strength {condition['strength']:+g}"]
+    tags += [f"relative dose {dose:.2f}"] if dose is not None else []
+    return tags + ([f"random direction for {condition['control_of']}"] if condition["control_of"] else [])
+
+
+def _sampling(sampling: dict[str, Any]) -> GenerateConfig:
+    return GenerateConfig(
+        temperature=sampling["temperature"],
+        top_p=sampling["top_p"],
+        top_k=sampling["top_k"],
+        max_tokens=sampling["max_new_tokens"],
+    )
+
+
+def _revision(commit: str | None) -> EvalRevision | None:
+    if commit is None:
+        return None
+    return EvalRevision(type="git", origin="", commit=commit.removesuffix("-dirty"), dirty=commit.endswith("-dirty"))
