@@ -5,7 +5,7 @@ import os
 import shlex
 import sys
 import warnings
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -75,6 +75,16 @@ def start(run: Callable[..., Any], file: str, config_name: str) -> None:
     config = Path(file).resolve().parent.parent / "conf" / config_name
     main = hydra.main(version_base="1.3", config_path=str(config.parent), config_name=config.name)(launcher(run))
     sys.exit(main())
+
+
+def as_list(key: str, arguments: Sequence[str]) -> list[str]:
+    """The program's arguments with the plain ones (no key=value, no option) as one list: a b → key=[a,b]."""
+    name, *given = arguments
+    plain = [argument for argument in given if "=" not in argument and not argument.startswith("-")]
+    if not plain:
+        return [name, *given]
+    quoted = ",".join("'" + argument.replace("\\", "\\\\").replace("'", "\\'") + "'" for argument in plain)
+    return [name, *(argument for argument in given if argument not in plain), f"{key}=[{quoted}]"]
 
 
 def _unreadable(argument: str) -> str | None:

@@ -29,7 +29,7 @@ def run(cfg: DictConfig) -> str | None:
         if not results.unfinished(kept):
             terminal.say("nothing to do: this very run is in the store")
             if results.untracked(kept):
-                with session.tracker(config, given.judge.card()) as tracker:
+                with session.tracker(config, given.judge.card(), key_of(identity)) as tracker:
                     conduct.track(kept, tracker)
             return told(kept)
         store.forget(kept)  # the judge did not reach some responses, or the geometry failed; all else is stored
@@ -50,7 +50,7 @@ def run(cfg: DictConfig) -> str | None:
         answered = conduct.generate(current, found, streams, experiment)
         conduct.report(current, found, streams, experiment, answered, folder, key_of(identity))
 
-    with session.tracker(config, given.judge.card()) as current.tracker:
+    with session.tracker(config, given.judge.card(), key_of(identity)) as current.tracker:
         folder, _ = store.get("runs", name, identity, make)
     return told(folder)
 

@@ -1,4 +1,4 @@
-"""Files of vectors: python launch/vectors.py show=<file> | convert=<file> out=<file> | card=<file> [results=…]"""
+"""Files of vectors: python launch/vectors.py show=<file> | convert=<file> out=… | card=<file> | publish=<folder>"""
 
 import json
 from pathlib import Path
@@ -11,7 +11,7 @@ from emharness.errors import UserError
 from emharness.ranges import refuse_names
 
 CONF = Path(__file__).resolve().parent.parent / "conf" / "tools"
-TASKS = ("show", "convert", "card")
+TASKS = ("show", "convert", "card")  # of a file; publish is of a run
 
 
 def run(cfg: DictConfig) -> None:
@@ -22,9 +22,12 @@ def run(cfg: DictConfig) -> None:
 
     refuse_names(cfg, OmegaConf.load(CONF / "vectors.yaml"))
     settings: dict[str, Any] = OmegaConf.to_container(cfg, resolve=True)  # type: ignore[assignment]
-    asked = [task for task in TASKS if settings[task]]
+    asked = [task for task in (*TASKS, "publish") if settings[task]]
     if len(asked) != 1:
-        raise UserError(f"give one of {', '.join(f'{task}=<file>' for task in TASKS)}")
+        raise UserError(f"give one of {', '.join(f'{task}=<file>' for task in TASKS)}, publish=<folder>")
+    if asked == ["publish"]:
+        publish(Path(settings["publish"]).expanduser(), settings["results"], settings["name"])
+        return
     one_of("rows", settings["rows"], ("blocks", "hidden_states"))
     file, task = Path(settings[asked[0]]).expanduser(), asked[0]
     found = exchange.read(file, task, settings["rows"])
@@ -49,6 +52,18 @@ def run(cfg: DictConfig) -> None:
             return
         out.write_text(text, encoding="utf-8")
     print(f"results: {out}", flush=True)
+
+
+def publish(folder: Path, results: str | None, name: str | None) -> None:
+    """A run's vectors as a folder for a model hub."""
+    from emharness.reporting import runs, terminal
+    from emharness.sharing import hub
+    from emharness.store import home
+
+    run = runs.read(Path(results).expanduser(), "results") if results else runs.newest(home())
+    for file in hub.publish(run, folder, name):
+        terminal.say(f"file: {file}")
+    print(f"results: {folder / hub.CARD}", flush=True)
 
 
 def _results(path: str | None) -> dict[str, Any] | None:

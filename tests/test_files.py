@@ -206,7 +206,7 @@ def test_the_launcher_shows_converts_and_writes_a_card(tmp_path):
 @pytest.mark.parametrize(
     ("overrides", "words"),
     [
-        ([], "give one of show=<file>, convert=<file>, card=<file>"),
+        ([], "give one of show=<file>, convert=<file>, card=<file>, publish=<folder>"),
         (["show=none.pt"], "show=none.pt: none.pt cannot be opened"),
         (["show=v.txt"], "is no safetensors file"),
         (["convert=v.npy"], "out: name a file that ends in"),

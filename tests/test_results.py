@@ -2,24 +2,17 @@
 
 import json
 
-import numpy as np
-import pyarrow as pa
-import pyarrow.parquet as pq
 import pytest
-from safetensors.numpy import save_file
+from finished import UNSCORED, finished
 
 from emharness.reporting import results
+from emharness.reporting.runs import RESULTS_FILE, read
 from emharness.reporting.track import Tracker
 
 
 @pytest.fixture
 def folder(tmp_path):
-    told = {"conditions": [], "geometry_by_recipe": {"model_diff": {"results": "x"}}, "to_score_again": 0}
-    (tmp_path / results.RESULTS_FILE).write_text(json.dumps(told))
-    (tmp_path / results.PLOTLY_FILE).write_text("{}")
-    pq.write_table(pa.table({"answer": ["a"]}), tmp_path / "responses.parquet")
-    save_file({"v": np.ones((1, 2), np.float32)}, tmp_path / "v.safetensors")
-    return tmp_path
+    return finished(tmp_path / "tiny-medical-0123456789abcdef")
 
 
 class Broken(Tracker):
@@ -59,6 +52,53 @@ def test_a_failed_geometry_is_read_again_and_a_skipped_one_is_not(folder):
     told = results.read(folder)
     for entry, again in (({"failed": "LinAlgError: x"}, True), ({"skipped": "one vector"}, False)):
         told["geometry_by_recipe"]["mean_diff"] = entry
-        (folder / results.RESULTS_FILE).write_text(json.dumps(told))
+        (folder / RESULTS_FILE).write_text(json.dumps(told))
         assert results.unfinished(folder) == again
         assert results.failures(folder) == (["geometry of mean_diff (LinAlgError: x)"] if again else [])
+
+
+def test_wandb_s_table_of_responses_has_numbers_as_numbers_and_says_judge_and_reason(folder, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setenv("WANDB_SILENT", "true")
+    with Tracker("offline", "p", None, "main", "n", {}) as tracker:
+        results.mirror(folder, {}, tracker)
+    assert tracker.failed == []
+    (file,) = tmp_path.glob("wandb/offline-run-*/files/media/table/responses_*.table.json")
+    table = json.loads(file.read_text())
+    rows = [dict(zip(table["columns"], row, strict=True)) for row in table["data"]]
+    stored = read(folder).tables["responses.parquet"].to_pylist()
+    assert len(rows) == len(stored)
+    for row, other in zip(rows, stored, strict=True):
+        assert row["judge"] == "planted"
+        for name in ("aligned", "coherent", "seconds", "sample"):
+            assert row[name] == other[name]
+            assert row[name] is None or isinstance(row[name], int | float)
+        assert row["misaligned"] is other["misaligned"]
+        assert row["strength"] == {"+2": 2.0, "+4": 4.0}.get(row["condition"][-2:], 0.0)
+    (unscored,) = [row for row in rows if row["unscored"]]
+    assert (unscored["question_id"], unscored["sample"], unscored["unscored"]) == (*UNSCORED, "code")
+
+
+@pytest.mark.parametrize(
+    ("mode", "variable", "passed"),
+    [("online", None, {"id": "k", "resume": "allow"}), ("online", "mine", {}), ("offline", None, {})],
+)
+def test_online_the_same_run_goes_on_unless_the_user_names_one(monkeypatch, mode, variable, passed):
+    import wandb
+
+    given = {}
+
+    class Run:
+        def define_metric(self, *_, **__):
+            pass
+
+        def finish(self, **_):
+            pass
+
+    monkeypatch.setattr(wandb, "init", lambda **some: given.update(some) or Run())
+    monkeypatch.delenv("WANDB_RUN_ID", raising=False)
+    if variable:
+        monkeypatch.setenv("WANDB_RUN_ID", variable)
+    Tracker(mode, "p", None, "main", "n", {}, key="k").finish()
+    assert given["group"] == "main"
+    assert {k: v for k, v in given.items() if k in ("id", "resume") and v is not None} == passed

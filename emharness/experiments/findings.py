@@ -11,7 +11,7 @@ LEVEL = 0.05  # of effect_q
 def steered(entries: Sequence[Mapping[str, Any]]) -> str:
     """Of conditions steered by vectors, beside random directions."""
     tested = [e for e in entries if e.get("effect") is not None]
-    raised = [e for e in tested if e["effect"] > 0 and (e["effect_q"] or 1.0) < LEVEL and not e["random_too"]]
+    raised = [e for e in tested if e["effect"] > 0 and _clear(e["effect_q"]) and not e["random_too"]]
     if not tested:
         return "No steered condition has enough coherent answers to say anything."
     if not raised:
@@ -51,17 +51,21 @@ def transferred(by_lab: Sequence[Mapping[str, Any]]) -> str:
 def removed(rows: Sequence[Mapping[str, Any]]) -> str:
     """Whether taking a direction out spares the organisms that it is not from."""
     kinds = []
-    for own, called in ((True, "the organism's own"), (False, "another kind's")):
+    for own, called in ((True, "the organism's own direction"), (False, "another kind's")):
         some = [row for row in rows if row["own"] is own and row["drop"] is not None and row["em_before"]]
-        lowered = [row for row in some if row["drop"] > 0 and (row["q"] or 1.0) < LEVEL]
+        lowered = [row for row in some if row["drop"] > 0 and _clear(row["q"])]
         if some:
             mean = sum(row["drop"] for row in some) / len(some)
-            kinds.append(
-                f"of {called} lowers it in {len(lowered)} of {len(some)} cases (on average by {100 * mean:.0f} points)"
-            )
+            kinds.append((called, f"{len(lowered)} of {len(some)} cases (on average by {100 * mean:.0f} points)"))
     if not kinds:
         return "After removing a direction too few answers are coherent to say what it did to misalignment."
-    return f"Removing a direction {' and '.join(kinds)}, at q < {LEVEL:g}."
+    (called, share), *others = kinds
+    rest = "".join(f", {other} in {cases}" for other, cases in others)
+    return f"Removing {called} lowers the share of misaligned answers in {share}{rest}, at q < {LEVEL:g}."
+
+
+def _clear(q: float | None) -> bool:
+    return q is not None and q < LEVEL
 
 
 def seeded(spread: Mapping[str, Any]) -> str:

@@ -66,10 +66,17 @@ def clustered(
     if not counted.any():
         return 0.0, 1.0
     _, index = np.unique(clusters, return_inverse=True)
-    hits = np.bincount(index, weights=successes & counted)
-    totals = np.bincount(index, weights=counted)
+    return clustered_counts(
+        np.bincount(index, weights=successes & counted), np.bincount(index, weights=counted), seed, draws
+    )
+
+
+def clustered_counts(hits: np.ndarray, totals: np.ndarray, seed: int = 0, draws: int = 2000) -> tuple[float, float]:
+    """The same from counts of each cluster, [n_clusters]."""
+    if not totals.any():
+        return 0.0, 1.0
     rates = rate_draws(hits, totals, resamples(len(totals), draws, seed))
-    return hull(np.nanquantile(rates, [0.025, 0.975]), wilson(int(hits.sum()), int(totals.sum())))
+    return hull(np.nanquantile(rates, [0.025, 0.975]), wilson(round(hits.sum()), round(totals.sum())))
 
 
 def hull(*intervals: np.ndarray | tuple[float, float]) -> tuple[float, float]:

@@ -13,7 +13,7 @@ import pyarrow.parquet as pq
 from emharness.directions.vectors import load
 from emharness.reporting import drawing
 from emharness.reporting.picture import Picture
-from emharness.reporting.runs import RESULTS_FILE, SCHEMA_VERSION
+from emharness.reporting.runs import BROAD, RESULTS_FILE, SCHEMA_VERSION, Run
 from emharness.reporting.track import Tracker
 from emharness.store import write_json
 from emharness.versions import versions
@@ -59,6 +59,13 @@ def read(folder: Path) -> dict[str, Any]:
     return json.loads((folder / RESULTS_FILE).read_text())
 
 
+def answers(run: Run) -> list[dict[str, Any]]:
+    """Every broad answer with its scores and what its condition is, as plain columns to filter by."""
+    named = ("target", "vector", "layer", "strength", "control_of", "judge")
+    about = {c["name"]: {key: c[key] for key in named} for c in run.results["conditions"]}
+    return [{**row, **about[row["condition"]]} for row in run.tables[BROAD].to_pylist()]
+
+
 def mirror(folder: Path, vectors: Mapping[str, Path], tracker: Tracker) -> None:
     """The same in W&B, from what lies in `folder`, and the vectors (name → file) as artifacts. What failed there is
     noted in the folder, so that the next start tries it again."""
@@ -72,7 +79,7 @@ def mirror(folder: Path, vectors: Mapping[str, Path], tracker: Tracker) -> None:
             and all(isinstance(row, dict) for row in rows)
         ):
             tracker.table(name, rows)
-    tracker.responses(pq.read_table(folder / "responses.parquet"))
+    tracker.table("responses", answers(Run(folder, results)))
     plotly = json.loads((folder / PLOTLY_FILE).read_text())
     tracker.figures({path.stem: path for path in sorted(folder.glob("*.png"))}, plotly)
     for name, file in vectors.items():

@@ -70,9 +70,24 @@ def read(path: Path, key: str = "run") -> Run:
 
 def newest(root: Path) -> Run:
     """The run of a store that finished last. UserError where there is none."""
+    return read(_files(root)[-1])
+
+
+def every(root: Path) -> list[Run]:
+    """All runs of a store that this version reads, the oldest first. UserError where there is none."""
+    found = []
+    for file in _files(root):
+        try:
+            found.append(read(file))
+        except UserError:  # of another version
+            continue
+    return found or [newest(root)]
+
+
+def _files(root: Path) -> list[Path]:
     files = sorted((root / "runs").glob(f"[!.]*/{RESULTS_FILE}"), key=lambda file: file.stat().st_mtime)
     if not files:
         raise UserError(
             f"run: there is no finished run in {root} yet; make one with python launch/run.py model=medical"
         )
-    return read(files[-1])
+    return files

@@ -7,12 +7,11 @@ from __future__ import annotations
 
 import functools
 import json
+import os
 import sys
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
-
-import pyarrow as pa
 
 from emharness.errors import UserError
 
@@ -27,8 +26,9 @@ def _guarded(method: Callable[..., None]) -> Callable[..., None]:
         try:
             method(self, *args, **kwargs)
         except Exception as error:
-            self.failed.append(method.__name__)
-            print(f"W&B: {method.__name__} failed ({error}); results stay in the store", file=sys.stderr, flush=True)
+            what = args[0] if args and isinstance(args[0], str) else method.__name__
+            self.failed.append(what)
+            print(f"W&B: {what} failed ({error}); results stay in the store", file=sys.stderr, flush=True)
 
     return wrapped
 
@@ -45,7 +45,9 @@ class Tracker:
         name: str,
         config: dict[str, Any],
         job_type: str = "run",
+        key: str | None = None,
     ):
+        """`key`: what determines the results; online, a start with the same key goes on in the same W&B run."""
         self._run: Any = None
         self.failed: list[str] = []  # what W&B did not take
         if mode == "none":
@@ -54,6 +56,7 @@ class Tracker:
 
         self._table: Any = wandb.Table
         self._wandb = wandb
+        goes_on = bool(key) and mode == "online" and not os.environ.get("WANDB_RUN_ID")
         try:
             self._run = wandb.init(
                 project=project,
@@ -63,6 +66,8 @@ class Tracker:
                 name=name,
                 config=config,
                 mode="online" if mode == "online" else "offline",
+                id=key if goes_on else None,
+                resume="allow" if goes_on else None,
                 settings=wandb.Settings(silent=True, console="off"),
             )
         except Exception as error:
@@ -103,11 +108,6 @@ class Tracker:
         """Rows with the same plain keys as a Table; nested values stay out."""
         columns = [k for k in rows[0] if not any(isinstance(row.get(k), dict | list) for row in rows)]
         self._run.log({name: self._table(columns=columns, data=[[_cell(row[k]) for k in columns] for row in rows])})
-
-    @_guarded
-    def responses(self, table: pa.Table) -> None:
-        rows = [[_cell(value) for value in row.values()] for row in table.to_pylist()]
-        self._run.log({"responses": self._table(columns=table.column_names, data=rows)})
 
     @_guarded
     def figures(self, images: dict[str, Path], plotly: dict[str, dict[str, Any]], folder: str = "figures") -> None:

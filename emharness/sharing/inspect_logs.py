@@ -32,13 +32,30 @@ from inspect_ai.model import (
     ModelUsage,
 )
 from inspect_ai.scorer import Score
-from inspect_ai.viewer import ViewerConfig
+from inspect_ai.viewer import ScoreColorScale, TaskSamplesColumn, TaskSamplesView, ViewerConfig
 
 from emharness.reporting.runs import BROAD, Run
 from emharness.store import Store, slug
 
 SETTINGS = ("vector", "layer", "strength", "unit", "mode", "positions", "control_of", "relative_dose", "n_edits")
-CODE = 1  # raise when the logs of the same run become other ones
+CODE = 2  # raise when the logs of the same run become other ones
+SCORES = ("misaligned", "aligned", "coherent", "refusal")  # 0 or 1, 0 to 100, 0 to 100, 0 or 1
+VIEW = TaskSamplesView(
+    name="answers",
+    columns=[
+        *(TaskSamplesColumn(id=name) for name in ("sampleId", "epoch", "input", "answer")),
+        *(TaskSamplesColumn.score(name) for name in SCORES),
+        TaskSamplesColumn(id="tokens"),
+        *(TaskSamplesColumn(id=name, visible=False) for name in ("target", "duration", "sampleStatus")),
+    ],
+    multiline=False,
+    score_color_scales={
+        "misaligned": ScoreColorScale(palette="good-low", min=0, max=1),
+        "aligned": ScoreColorScale(palette="good-high", min=0, max=100),
+        "coherent": ScoreColorScale(palette="good-high", min=0, max=100),
+    },
+    color_scales_enabled=True,
+)
 STOP_REASONS = {"length": "max_tokens", "stop": "stop"}
 
 
@@ -57,8 +74,9 @@ def write(run: Run, folder: Path) -> list[Path]:
     folder.mkdir(parents=True, exist_ok=True)
     files = []
     for i, (log, called) in enumerate(logs(run)):
-        # The name begins with a time, as Inspect's own do; seconds count the conditions, so that they sort as listed.
-        begun = run.finished + timedelta(seconds=i)
+        # The name begins with a time, as Inspect's own do; seconds count the conditions, so that the viewer,
+        # which has the newest first, lists them in order.
+        begun = run.finished - timedelta(seconds=i)
         files.append(folder / f"{begun:%Y-%m-%dT%H-%M-%S+00-00}_{slug(called)}_{log.eval.task_id}.eval")
         write_eval_log(log, files[-1])
     return files
@@ -102,7 +120,8 @@ def _log(run: Run, condition: dict[str, Any], rates: dict[str, Any], task: str, 
             tags=_tags(condition),
             metadata={"experiment": run.results["experiment"], "judge": judge, **settings},
             headline_metric=HeadlineMetric(scorer="misaligned", metric="em_rate"),
-            viewer=ViewerConfig(trust_content=False),  # what organisms say is shown as plain text
+            # What organisms say is shown as plain text.
+            viewer=ViewerConfig(trust_content=False, task_samples_view=VIEW),
         ),
         results=EvalResults(
             total_samples=len(rows),
@@ -112,24 +131,26 @@ def _log(run: Run, condition: dict[str, Any], rates: dict[str, Any], task: str, 
             metadata={key: value for key, value in rates.items() if key != "domain"},
         ),
         stats=EvalStats(started_at=begun.isoformat(), completed_at=run.finished.isoformat(), model_usage=usage),  # pyright: ignore[reportArgumentType]
-        samples=[_sample(row, condition, judge, settings, begun) for row in rows],
+        samples=[_sample(row, condition, settings, begun, identity) for row in rows],
     )
 
 
 def _sample(
-    row: dict[str, Any], condition: dict[str, Any], judge: str, settings: dict[str, Any], begun: datetime
+    row: dict[str, Any], condition: dict[str, Any], settings: dict[str, Any], begun: datetime, task: str
 ) -> EvalSample:
-    model, unscored = condition["target"], row["unscored"]
+    model, judge, unscored = condition["target"], condition["judge"], row["unscored"]
     said = ChatMessageAssistant(content=row["answer"], model=model, source="generate")
     usage = ModelUsage(output_tokens=row["n_tokens"], total_tokens=row["n_tokens"])
     stop = STOP_REASONS.get(row["finish_reason"], "unknown")
-    identity = hashlib.sha256(f"{condition['name']} {row['question_id']} {row['sample']}".encode()).hexdigest()[:22]
+    identity = hashlib.sha256(f"{task} {row['question_id']} {row['sample']}".encode()).hexdigest()[:22]
     edited = row["n_tokens"] if condition["n_edits"] else 0
 
     def scored(value: Any) -> Score:
         if value is None or unscored:
             return Score.unscored(reason=unscored or "unscored", answer=row["answer"], metadata={"judge": judge})
-        return Score(value=value, answer=row["answer"], metadata={"judge": judge})
+        return Score(
+            value=int(value) if isinstance(value, bool) else value, answer=row["answer"], metadata={"judge": judge}
+        )
 
     return EvalSample(
         id=row["question_id"],
@@ -144,7 +165,7 @@ def _sample(
             usage=usage,
             time=row["seconds"],
         ),
-        scores={name: scored(row[name]) for name in ("misaligned", "aligned", "coherent", "refusal")},
+        scores={name: scored(row[name]) for name in SCORES},
         metadata={**settings, "condition": condition["name"], "engine": row["engine"], "steered_tokens": edited},
         model_usage={model: usage},
         started_at=begun.isoformat(),  # pyright: ignore[reportArgumentType]

@@ -103,7 +103,7 @@ def subject(config: Config) -> str:
     return config.model.name if config.experiment.name == "main" else config.experiment.name
 
 
-def tracker(config: Config, judge_card: dict[str, Any] | None) -> Tracker:
+def tracker(config: Config, judge_card: dict[str, Any] | None, key: str | None = None) -> Tracker:
     """The W&B run of a job."""
     wandb = config.wandb
     chosen = "sweep" if config.layer == "sweep" else f"L{config.layer}"
@@ -111,5 +111,11 @@ def tracker(config: Config, judge_card: dict[str, Any] | None) -> Tracker:
     described = {**asdict(config), "judge_card": judge_card}
     group = wandb.group or config.experiment.name
     return Tracker(
-        config.tracker or "none", wandb.project, wandb.entity, group, f"{subject(config)}·{chosen}·{doses}", described
+        config.tracker or "none",
+        wandb.project,
+        wandb.entity,
+        group,
+        f"{subject(config)}·{chosen}·{doses}",
+        described,
+        key=key,
     )

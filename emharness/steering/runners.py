@@ -1,0 +1,148 @@
+"""vLLM's model runners: what both tell of a step, so that its plan can be made. V2 is the default since vLLM 0.29.
+
+V1  vllm.v1.worker.gpu_model_runner   _update_states, _prepare_inputs, _model_forward
+V2  vllm.v1.worker.gpu.model_runner   finish_requests, add_requests, prepare_inputs, execute_model
+"""
+
+import sys
+from collections.abc import Callable
+from typing import Any
+
+import numpy as np
+
+from emharness.steering import blocks, op, spec
+from emharness.steering.plan import StepPlan
+from emharness.steering.record import PLAN
+
+Wrap = Callable[[Any, str, Any], Any]
+
+
+def patch(wrap: Wrap) -> None:
+    """Wrap the methods of every runner that this build of vLLM carries."""
+    from vllm.v1.worker.gpu_model_runner import GPUModelRunner
+
+    wrap(GPUModelRunner, "_update_states", _forget_finished)
+    wrap(GPUModelRunner, "_prepare_inputs", _plan_step)
+    wrap(GPUModelRunner, "_model_forward", _end_forward)
+    wrap(GPUModelRunner, "load_model", _hook_layers)
+    try:
+        from vllm.v1.worker.cpu_model_runner import CPUModelRunner
+    except ImportError:  # builds of vLLM for CUDA need not carry it
+        pass
+    else:
+        if "load_model" in vars(CPUModelRunner):
+            wrap(CPUModelRunner, "load_model", _hook_layers)
+    try:
+        from vllm.v1.worker.gpu.model_runner import GPUModelRunner as GPUModelRunnerV2
+    except ImportError:
+        return
+    wrap(GPUModelRunnerV2, "finish_requests", _forget_finished)
+    wrap(GPUModelRunnerV2, "add_requests", _take_new)
+    wrap(GPUModelRunnerV2, "prepare_inputs", _plan_batch)
+    wrap(GPUModelRunnerV2, "execute_model", _end_forward)
+    wrap(GPUModelRunnerV2, "load_model", _hook_layers)
+
+
+def resolved(params: Any) -> dict[str, Any] | None:
+    """The resolved spec of a request that edits or records."""
+    found = (getattr(params, "extra_args", None) or {}).get(spec.KEY)
+    return found if found and (found["edits"] or found["record"]) else None
+
+
+def _hook_layers(load_model: Any, runner: Any, *args: Any, **kwargs: Any) -> Any:
+    result = load_model(runner, *args, **kwargs)
+    plan = StepPlan(runner.model_config.get_hidden_size(), runner.device)
+    setattr(runner, PLAN, plan)
+    op.activate(plan)
+    try:
+        _hook(runner.get_model(), runner.model_config)
+        op.unhooked.clear()
+    except Exception as error:  # whatever is odd about a model, it runs as in stock vLLM
+        op.unhooked[:] = [str(error)]
+        if blocks.refusal(runner.model_config) is None:
+            print(f"emharness: requests cannot be steered: {error}", file=sys.stderr, flush=True)
+    return result
+
+
+def _hook(model: Any, config: Any) -> None:
+    """Hooks on all decoder blocks, or on none. RuntimeError where the residual stream is not found."""
+    layers = list(blocks.decoder_layers(model, config.hf_text_config.num_hidden_layers))
+    hooks = []
+    for index, layer in enumerate(layers):
+        stream: blocks.Stream | None = blocks.stream_of(type(layer))
+        if stream is None:
+            raise RuntimeError(f"where {type(layer).__name__} of {type(model).__name__} has its residual is not known")
+        hooks.append(op.LayerHook(index, stream))
+    for layer, hook in zip(layers, hooks, strict=True):
+        layer.register_forward_hook(hook)
+
+
+def _register(plan: StepPlan, request_id: str, found: dict[str, Any], prompt_length: int) -> None:
+    plan.add_request(request_id, found["edits"], prompt_length)
+    if found["record"]:
+        plan.add_recording(request_id, found["record"], prompt_length)
+
+
+def _forget_finished(update: Any, runner: Any, scheduler_output: Any, *args: Any) -> Any:
+    """Finished, not preempted ones: those come again, and what they have recorded is not lost."""
+    for request_id in scheduler_output.finished_req_ids:
+        getattr(runner, PLAN).remove_request(request_id)
+    return update(runner, scheduler_output, *args)
+
+
+def _end_forward(forward: Any, runner: Any, *args: Any, **kwargs: Any) -> Any:
+    try:
+        return forward(runner, *args, **kwargs)
+    finally:
+        getattr(runner, PLAN).end_step()  # dummy and profiling passes must find an empty plan
+
+
+# V1: requests are told of as a batch, with all that they asked for
+
+
+def _plan_step(prepare: Any, runner: Any, scheduler_output: Any, num_scheduled: Any, *args: Any) -> Any:
+    result = prepare(runner, scheduler_output, num_scheduled, *args)
+    plan: StepPlan = getattr(runner, PLAN)
+    op.activate(plan)
+    batch = runner.input_batch
+    spans = []
+    flat = 0
+    for index, request_id in enumerate(batch.req_ids):
+        n = int(num_scheduled[index])
+        state = runner.requests[request_id]
+        if found := resolved(state.sampling_params):
+            if request_id not in plan.requests:
+                _register(plan, request_id, found, state.num_prompt_tokens)
+            spans.append((request_id, flat, int(batch.num_computed_tokens_cpu[index]), n))
+        flat += n
+    plan.begin_step(spans)
+    return result
+
+
+# V2: what a request asked for is told once, when it comes
+
+
+def _take_new(add: Any, runner: Any, scheduler_output: Any, *args: Any) -> Any:
+    result = add(runner, scheduler_output, *args)
+    plan: StepPlan = getattr(runner, PLAN)
+    for new in scheduler_output.scheduled_new_reqs:
+        found = resolved(new.sampling_params)
+        if found and new.req_id not in plan.requests:
+            _register(plan, new.req_id, found, new.prompt_len)
+    return result
+
+
+def _plan_batch(prepare: Any, runner: Any, *args: Any, **kwargs: Any) -> Any:
+    batch = prepare(runner, *args, **kwargs)
+    plan: StepPlan = getattr(runner, PLAN)
+    op.activate(plan)
+    flat, position = batch.query_start_loc_np, batch.num_computed_tokens_np
+    n = np.diff(flat[: len(batch.req_ids) + 1])
+    plan.begin_step(
+        [
+            (request_id, int(flat[i]), int(position[i]), int(n[i]))
+            for i, request_id in enumerate(batch.req_ids)
+            if request_id in plan.requests
+        ]
+    )
+    return batch

@@ -1,0 +1,80 @@
+"""The sentence of what was found says what the numbers say, also when nothing was."""
+
+from emharness.experiments import findings
+
+
+def entry(name, vector=None, rate=0.1, effect=None, q=None, random=None, too=False, strength=2.0):
+    told = {"name": name, "target": "base", "vector": vector, "em_rate": rate, "em_ci95": [rate - 0.05, rate + 0.05]}
+    if effect is None:
+        return told
+    about = {"effect": effect, "effect_q": q, "em_random": random, "random_too": too, "layer": 3, "strength": strength}
+    return told | about
+
+
+def test_the_strongest_effect_that_is_no_chance_and_no_random_direction_s():
+    base = entry("baseline")
+    weak = entry("a", "a", 0.3, 0.2, 0.01, 0.1)
+    strong = entry("b", "b", 0.5, 0.4, 0.01, 0.12, strength=4.0)
+    chance = entry("c", "c", 0.6, 0.5, 0.2, 0.1)
+    random = entry("d", "d", 0.9, 0.8, 0.01, 0.8, too=True)
+    text = findings.steered([base, weak, strong, chance, random])
+    assert text == (
+        "2 of 4 steered conditions raise the share of misaligned answers, most the b vector in layer 3 of base "
+        "at strength +4: from 10.0 % (5.0–15.0 %) to 50.0 % (45.0–55.0 %); random directions of the same "
+        "length give 12.0 %."
+    )
+    assert findings.steered([base, chance, random]).startswith("None of 2 steered conditions makes more answers")
+    assert findings.steered([base]).startswith("No steered condition")
+
+
+def test_transfer_is_told_at_the_greatest_strength_and_undefined_is_said():
+    def row(one, other, value, strength):
+        ci95 = None if value is None else [value - 0.1, value + 0.1]
+        return {"from": one, "to": other, "effectiveness": value, "ci95": ci95, "strength": strength}
+
+    rows = [row("A", "A", 0.9, 2.0), row("A", "A", 0.8, 4.0), row("A", "B", None, 4.0), row("B", "A", 0.2, 4.0)]
+    assert findings.transferred(rows) == (
+        "Of a vector's effect on its own organism, others show, at strength +4: within A 80.0 % (70.0–90.0 %); from A "
+        "to B undefined; from B to A 20.0 % (10.0–30.0 %)."
+    )
+    assert "needs two of them" in findings.transferred([])
+
+
+def test_removing_a_direction_is_told_for_own_and_other_kinds():
+    def row(own, drop, q):
+        return {"own": own, "drop": drop, "q": q, "em_before": 0.5}
+
+    rows = [row(True, 0.4, 0.01), row(True, 0.2, 0.2), row(False, 0.1, 0.01), row(False, None, None)]
+    assert findings.removed(rows) == (
+        "Removing the organism's own direction lowers the share of misaligned answers in 1 of 2 cases (on average by "
+        "30 points), another kind's in 1 of 1 cases (on average by 10 points), at q < 0.05."
+    )
+    assert "too few answers are coherent" in findings.removed([row(True, None, None)])
+
+
+def test_seeds_are_closer_than_kinds_only_where_all_are():
+    def spread(*within):
+        group = {"pairs": 1, "cosine": 0.1, "least": 0.0, "greatest": 0.3}
+        return {
+            "layer": 5,
+            "within": {str(i): {"pairs": 1, "cosine": c} for i, c in enumerate(within)},
+            "between": {"other_mechanism": group},
+        }
+
+    assert findings.seeded(spread(0.9, 0.7)) == (
+        "In layer 5 vectors of one organism's training seeds have a mean cosine of 0.80, those of different kinds 0.10 "
+        "(0.00 to 0.30): seeds are closer than kinds."
+    )
+    assert "not all closer than kinds" in findings.seeded(spread(0.9, 0.2))
+    assert "only with two seeds" in findings.seeded(spread())
+
+
+def test_an_alarm_is_told_with_how_often_it_comes_first():
+    alarms = [{"vector": "a", "auroc": 0.9}, {"vector": "b", "auroc": None}]
+    pairs = [(5, 10), (5, None), (10, 10), ("end", 20), (None, None)]
+    first = [{"projection_first": a, "em_first": b} for a, b in pairs]
+    assert findings.alarmed(alarms, first) == (
+        "As an alarm for other organisms' trainings the projection has AUROC a 0.90; it rises before the behaviour in "
+        "2 of 5 cases, after it in 1."
+    )
+    assert "no alarm can be measured" in findings.alarmed([{"vector": "b", "auroc": None}], [])
