@@ -21,8 +21,7 @@ from transformers import (
 from emharness.config import EngineConfig
 from emharness.generation.engine import Engine
 from emharness.steering import spec
-from emharness.steering.plugin import PLAN
-from emharness.steering.record import recorded
+from emharness.steering.record import PLAN, recorded
 from emharness.steering.reference import hooked
 
 pytestmark = pytest.mark.engine
