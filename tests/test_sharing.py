@@ -211,6 +211,8 @@ def test_the_page_can_be_read_at_two_widths_and_in_both_schemes(run, browser, wi
         "[getComputedStyle(document.body).backgroundColor, getComputedStyle(document.body).color]"
     )
     assert (sum(numbers(ground)) > sum(numbers(ink))) == (scheme == "light")
+    letters = "getComputedStyle(document.querySelector('figure svg text')).fill"
+    assert window.evaluate(letters) == ink
     drawing = window.locator("figure svg").first.bounding_box()
     assert 0 < drawing["width"] <= width
     assert window.locator("blockquote.bad").count() > 0

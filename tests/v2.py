@@ -1,8 +1,8 @@
 """A pytest plugin (`-p v2`): the engines of this process run on vLLM's V2 model runner, on a CPU, its Triton kernels in
 Triton's interpreter.
 
-vLLM takes V2 where Triton has one active backend. Triton has none for CPUs, so a stand-in says that it is active; it must
-be there before vllm is imported.
+vLLM takes V2 where Triton has one active backend. Triton has none for CPUs, so a stand-in says that it is active; it
+must be there before vllm is imported.
 """
 
 import os
@@ -11,6 +11,6 @@ from types import SimpleNamespace
 os.environ["TRITON_INTERPRET"] = "1"
 os.environ["VLLM_USE_V2_MODEL_RUNNER"] = "1"
 
-from triton.backends import backends  # noqa: E402
+from triton.backends import backends
 
 backends["cpu"] = SimpleNamespace(driver=SimpleNamespace(is_active=lambda: True), compiler=None)  # type: ignore[assignment]

@@ -74,7 +74,6 @@ class Engine:
         os.environ.setdefault("VLLM_WORKER_MULTIPROCESSING_METHOD", "spawn")
         os.environ.setdefault("VLLM_CPU_KVCACHE_SPACE", str(config.cpu_kv_cache_gib))
         os.environ.setdefault("VLLM_LOGGING_LEVEL", "ERROR")
-        os.environ.setdefault("VLLM_USE_V2_MODEL_RUNNER", "0")  # the plugin patches the V1 runner
         os.environ.setdefault("VLLM_NO_USAGE_STATS", "1")
         os.environ[FOLDER_VARIABLE] = str(vectors)
         if not plugin:

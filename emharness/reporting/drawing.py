@@ -11,6 +11,7 @@ from matplotlib.lines import Line2D
 
 from emharness.reporting.picture import GREY, Line, Lines, Matrix, Picture
 
+DARK = "#111111"  # said, unlike black: stays dark on a light cell in every colour scheme
 LEGEND = 1.6  # inches beside several panels
 DASHES = {"-": "solid", "--": "dash", ":": "dot"}
 
@@ -44,7 +45,8 @@ def svg(picture: Picture) -> str:
         drawn = StringIO()
         image(picture).savefig(drawn, format="svg", transparent=True, metadata={"Date": None})
     text = drawn.getvalue()
-    return text[text.index("<svg") :].replace("#000000", "currentColor")
+    text = text[text.index("<svg") :].replace("#000000", "currentColor")
+    return text.replace("fill: #ffffff; opacity: 0.8", "fill: var(--ground, #ffffff); opacity: 0.8")  # of legends
 
 
 def _legend(lines: list[Line]) -> list[Line2D]:
@@ -85,8 +87,9 @@ def _draw_matrix(figure: Figure, axes: Axes, panel: Matrix) -> None:
     shown = axes.imshow(panel.values, cmap=colours, vmin=least, vmax=panel.limit, aspect="auto")
     axes.set_facecolor("#eeeeee")
     for (r, c), value in np.ndenumerate(panel.values):
-        dark = np.isfinite(value) and abs(value) > 0.6 * panel.limit
-        axes.text(c, r, panel.text(r, c), ha="center", va="center", fontsize=7, color="white" if dark else "black")
+        known = np.isfinite(value)
+        ink = GREY if not known else "white" if abs(value) > 0.6 * panel.limit else DARK
+        axes.text(c, r, panel.text(r, c), ha="center", va="center", fontsize=7, color=ink)
     axes.set_xticks(range(len(panel.columns)), panel.columns, rotation=45, ha="right", fontsize=8)
     axes.set_yticks(range(len(panel.rows)), panel.rows if panel.y_label else [""] * len(panel.rows), fontsize=8)
     axes.set_title(panel.title, fontsize=9)

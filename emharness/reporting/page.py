@@ -51,7 +51,7 @@ def context(run: Run) -> dict[str, Any]:
         "left_out": _left_out(results, conditions),
         "versions": {**results["versions"], "commit": results["git_commit"] or "none"},
         "command": results.get("command"),
-        "run": run.name,
+        "run": results["run_key"],
         "finished": f"{run.finished:%Y-%m-%d %H:%M} UTC",
         "responses": sum(c["n_responses"] for c in conditions),
     }

@@ -52,7 +52,6 @@ Result = tuple[list[list[int]], list[list[float]]]  # tokens, log-probabilities
 def engine(model: str, plugin: bool) -> Any:
     """A vLLM engine in this process; `plugin=False` is stock vLLM."""
     os.environ["VLLM_ENABLE_V1_MULTIPROCESSING"] = "0"
-    os.environ.setdefault("VLLM_USE_V2_MODEL_RUNNER", "0")
     os.environ.setdefault("VLLM_LOGGING_LEVEL", "ERROR")
     os.environ.setdefault("VLLM_CPU_KVCACHE_SPACE", "1")
     if not plugin:
