@@ -51,6 +51,19 @@ def write_json(path: Path, value: Any) -> None:
     Path(file.name).replace(path)
 
 
+def check_writable(key: str, folder: Path) -> None:
+    """UserError if nothing can be kept in this folder; it is not made yet."""
+    folder = folder.expanduser().absolute()
+    there = next(path for path in (folder, *folder.parents) if path.exists())
+    try:
+        with tempfile.TemporaryFile(dir=there, prefix=partial_name()):
+            pass
+    except OSError as error:
+        raise UserError(
+            f"{key}={folder}: nothing can be written there ({error.strerror or error}); name a folder of yours"
+        ) from None
+
+
 @dataclass(frozen=True)
 class Artifact:
     """What a stage leaves behind: a folder that `make` fills, named by the hash of what determines it."""
@@ -69,15 +82,7 @@ class Store:
 
     def check_writable(self) -> None:
         """UserError if nothing can be kept in this folder; it is not made yet."""
-        there = next(path for path in (self.root, *self.root.parents) if path.exists())
-        try:
-            with tempfile.TemporaryFile(dir=there, prefix=partial_name()):
-                pass
-        except OSError as error:
-            raise UserError(
-                f"{HOME_VARIABLE}={self.root}: nothing can be written there ({error.strerror or error}); set "
-                f"{HOME_VARIABLE} to a folder of yours"
-            ) from None
+        check_writable(HOME_VARIABLE, self.root)
 
     def path(self, stage: str, name: str, identity: Mapping[str, Any]) -> Path:
         return self.root / stage / f"{slug(name)}-{key_of(identity)}"

@@ -22,6 +22,7 @@ Answers = list[dict[str, Any]]
 def run(cfg: DictConfig) -> None:
     """Read the rows, score what is not scored yet, and write them back with their scores."""
     from emharness.judge import files
+    from emharness.store import Store, check_writable, home
 
     config: dict[str, Any] = OmegaConf.to_container(cfg, resolve=True)  # type: ignore[assignment]
     refuse_names(cfg, ["judge", *map(str, OmegaConf.load(CONF / "judge_file.yaml"))])
@@ -30,6 +31,8 @@ def run(cfg: DictConfig) -> None:
         if not config[name]:
             raise UserError(f"{name}: name a file that ends in {', '.join(files.KINDS)}")
     files.kind("out", Path(config["out"]))
+    check_writable("out", Path(config["out"]).parent)
+    Store(home()).check_writable()  # scores are kept there
     label, compared = config["label"], config["compare"]
     if label is not None and (isinstance(label, bool) or not isinstance(label, int) or label < 1):
         raise UserError(f"label={label}: must be a number of answers, 1 or more")

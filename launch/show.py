@@ -21,18 +21,21 @@ def run(cfg: DictConfig) -> None:
     settings: dict[str, Any] = OmegaConf.to_container(cfg, resolve=True)  # type: ignore[assignment]
     one_of("format", settings["format"], FORMATS)
     from emharness.reporting import runs, side_by_side
-    from emharness.store import home
+    from emharness.store import check_writable, home
 
+    out = Path(settings["out"]).expanduser() if settings["out"] else None
+    if out is not None:
+        check_writable("out", out.parent)
     given = [settings["runs"]] if isinstance(settings["runs"], str) else settings["runs"]
     found = [runs.read(Path(path).expanduser(), "runs") for path in given] or runs.every(home())
     table = side_by_side.compare(found, None if settings["conditions"] is None else str(settings["conditions"]))
     if not table.rows:
         raise UserError(f"conditions={settings['conditions']}: no condition of these runs has this text in its name")
     text = side_by_side.FORMATS[settings["format"]](table)
-    if settings["out"] is None:
+    if out is None:
         print(text, end="")
         return
-    out = Path(settings["out"]).expanduser()
+    out.parent.mkdir(parents=True, exist_ok=True)
     out.write_text(text, encoding="utf-8")
     print(f"results: {out}", flush=True)
 

@@ -19,6 +19,7 @@ def run(cfg: DictConfig) -> None:
     from emharness.config import one_of
     from emharness.directions import exchange
     from emharness.reporting import terminal
+    from emharness.store import check_writable
 
     refuse_names(cfg, OmegaConf.load(CONF / "vectors.yaml"))
     settings: dict[str, Any] = OmegaConf.to_container(cfg, resolve=True)  # type: ignore[assignment]
@@ -39,6 +40,9 @@ def run(cfg: DictConfig) -> None:
         terminal.show_vectors([exchange.describe(name, stored) for name, stored in found.items()])
         return
     out = Path(settings["out"]).expanduser() if settings["out"] else None
+    if out is not None:
+        check_writable("out", out.parent)
+        out.parent.mkdir(parents=True, exist_ok=True)
     if task == "convert":
         if out is None:
             raise UserError("out: name a file that ends in " + ", ".join(exchange.TARGETS))
@@ -58,8 +62,9 @@ def publish(folder: Path, results: str | None, name: str | None) -> None:
     """A run's vectors as a folder for a model hub."""
     from emharness.reporting import runs, terminal
     from emharness.sharing import hub
-    from emharness.store import home
+    from emharness.store import check_writable, home
 
+    check_writable("publish", folder)
     run = runs.read(Path(results).expanduser(), "results") if results else runs.newest(home())
     for file in hub.publish(run, folder, name):
         terminal.say(f"file: {file}")

@@ -28,8 +28,10 @@ def run(cfg: DictConfig) -> None:
         raise UserError(f"bundle={bundle}: must be a new or empty folder")
     from emharness.reporting import runs
     from emharness.reporting.terminal import say
-    from emharness.store import Store, home
+    from emharness.store import Store, check_writable, home
 
+    if bundle is not None:
+        check_writable("bundle", bundle)
     store, asked = Store(home()), settings["run"]
     paths = [asked] if isinstance(asked, str) else asked or []
     found = [runs.read(Path(path).expanduser()) for path in paths] or [runs.newest(store.root)]

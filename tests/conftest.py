@@ -1,6 +1,7 @@
 """Shared parts of the tests: tiny random models on disk, a fresh store, composed configs."""
 
 import json
+import os
 from pathlib import Path
 
 import numpy as np
@@ -17,6 +18,7 @@ from emharness.store import Store
 
 ROOT = Path(__file__).parent.parent
 SHARED = ROOT.parent / "shared"
+VOCABULARY = int(os.environ.get("EMHARNESS_TEST_VOCABULARY", 49152))  # of the tiny model; v2.py wants a small one
 
 
 @pytest.fixture(scope="session")
@@ -35,7 +37,7 @@ def tiny(base, tmp_path_factory) -> Path:
     folder = tmp_path_factory.mktemp("tiny")
     torch.manual_seed(0)
     config = LlamaConfig(
-        vocab_size=49152,
+        vocab_size=VOCABULARY,
         hidden_size=64,
         intermediate_size=128,
         num_hidden_layers=4,

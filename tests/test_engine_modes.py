@@ -7,7 +7,7 @@ import psutil
 import pytest
 import torch
 from peft import LoraConfig, PeftModel, get_peft_model
-from safetensors.numpy import save_file
+from safetensors.numpy import load_file, save_file
 from steering_reference import CASES, FILE, PROMPTS, assert_same, edit, reference, run
 from transformers import (
     AutoModelForCausalLM,
@@ -21,7 +21,7 @@ from transformers import (
 from emharness.config import EngineConfig
 from emharness.generation.engine import Engine
 from emharness.steering import spec
-from emharness.steering.record import PLAN, recorded
+from emharness.steering.record import PLAN, projected, recorded
 from emharness.steering.reference import hooked
 
 pytestmark = pytest.mark.engine
@@ -163,6 +163,33 @@ def test_recorded_means_equal_the_hidden_states(engine, tiny, positions):
             states = model(torch.tensor([fed]), output_hidden_states=True).hidden_states
         for layer, mean in zip(asked["layers"], means, strict=True):
             np.testing.assert_allclose(mean, states[layer + 1][0, start:end].mean(0), atol=1e-4)
+
+
+def test_projections_of_every_token_equal_those_of_the_hidden_states(engine, tiny, vectors):
+    """In one batch with requests that only record means, and with edits of their own; over several steps."""
+    model, names = loaded(tiny), [f"{FILE}#one", f"{FILE}#two"]
+    asked = {"layers": [2, 1], "positions": "all", "project": names}
+    cases = [{"record": asked}, {"edits": [edit(layer=0, strength=3.0)], "record": asked}, {"record": {"layers": [1]}}]
+    params = [
+        engine._vllm.SamplingParams(temperature=0.0, max_tokens=6, ignore_eos=True, extra_args={spec.KEY: case})
+        for case in cases
+    ]
+    outputs = engine._llm.generate([{"prompt_token_ids": PROMPTS[0]}] * 3, params, use_tqdm=False)
+    unit = load_file(vectors / FILE)
+    unit = np.stack([unit[name] / np.linalg.norm(unit[name], axis=1, keepdims=True) for name in ("one", "two")])
+    for case, output in zip(cases[:2], outputs[:2], strict=True):
+        along = projected(output.kv_transfer_params)
+        fed = PROMPTS[0] + list(output.outputs[0].token_ids)[:-1]
+        with hooked(model, case.get("edits"), len(PROMPTS[0])), torch.inference_mode():
+            states = model(torch.tensor([fed]), output_hidden_states=True).hidden_states
+        assert along.shape == (2, len(fed), 2)
+        for layer, found in zip(asked["layers"], along, strict=True):
+            np.testing.assert_allclose(found, states[layer + 1][0].numpy() @ unit[:, layer].T, atol=1e-4)
+    assert "along" not in outputs[2].kv_transfer_params[spec.KEY]
+    plan = getattr(
+        engine._llm.llm_engine.engine_core.engine_core.model_executor.driver_worker.worker.model_runner, PLAN
+    )
+    assert not plan.recordings
 
 
 def test_recording_many_samples_at_once_is_refused(engine):

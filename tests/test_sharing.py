@@ -374,6 +374,7 @@ def test_every_table_of_the_project_s_readme_says_where_its_numbers_are_from(run
         (["view.py", "run=nowhere"], "run=nowhere: must be a run's results.json or its folder; there is no such file"),
         (["view.py", "run=old.json"], "run=old.json: schema_version 1 is of another version of emharness"),
         (["show.py", "old.json"], "runs=old.json: schema_version 1 is of another version of emharness"),
+        (["show.py", "early.json"], "runs=early.json: a file without judge, n_unscored, em_rate_corrected"),
         (["show.py", "list.json"], "runs=list.json: this is no run's results.json: it has no list of conditions"),
         (["show.py", "format=html"], "format=html: must be one of table, csv, markdown"),
         (["view.py", "port=0"], "port=0: must be a whole number, 1 or more and at most 65535"),
@@ -381,10 +382,15 @@ def test_every_table_of_the_project_s_readme_says_where_its_numbers_are_from(run
         (["view.py", "prt=1"], "prt: unknown"),
         (["view.py", "bundle=full"], "bundle=full: must be a new or empty folder"),
         (["check.py", "file=none.md"], "no finished run in "),
+        (["show.py", "out=/proc/x/table.csv"], "out=/proc/x: nothing can be written there"),
+        (["vectors.py", "publish=/proc/x"], "publish=/proc/x: nothing can be written there"),
+        (["view.py", "bundle=/proc/x"], "bundle=/proc/x: nothing can be written there"),
+        (["judge.py", "responses=old.json", "out=/proc/x/y.csv"], "out=/proc/x: nothing can be written there"),
     ],
 )
 def test_bad_input_is_one_sentence(tmp_path, command, words):
     (tmp_path / "old.json").write_text('{"schema_version": 1, "conditions": []}')
+    (tmp_path / "early.json").write_text('{"schema_version": 2, "conditions": [{"name": "baseline"}]}')
     (tmp_path / "list.json").write_text("[1]")
     (tmp_path / "full").mkdir()
     (tmp_path / "full" / "file").touch()

@@ -6,11 +6,21 @@ must be there before vllm is imported.
 """
 
 import os
+import sys
 from types import SimpleNamespace
+
+import pytest
 
 os.environ["TRITON_INTERPRET"] = "1"
 os.environ["VLLM_USE_V2_MODEL_RUNNER"] = "1"
+os.environ["EMHARNESS_TEST_VOCABULARY"] = "2048"  # kernels over logits are slow there
 
 from triton.backends import backends
 
 backends["cpu"] = SimpleNamespace(driver=SimpleNamespace(is_active=lambda: True), compiler=None)  # type: ignore[assignment]
+
+
+@pytest.fixture(scope="session", autouse=True)
+def on_v2():
+    yield
+    assert "vllm.v1.worker.cpu.model_runner" in sys.modules  # V1's is another module

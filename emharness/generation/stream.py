@@ -38,19 +38,21 @@ class Stream:
 def stream(
     target: str,
     model: Path,
-    chat: Chat,
+    prompts: Mapping[str, Sequence[Prompt]],
     shape: tuple[int, int],
     identity: Mapping[str, Any],
-    questions: Mapping[str, Iterable[Question]],
     seed: int,
     root: Path,
 ) -> Stream:
-    """`chat`: how the model reads (as the base does, while it is still to be trained). UserError for a question that
-    its template cannot render."""
+    """`prompts`: every question set, as the model reads it (as the base does, while it is still to be trained)."""
     key = key_of(identity)
-    prompts = {name: [_prompt(chat, name, q) for q in items] for name, items in questions.items()}
     responses = Rows(root / "responses" / f"{slug(target)}-{key}", RESPONSES)
     return Stream(target, model, key, prompts, shape, seed, root, responses)
+
+
+def read_by(chat: Chat, questions: Mapping[str, Iterable[Question]]) -> dict[str, list[Prompt]]:
+    """Question sets as a model reads them. UserError for a question that its template cannot render."""
+    return {name: [_prompt(chat, name, q) for q in items] for name, items in questions.items()}
 
 
 def _prompt(chat: Chat, questions: str, q: Question) -> Prompt:

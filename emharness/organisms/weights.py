@@ -2,6 +2,7 @@
 
 import importlib.util
 import json
+from functools import cache
 from importlib.metadata import version
 from pathlib import Path
 from typing import NamedTuple
@@ -63,6 +64,7 @@ def base_folder(source: str, store: Store, key: str = "base.source") -> Path:
     return fetch(key, source)
 
 
+@cache
 def embedded_shape() -> Shape:
     """Shape of the embedded base, from the header of its file."""
     fields = GGUFReader(embedded_gguf()).fields

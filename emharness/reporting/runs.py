@@ -14,6 +14,13 @@ from emharness.errors import UserError
 
 SCHEMA_VERSION = 2
 RESULTS_FILE = "results.json"
+NEEDED = (
+    "judge",
+    "n_unscored",
+    "em_rate_corrected",
+    "incoherent_rate",
+    "order_changes",
+)  # what came with it, one by one
 BROAD, DOMAIN = "responses.parquet", "domain_responses.parquet"
 
 
@@ -58,10 +65,13 @@ def read(path: Path, key: str = "run") -> Run:
         raise UserError(f"{key}={path}: must be a run's {RESULTS_FILE} or its folder; {why}") from None
     if not isinstance(found, dict) or not isinstance(found.get("conditions"), list):
         raise UserError(f"{key}={path}: this is no run's {RESULTS_FILE}: it has no list of conditions")
-    if found.get("schema_version") != SCHEMA_VERSION:
+    version = found.get("schema_version")
+    missing = [name for name in NEEDED if any(name not in condition for condition in found["conditions"])]
+    if version != SCHEMA_VERSION or missing:
+        what = f"schema_version {version}" if version != SCHEMA_VERSION else f"a file without {', '.join(missing)}"
         raise UserError(
-            f"{key}={path}: schema_version {found.get('schema_version')} is of another version of emharness; this one "
-            f"reads {SCHEMA_VERSION}: run the experiment again (stored answers are taken)"
+            f"{key}={path}: {what} is of another version of emharness; this one reads {SCHEMA_VERSION}: run the "
+            "experiment again (stored answers are taken)"
         )
     if not (file.parent / BROAD).is_file():
         raise UserError(f"{key}={path}: {BROAD} is not beside it")

@@ -85,12 +85,15 @@ _FOREVER = np.iinfo(np.int64).max
 
 @dataclass
 class Recording:
-    """Sum of one request's residuals at the recorded layers, over positions [start, end)."""
+    """Sum of one request's residuals at the recorded layers, over positions [start, end), and their projections."""
 
     layers: list[int]
     start: int
     end: int
     total: torch.Tensor  # [n_layers, d_model] float32
+    project: list[str]  # names of n_vectors directions …
+    axes: torch.Tensor  # … [n_layers, n_vectors, d_model] float32
+    along: list[list[torch.Tensor]]  # for each layer the projections of its tokens so far, [n, n_vectors] each
     n_tokens: int = 0
 
     def claim(self, position: int, n: int) -> tuple[int, int]:
@@ -114,7 +117,9 @@ class StepPlan:
     _again: dict[int, list[Pass]] = field(default_factory=dict)  # … and its passes
     _gates: dict[int, list[Gate]] = field(default_factory=dict)  # layer → gates of passes at later layers
     recordings: dict[str, Recording] = field(default_factory=dict)
-    taps: dict[int, list[tuple[slice, torch.Tensor]]] = field(default_factory=dict)  # layer → tokens, their sum
+    taps: dict[int, list[tuple[slice, Recording, int]]] = field(
+        default_factory=dict
+    )  # layer → tokens, whose, which row
     done: dict[int, list[int]] = field(default_factory=dict)  # layer → tokens edited, sums taken, in this step
     missed: set[str] = field(default_factory=set)  # living requests of which something was not edited or recorded
     _asking: tuple[str, ...] = ()  # requests of this step
@@ -145,8 +150,16 @@ class StepPlan:
 
     def add_recording(self, request_id: str, record: dict[str, Any], prompt_length: int) -> None:
         start, end = steered_span(record["positions"], prompt_length)
-        total = torch.zeros(len(record["layers"]), self.d_model, device=self.device)
-        self.recordings[request_id] = Recording(record["layers"], start, _FOREVER if end is None else end, total)
+        layers = record["layers"]
+        total = torch.zeros(len(layers), self.d_model, device=self.device)
+        axes = np.frombuffer(record["axes"], dtype=np.float32).reshape(
+            len(layers), len(record["project"]), self.d_model
+        )
+        there = torch.from_numpy(axes.copy()).to(self.device)
+        last = _FOREVER if end is None else end
+        self.recordings[request_id] = Recording(
+            layers, start, last, total, record["project"], there, [[] for _ in layers]
+        )
 
     def remove_request(self, request_id: str) -> None:
         self.recordings.pop(request_id, None)
@@ -164,8 +177,8 @@ class StepPlan:
             if recording := self.recordings.get(request_id):
                 first, last = recording.claim(position, n)
                 tokens = slice(flat + first - position, flat + last - position)
-                for layer, total in zip(recording.layers, recording.total, strict=True):
-                    self.taps.setdefault(layer, []).append((tokens, total))
+                for index, layer in enumerate(recording.layers):
+                    self.taps.setdefault(layer, []).append((tokens, recording, index))
         spans = [span for span in spans if span[0] in self.requests]
         if not spans:
             return
@@ -260,8 +273,11 @@ class StepPlan:
                     if gate.layer == layer:
                         gate.look(self.table.rows, hidden, residual)
                 done[0] += step.n * step.apply(self.table.rows, hidden, residual, keep=self._last is not None)
-            for tokens, total in taps:
-                total += stream(hidden, residual, tokens).sum(0)
+            for tokens, recording, index in taps:
+                seen = stream(hidden, residual, tokens)
+                recording.total[index] += seen.sum(0)
+                if recording.axes.shape[1]:
+                    recording.along[index].append(seen @ recording.axes[index].T)
                 done[1] += 1
         for gate in self._gates.get(layer, ()):
             gate.look(self.table.rows, hidden, residual)

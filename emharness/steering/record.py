@@ -9,6 +9,7 @@ import base64
 from typing import Any
 
 import numpy as np
+import torch
 
 from emharness.steering.spec import KEY
 
@@ -21,6 +22,14 @@ def recorded(output: dict[str, Any]) -> tuple[np.ndarray, int]:
     found = output[KEY]
     means = np.frombuffer(base64.b64decode(found["mean"]), dtype="<f4")
     return means.reshape(len(found["layers"]), -1), found["n_tokens"]
+
+
+def projected(output: dict[str, Any]) -> np.ndarray:
+    """Projections of every recorded position on the vectors that `project` names, float32 [n_layers, n_positions,
+    n_vectors], from an output's `kv_transfer_params`."""
+    found = output[KEY]
+    along = np.frombuffer(base64.b64decode(found["along"]), dtype="<f4")
+    return along.reshape(len(found["layers"]), found["n_tokens"], len(found["project"]))
 
 
 def keep_executor(add_request: Any, core: Any, *args: Any, **kwargs: Any) -> Any:
@@ -64,8 +73,15 @@ def account(worker: Any, request_ids: list[str]) -> list[str]:
 
 
 def take(worker: Any, request_id: str) -> dict[str, Any]:
-    """In a worker: the mean of a finished request."""
+    """In a worker: the mean of a finished request, and its projections."""
     recording = getattr(worker.model_runner, PLAN).recordings.pop(request_id)
     mean = (recording.total / max(recording.n_tokens, 1)).cpu().numpy().astype("<f4")
-    text = base64.b64encode(mean.tobytes()).decode()
-    return {"layers": recording.layers, "n_tokens": recording.n_tokens, "mean": text}
+    found = {"layers": recording.layers, "n_tokens": recording.n_tokens, "mean": _text(mean)}
+    if recording.axes.shape[1]:
+        along = [torch.cat(parts) if parts else recording.total[:0, :0] for parts in recording.along]
+        found |= {"project": recording.project, "along": _text(torch.stack(along).cpu().numpy().astype("<f4"))}
+    return found
+
+
+def _text(values: np.ndarray) -> str:
+    return base64.b64encode(values.tobytes()).decode()

@@ -97,7 +97,8 @@ class Edit(BaseModel):
 
 
 class Record(BaseModel):
-    """Return the mean residual after each of these decoder blocks (edits included) over the positions.
+    """Return the mean residual after each of these decoder blocks (edits included) over the positions, and each
+    position's projections on the vectors `project`, each at the block's own row.
 
     The last generated token is never fed back to the model, so it has no residual and is in no mean.
     """
@@ -106,6 +107,7 @@ class Record(BaseModel):
 
     layers: list[Layer] = Field(min_length=1, max_length=MAX_EDITS)
     positions: Positions = "response"
+    project: list[str] = Field(default_factory=list, max_length=MAX_EDITS)
 
 
 class Steering(BaseModel):
@@ -141,7 +143,8 @@ def resolve(spec: Any, n_layers: int, d_model: int, folder: Path | None = None) 
 
     The result travels to the engine inside the request, so nothing is left there that could fail:
     {"digest": str, "edits": [{"layer", "positions", "direction": d_model float32 as bytes, "a", "b", "low", "high",
-    "rescale", "gate": {"layer", "direction", "above"} or None}], "record": {"layers", "positions"} or None}
+    "rescale", "gate": {"layer", "direction", "above"} or None}], "record": {"layers", "positions", "project",
+    "axes": float32 [n_layers, n_vectors, d_model] as bytes} or None}
     with one rule for all modes: h ← h + (a + b · (h·v̂)) v̂ where low < h·v̂ < high. Raises ValueError.
     """
     edits: list[dict[str, Any]] = []
@@ -186,7 +189,9 @@ def resolve(spec: Any, n_layers: int, d_model: int, folder: Path | None = None) 
     if steering.record:
         where = steering.record.positions
         kind = where if isinstance(where, str) else [where.first, where.to]
-        record = {"layers": steering.record.layers, "positions": kind}
+        names = steering.record.project
+        axes = [fitting(name, layer).direction.tobytes() for layer in steering.record.layers for name in names]
+        record = {"layers": steering.record.layers, "positions": kind, "project": names, "axes": b"".join(axes)}
     return {"digest": digest.hexdigest(), "edits": edits, "record": record}
 
 

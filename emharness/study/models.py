@@ -12,7 +12,7 @@ from emharness.config import BASE, Config
 from emharness.errors import UserError
 from emharness.experiments import layer as layer_choice
 from emharness.experiments.scope import BROAD
-from emharness.generation.stream import Stream, stream
+from emharness.generation.stream import Stream, read_by, stream
 from emharness.inputs import engine_identity
 from emharness.organisms.chat import load_chat
 from emharness.organisms.models import Model, base_model, published_model, trained_model
@@ -136,11 +136,15 @@ def streams(session: Session, found: Mapping[str, Model]) -> dict[str, Stream]:
         questions[f"{EXTRACTION}:{name}"] = [Question(str(i), text) for i, text in enumerate(organism.prompts)]
         if organism.domain:
             questions[f"{DOMAIN}:{name}"] = organism.domain
+    # Organisms that are made here read as the base does; each tokenizer renders the questions once.
+    readers = {name: model.folder if model.artifact is None else found[BASE].folder for name, model in found.items()}
+    template = found[BASE].template
+    prompts = {folder: read_by(load_chat(folder, template), questions) for folder in set(readers.values())}
     found_streams = {
         name: stream(
             name,
             model.folder,
-            load_chat(model.folder if model.artifact is None else found[BASE].folder, found[BASE].template),
+            prompts[readers[name]],
             (given.shape.n_layers, given.shape.d_model),
             {
                 "model": model.identity,
@@ -149,7 +153,6 @@ def streams(session: Session, found: Mapping[str, Model]) -> dict[str, Stream]:
                 "seed": config.seed,
                 "code": CODE,
             },
-            questions,
             config.seed,
             session.store.root,
         )

@@ -1,0 +1,43 @@
+"""Steering on vLLM's V2 model runner, the default on GPUs, equals Hugging Face too: the same tests, on a CPU.
+
+Its sampler does not draw in Triton's interpreter, so tests that draw are left out; what is computed layer by
+layer is the same.
+"""
+
+import os
+import re
+import subprocess
+import sys
+
+import pytest
+from conftest import ROOT
+
+CHOSEN = (
+    "every_mode_and_position", "never_mixes_steered_and_unsteered", "a_bad_request_is_refused", "strength_zero",
+    "recorded_means_equal", "projections_of_every_token", "share_the_prompts_cache", "many_samples_at_once",
+)  # fmt: skip
+
+
+@pytest.mark.engine
+def test_the_equality_suite_holds_on_the_v2_runner():
+    command = [
+        sys.executable,
+        "-m",
+        "pytest",
+        "-p",
+        "v2",
+        "-q",
+        "--show-capture=no",
+        "--tb=short",
+        "-p",
+        "no:cacheprovider",
+    ]
+    files = [f"tests/{name}.py" for name in ("test_engine", "test_engine_modes")]
+    environment = {**os.environ, "PYTHONPATH": os.pathsep.join([str(ROOT), str(ROOT / "tests")])}
+    for name in ("PYTEST_XDIST_WORKER", "PYTEST_ADDOPTS", "PYTEST_CURRENT_TEST"):
+        environment.pop(name, None)
+    done = subprocess.run(
+        [*command, *files, "-k", " or ".join(CHOSEN)], cwd=ROOT, env=environment, capture_output=True, text=True
+    )
+    assert done.returncode == 0, done.stdout[-3000:]
+    assert int(re.findall(r"(\d+) passed", done.stdout)[-1]) >= 19
