@@ -23,7 +23,7 @@ view: setup
 	$(VENV)/bin/python launch/view.py
 
 test: setup
-	$(VENV)/bin/python -m pytest
+	$(VENV)/bin/python -m pytest -n 2 --dist loadfile
 
 lint: setup
 	$(VENV)/bin/ruff check .

@@ -222,7 +222,7 @@ def test_a_layer_that_is_passed_over_is_noticed(capsys):
     plan = StepPlan(D, torch.device("cpu"))
     plan.add_request("a", resolved(edit(), edit(layer=2)), 3)
     plan.add_request("r", [], 3)
-    plan.add_recording("r", {"layers": [0], "positions": "all"}, 3)
+    plan.add_recording("r", {"layers": [0], "positions": "all", "project": [], "axes": b""}, 3)
     for step, layers in enumerate([(0, 1, 2), (0, 2), (1, 2), (0, 1, 1, 2)]):
         plan.begin_step([("a", 0, step, 1), ("r", 1, step, 1)])
         for layer in layers:
@@ -243,3 +243,35 @@ def test_rows_are_shared_by_content_and_given_back():
         plan.remove_request(f"r{i}")
     assert len(plan.table) == 0
     assert plan.table.rows.shape[0] == 8
+
+
+@pytest.mark.parametrize(
+    ("positions", "expected"), [("all", range(0, 6)), ("generated", range(4, 6)), ("prompt", range(4))]
+)
+def test_a_token_computed_ahead_of_a_stop_is_in_no_mean(positions, expected):
+    """An engine that schedules ahead has computed the token after a stop before it knows of it; a CPU's does not."""
+    plan = StepPlan(D, torch.device("cpu"))
+    axis = np.eye(1, D, dtype=np.float32)
+    asked = {"layers": [1], "positions": positions, "project": ["x"], "axes": axis.tobytes()}
+    plan.add_recording("r", asked, prompt_length=4)
+    states = torch.arange(7 * D, dtype=torch.float32).reshape(7, D) ** 1.5
+    for begin, end in (
+        (0, 3),
+        (3, 4),
+        (4, 5),
+        (5, 6),
+        (6, 7),
+    ):  # the prompt in two parts, three tokens, one of them too many
+        plan.begin_step([("r", 0, begin, end - begin)])
+        plan.apply(1, states[begin:end].clone(), None)
+        plan.end_step()
+    recording = plan.recordings["r"]
+    total, n = recording.until(fed=6)
+    assert n == len(expected)
+    torch.testing.assert_close(total[0], states[list(expected)].sum(0))
+    along = torch.cat(recording.along[0])[:n]
+    torch.testing.assert_close(along[:, 0], states[list(expected)][:, 0])
+    assert not plan.missed
+    if positions != "prompt":
+        with pytest.raises(ValueError, match="positions were recorded"):
+            recording.until(fed=5)

@@ -33,7 +33,7 @@ def context(run: Run) -> dict[str, Any]:
     columns, rows = tables.rates(conditions)
     side_by_side = excerpts.series(conditions)
     return {
-        "title": f"{subject(results)} · {results['config']['base']['name']}",
+        "title": f"{run.subject} · {results['config']['base']['name']}",
         "question": results.get("question") or "",
         "finding": results.get("finding") or "",
         "certainty": certainty(results),
@@ -55,12 +55,6 @@ def context(run: Run) -> dict[str, Any]:
         "finished": f"{run.finished:%Y-%m-%d %H:%M} UTC",
         "responses": sum(c["n_responses"] for c in conditions),
     }
-
-
-def subject(results: Mapping[str, Any]) -> str:
-    """What a run is about: the organism of the main job, else the experiment."""
-    config, name = results["config"], results["experiment"]
-    return config["model"]["name"] if name == "main" and config.get("model") else name
 
 
 def certainty(results: Mapping[str, Any]) -> str:

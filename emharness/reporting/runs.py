@@ -34,6 +34,12 @@ class Run:
         return self.folder.name
 
     @property
+    def subject(self) -> str:
+        """What it is about, in a word: the organism of the main job, else the experiment."""
+        config, name = self.results["config"], self.results["experiment"]
+        return config["model"]["name"] if name == "main" and config.get("model") else name
+
+    @property
     def finished(self) -> datetime:
         return datetime.fromtimestamp((self.folder / RESULTS_FILE).stat().st_mtime, UTC)
 

@@ -67,9 +67,10 @@ def _labels(groups: Sequence[Sequence[Run]]) -> list[str]:
     for runs in groups:
         first = runs[0].results
         config, judges = first["config"], sorted({c["judge"] for c in first["conditions"]})
-        subject = config["model"]["name"] if first["experiment"] == "main" else first["experiment"]
         seeds = f", {len(runs)} seeds" if len(runs) > 1 else ""
-        named.append((f"{subject} {config['base']['name']} {config['eval']['name']}, {'/'.join(judges)}{seeds}", runs))
+        named.append(
+            (f"{runs[0].subject} {config['base']['name']} {config['eval']['name']}, {'/'.join(judges)}{seeds}", runs)
+        )
     listed = [label for label, _ in named]
     return [f"{label} {runs[0].name[-6:]}" if listed.count(label) > 1 else label for label, runs in named]
 

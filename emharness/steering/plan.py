@@ -15,43 +15,7 @@ import torch
 
 from emharness.steering.passes import Gate, Pass, stream
 from emharness.steering.spec import steered_span
-
-_CAPACITY = 8  # rows of an idle vector table
-
-
-class VectorTable:
-    """Directions of the living requests, `[capacity, d_model]` float32, shared by content, freed by count."""
-
-    def __init__(self, d_model: int, device: torch.device):
-        self.rows = torch.zeros(_CAPACITY, d_model, device=device)
-        self._row_of: dict[bytes, int] = {}
-        self._count: dict[bytes, int] = {}
-        self._free = list(range(_CAPACITY))
-
-    def __len__(self) -> int:
-        return len(self._row_of)
-
-    def acquire(self, direction: bytes) -> int:
-        if direction not in self._row_of:
-            if not self._free:
-                capacity = self.rows.shape[0]
-                self.rows = torch.cat([self.rows, torch.zeros_like(self.rows)])
-                self._free = list(range(capacity, 2 * capacity))
-            row = self._free.pop()
-            values = torch.from_numpy(np.frombuffer(direction, dtype=np.float32).copy())
-            self.rows[row] = values.to(self.rows.device)
-            self._row_of[direction] = row
-        self._count[direction] = self._count.get(direction, 0) + 1
-        return self._row_of[direction]
-
-    def release(self, direction: bytes) -> None:
-        self._count[direction] -= 1
-        if self._count[direction] == 0:
-            del self._count[direction]
-            self._free.append(self._row_of.pop(direction))
-            if not self._row_of:  # idle: the memory of a large batch goes back
-                self.rows = self.rows[:_CAPACITY].clone()
-                self._free = list(range(_CAPACITY))
+from emharness.steering.table import VectorTable
 
 
 @dataclass(frozen=True)
@@ -94,6 +58,7 @@ class Recording:
     project: list[str]  # names of n_vectors directions …
     axes: torch.Tensor  # … [n_layers, n_vectors, d_model] float32
     along: list[list[torch.Tensor]]  # for each layer the projections of its tokens so far, [n, n_vectors] each
+    last: torch.Tensor  # [n_layers, d_model] float32: what the last step added to `total`
     n_tokens: int = 0
 
     def claim(self, position: int, n: int) -> tuple[int, int]:
@@ -102,6 +67,14 @@ class Recording:
         last = max(first, min(position + n, self.end))
         self.n_tokens += last - first
         return first, last
+
+    def until(self, fed: int) -> tuple[torch.Tensor, int]:
+        """Sum and number of the recorded positions below `fed`. An engine that schedules ahead may have computed one
+        token more than the request had when it ended. ValueError if there are others than there should be."""
+        expected = max(0, min(self.end, fed) - self.start)
+        if self.n_tokens - expected not in (0, 1):
+            raise ValueError(f"{self.n_tokens} positions were recorded, not {expected}")
+        return (self.total if self.n_tokens == expected else self.total - self.last), expected
 
 
 @dataclass
@@ -158,7 +131,7 @@ class StepPlan:
         there = torch.from_numpy(axes.copy()).to(self.device)
         last = _FOREVER if end is None else end
         self.recordings[request_id] = Recording(
-            layers, start, last, total, record["project"], there, [[] for _ in layers]
+            layers, start, last, total, record["project"], there, [[] for _ in layers], torch.zeros_like(total)
         )
 
     def remove_request(self, request_id: str) -> None:
@@ -275,7 +248,8 @@ class StepPlan:
                 done[0] += step.n * step.apply(self.table.rows, hidden, residual, keep=self._last is not None)
             for tokens, recording, index in taps:
                 seen = stream(hidden, residual, tokens)
-                recording.total[index] += seen.sum(0)
+                recording.last[index] = seen.sum(0)
+                recording.total[index] += recording.last[index]
                 if recording.axes.shape[1]:
                     recording.along[index].append(seen @ recording.axes[index].T)
                 done[1] += 1

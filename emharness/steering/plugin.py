@@ -69,8 +69,8 @@ def _admit(process_inputs: Any, processor: Any, *args: Any, **kwargs: Any) -> An
         raise _refusal(str(error)) from None
     params = params.clone()
     if resolved["record"]:
-        if params.n != 1 or processor.vllm_config.scheduler_config.async_scheduling:
-            raise _refusal("steering: record needs n=1 and an engine with async_scheduling=False")
+        if params.n != 1:
+            raise _refusal("steering: record needs n=1; ask for several samples as several requests")
         params.skip_reading_prefix_cache = True  # cached positions would not pass through the layers
     params.extra_args = {**extra, spec.KEY: resolved}
     bound.arguments["params"] = params

@@ -40,7 +40,7 @@ def keep_executor(add_request: Any, core: Any, *args: Any, **kwargs: Any) -> Any
 
 def attach(update: Any, scheduler: Any, *args: Any, **kwargs: Any) -> Any:
     """Around Scheduler.update_from_output: finished requests get their means, and an error where edits were missed."""
-    asked = {name: spec for name, request in scheduler.requests.items() if (spec := wanted(request))}
+    asked = {name: (spec, r) for name, r in scheduler.requests.items() if (spec := wanted(r))}
     result = update(scheduler, *args, **kwargs)
     ended = [o for outputs in result.values() for o in outputs.outputs if o.finish_reason is not None] if asked else []
     steered = {output.request_id: output for output in ended if output.request_id in asked}
@@ -53,9 +53,14 @@ def attach(update: Any, scheduler: Any, *args: Any, **kwargs: Any) -> Any:
     for name, output in steered.items():
         if name in missed:
             output.finish_reason, output.stop_reason = FinishReason.ERROR, "steering: an edit was not made"
-        if asked[name]["record"]:
-            found = executor.collective_rpc(take, args=(name,))[0]
-            output.kv_transfer_params = {**(output.kv_transfer_params or {}), KEY: found}
+        spec, request = asked[name]
+        if spec["record"]:
+            # The last token was not fed back, so it has no residual.
+            found = executor.collective_rpc(take, args=(name, request.num_tokens - 1))[0]
+            if found is None:
+                output.finish_reason, output.stop_reason = FinishReason.ERROR, "steering: a position was not recorded"
+            else:
+                output.kv_transfer_params = {**(output.kv_transfer_params or {}), KEY: found}
     return result
 
 
@@ -72,13 +77,18 @@ def account(worker: Any, request_ids: list[str]) -> list[str]:
     return [name for name in request_ids if name in missed]
 
 
-def take(worker: Any, request_id: str) -> dict[str, Any]:
-    """In a worker: the mean of a finished request, and its projections."""
+def take(worker: Any, request_id: str, fed: int) -> dict[str, Any] | None:
+    """In a worker: the mean of a finished request whose first `fed` tokens count, and their projections; None where
+    they were not all recorded."""
     recording = getattr(worker.model_runner, PLAN).recordings.pop(request_id)
-    mean = (recording.total / max(recording.n_tokens, 1)).cpu().numpy().astype("<f4")
-    found = {"layers": recording.layers, "n_tokens": recording.n_tokens, "mean": _text(mean)}
+    try:
+        total, n_tokens = recording.until(fed)
+    except ValueError:
+        return None
+    mean = (total / max(n_tokens, 1)).cpu().numpy().astype("<f4")
+    found = {"layers": recording.layers, "n_tokens": n_tokens, "mean": _text(mean)}
     if recording.axes.shape[1]:
-        along = [torch.cat(parts) if parts else recording.total[:0, :0] for parts in recording.along]
+        along = [torch.cat(parts)[:n_tokens] if parts else recording.total[:0, :0] for parts in recording.along]
         found |= {"project": recording.project, "along": _text(torch.stack(along).cpu().numpy().astype("<f4"))}
     return found
 
