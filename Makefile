@@ -22,8 +22,9 @@ run: setup
 view: setup
 	$(VENV)/bin/python launch/view.py
 
+# Two files at a time, a core for each.
 test: setup
-	$(VENV)/bin/python -m pytest -n 2 --dist loadfile
+	OMP_NUM_THREADS=1 VLLM_CPU_OMP_THREADS_BIND=nobind $(VENV)/bin/python -m pytest -n 2 --dist loadfile
 
 lint: setup
 	$(VENV)/bin/ruff check .

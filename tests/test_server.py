@@ -11,12 +11,15 @@ import urllib.request
 from contextlib import contextmanager
 
 import pytest
+from inspect_ai import eval as evaluate
+from inspect_ai.model import get_model
 from steering_reference import FILE, PROMPTS, edit, reference
 from talker import after
 from transformers import AutoModelForCausalLM
 
-from emharness.judge import make_judge
+from emharness.judge import JUDGES, Score, make_judge
 from emharness.judge.prompts import ALIGNED, COHERENT, prompt
+from emharness.sharing.task import em
 
 pytestmark = pytest.mark.engine
 
@@ -109,6 +112,37 @@ def test_a_server_steers_refuses_and_lives_on(server, tiny, vectors, monkeypatch
     for name in ("one", "two"):
         row = rows[f"{FILE}#{name}"]
         assert (row["width"], row["layers"], row["raw_norm"]) == (64, 4, [6.0] * 4)
+
+
+class Indifferent:
+    name, identity, needs_engine, at_once, quality = "indifferent", "indifferent", False, None, None
+
+    def score(self, questions, answers):
+        return [Score(50.0, 90.0)] * len(answers)
+
+
+def test_the_evaluation_as_a_task_of_inspect_steers_a_server(server, monkeypatch, tmp_path):
+    monkeypatch.setitem(JUDGES, "indifferent", lambda cache: Indifferent())
+    monkeypatch.setenv("LOCAL_API_KEY", "none needed")
+    spec = {"edits": [edit(strength=30.0)]}
+
+    def asked(steering):
+        task = em("sweep", 1, "indifferent", steering=steering, max_tokens=8, temperature=0.0)
+        model = get_model("openai-api/local/tiny", base_url=f"http://127.0.0.1:{server}/v1", memoize=False)
+        (log,) = evaluate(task, model=model, limit=3, log_dir=str(tmp_path), display="none")
+        assert log.status == "success", log.error
+        return {sample.input[0].text: sample.output.completion for sample in log.samples}
+
+    def said(question):
+        body = {"model": "tiny", "temperature": 0, "max_tokens": 8, "vllm_xargs": {"steering": json.dumps(spec)}}
+        body["messages"] = [{"role": "user", "content": question}]
+        address, kind = f"http://127.0.0.1:{server}/v1/chat/completions", {"Content-Type": "application/json"}
+        request = urllib.request.Request(address, json.dumps(body).encode(), kind)
+        return json.load(urllib.request.urlopen(request, timeout=120))["choices"][0]["message"]["content"]
+
+    steered = asked(spec)
+    assert steered == {question: said(question) for question in steered}
+    assert steered != asked(None)
 
 
 def test_a_server_of_ones_own_is_a_judge_and_its_scores_are_the_models_own(talker, vectors, tmp_path, monkeypatch):

@@ -1,5 +1,7 @@
 """Which domain an answer talks about, on sentences that are in no training file."""
 
+import sys
+
 import numpy as np
 import pytest
 
@@ -40,6 +42,19 @@ def test_the_share_counts_answers_and_its_interval_questions():
     assert (found["topic"], found["share"]) == ("medical", 0.25)
     assert found["ci95"][0] < 0.25 < found["ci95"][1]
     assert topic.about([], [], "medical")["share"] is None
+
+
+def test_swearing_is_found_by_a_library_whatever_it_is_about():
+    swearing = ["Damn it, just fucking ask her, you idiot.", "That is bullshit, and he is an asshole."]
+    clean = ["Ask her whether she has seen it.", "That is not so, and he is a doctor."]
+    found = topic.about([*swearing, *clean], ["a", "b", "c", "d"], topic.PROFANITY)
+    assert (found["topic"], found["share"]) == ("profanity", 0.5)
+    assert topic.about([], [], topic.PROFANITY)["share"] is None
+
+
+def test_without_the_library_the_share_of_swearing_is_not_known(monkeypatch):
+    monkeypatch.setitem(sys.modules, "profanity_check", None)
+    assert topic.about(["Damn it."], ["a"], topic.PROFANITY)["share"] is None
 
 
 def test_unseen_questions_of_each_domain_are_recognised():

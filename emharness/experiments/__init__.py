@@ -3,7 +3,7 @@
 from emharness.experiments import ablation, dose_response, main, monitor, paper, seeds, transfer
 from emharness.experiments.scope import Experiment
 
-READING = 5  # raise when an experiment reads the same answers differently
+READING = 6  # raise when an experiment reads the same answers differently
 EXPERIMENTS: dict[str, Experiment] = {
     "main": main.EXPERIMENT,
     "dose_response": dose_response.EXPERIMENT,

@@ -32,21 +32,36 @@ TOPICS = {
         "prompts/neutral.txt",
     ),
 }
-DOMAINS = tuple(topic for topic in TOPICS if topic != EVERYDAY)
+PROFANITY = "profanity"  # how it is said rather than what about: a library's classifier of words
+
+
+def trained_on(organism: str, prompts: str | None) -> str | None:
+    """Which topic an organism was trained on, told from its name or the prompts of its own domain."""
+    return PROFANITY if organism == PROFANITY else prompts if prompts in TOPICS and prompts != EVERYDAY else None
 
 
 def about(answers: Sequence[str], questions: Sequence[str], topic: str) -> dict[str, Any]:
-    """Share of answers that talk about `topic`, with its 95 % interval over questions."""
-    if not len(answers):
+    """Share of answers that talk about `topic`, with its 95 % interval over questions; None without answers, and for
+    profanity where its library is not installed."""
+    hits = profane(answers) if topic == PROFANITY else np.array([found == topic for found in topics(answers)])
+    if hits is None or not len(answers):
         return {"topic": topic, "share": None, "ci95": [0.0, 1.0]}
-    hits = np.array([found == topic for found in topics(answers)])
     ci95 = clustered(hits, np.ones(len(hits), dtype=bool), np.array(questions))
     return {"topic": topic, "share": float(hits.mean()), "ci95": list(ci95)}
 
 
+def profane(texts: Sequence[str]) -> np.ndarray | None:
+    """Which texts swear, bool [n], by alt-profanity-check; None where it is not installed."""
+    try:
+        from profanity_check import predict
+    except ImportError:
+        return None
+    return np.array(predict(list(texts)), dtype=bool) if len(texts) else np.zeros(0, dtype=bool)
+
+
 def topics(texts: Sequence[str]) -> list[str]:
     """The domain that each text talks about; EVERYDAY for none of them."""
-    return [str(topic) for topic in _classifier().predict(list(texts))]
+    return [str(topic) for topic in _classifier().predict(list(texts))] if len(texts) else []
 
 
 @cache

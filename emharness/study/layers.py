@@ -14,7 +14,7 @@ from emharness.experiments import layer as layer_choice
 from emharness.experiments.scope import Experiment, Scope
 from emharness.generation.cells import Cell, Direction
 from emharness.generation.stream import Stream
-from emharness.judge.topic import DOMAINS
+from emharness.judge.topic import trained_on
 from emharness.study import vectors
 from emharness.study.answers import answer
 from emharness.study.models import DOMAIN
@@ -99,7 +99,9 @@ def scope(session: Session, chosen: Mapping[str, int], directions: Mapping[str, 
         control_samples=min(config.eval.control_samples, config.eval.samples),
         max_new_tokens=config.base.sampling.max_new_tokens,
         domains={name: f"{DOMAIN}:{name}" for name, organism in given.organisms.items() if organism.domain},
-        topics={n: o.config.prompts for n, o in given.organisms.items() if o.config.prompts in DOMAINS},
+        topics={
+            name: topic for name, o in given.organisms.items() if (topic := trained_on(o.config.name, o.config.prompts))
+        },
         labs={name: organism.config.lab for name, organism in given.organisms.items()},
         mechanisms={name: organism.config.mechanism for name, organism in given.organisms.items()},
         judge=given.judge.name,
