@@ -1,5 +1,7 @@
 """See every answer in Inspect View: python launch/view.py [run=<results.json>] [port=7575] | bundle=<folder>"""
 
+import os
+import shutil
 import socket
 import subprocess
 import sys
@@ -28,7 +30,7 @@ def run(cfg: DictConfig) -> None:
         raise UserError(f"bundle={bundle}: must be a new or empty folder")
     from emharness.reporting import runs
     from emharness.reporting.terminal import say
-    from emharness.store import Store, check_writable, home
+    from emharness.store import Store, check_writable, home, partial_name
 
     if bundle is not None:
         check_writable("bundle", bundle)
@@ -43,12 +45,12 @@ def run(cfg: DictConfig) -> None:
 
     say(f"logs of {', '.join(one.name for one in found)} …")
     folders = [inspect_logs.stored(one, store) for one in found]
-    with tempfile.TemporaryDirectory() as several:
+    with tempfile.TemporaryDirectory(dir=store.root, prefix=partial_name()) as several:
         logs = folders[0]
-        if len(folders) > 1:  # side by side in one list
+        if len(folders) > 1:  # side by side in one list; Inspect follows no symbolic links
             logs = Path(several)
             for one, folder in zip(found, folders, strict=True):
-                (logs / one.name).symlink_to(folder)
+                shutil.copytree(folder, logs / one.name, copy_function=os.link)
         if bundle is not None:
             from inspect_ai.log import bundle_log_dir
 

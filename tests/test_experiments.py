@@ -95,6 +95,12 @@ def test_removing_a_direction_and_a_cluster_is_read_beside_random_ones():
     assert (rows["x cluster", "a"]["own"], rows["x cluster", "c"]["own"]) == (True, False)
     assert (rows["a", "c"]["drop"], rows["a", "c"]["own"], rows["a", "c"]["p"]) == (0, False, 1)
     assert set(reading.figures) == {"ablation"}
+    for cell in cells:  # one of the random directions leaves hardly an answer coherent
+        if cell.condition.edits and {e.vector for e in cell.condition.edits} == {"random-0"}:
+            judged[cell] = table(1, n_incoherent=16, samples=cell.samples)
+    rows = EXPERIMENTS["ablation"].read(about, judged).numbers["ablation"]
+    (own,) = [row for row in rows if (row["removed"], row["target"]) == ("a", "a")]
+    assert own["drop_random"] == pytest.approx(0)  # of the other one
 
 
 def test_the_spread_of_seeds_within_and_between_organisms():

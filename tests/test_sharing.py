@@ -177,6 +177,15 @@ def test_a_site_is_bundled_for_publishing(run, tmp_path):
     )
 
 
+def test_several_runs_stand_in_one_site(run, tmp_path):
+    other = finished(tmp_path / "tiny-medical-eeeeeeeeeeeeeeee", seed=1)
+    done = launch("view.py", f"run=[{run.folder},{other}]", f"bundle={tmp_path / 'site'}", home=tmp_path / "home")
+    assert done.returncode == 0, done.stderr
+    folders = {path.parent.name for path in (tmp_path / "site").rglob("*.eval")}
+    assert folders == {run.name, other.name}
+    assert not list((tmp_path / "home").glob(".partial*"))
+
+
 # report.html
 
 

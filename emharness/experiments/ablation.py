@@ -64,7 +64,9 @@ def read(scope: Scope, judged: Judged) -> Reading:
         before = drawn[scope.unsteered(target)]
         random: dict[int, list[float]] = {}  # dimensions → drop under each random control
         for name, some in _randoms(scope).items():
-            drop = measured(before - drawn[_without(scope, name, some, target)])[0]
+            less = _without(scope, name, some, target)
+            broken = (fluent[less] or 0.0) < LEAST_COHERENT  # a control that breaks the model says nothing either
+            drop = None if broken else measured(before - drawn[less])[0]
             random.setdefault(len(some), []).extend([] if drop is None else [drop])
         for removed, some in _removed(scope).items():
             less = _without(scope, removed, some, target)
