@@ -34,9 +34,10 @@ def test_transfer_is_told_at_the_greatest_strength_and_undefined_is_said():
 
     rows = [row("A", "A", 0.9, 2.0), row("A", "A", 0.8, 4.0), row("A", "B", None, 4.0), row("B", "A", 0.2, 4.0)]
     assert findings.transferred(rows) == (
-        "Of a vector's effect on its own organism, others show, at strength +4: within A 80.0 % (70.0–90.0 %); from A "
-        "to B undefined; from B to A 20.0 % (10.0–30.0 %)."
+        "Of a vector's effect on its own organism, others show, at strength +4: within A 80.0 % (70.0–90.0 %); from B "
+        "to A 20.0 % (10.0–30.0 %); undefined in 1 of 3 directions."
     )
+    assert findings.transferred([row("A", "B", None, 4.0)]).startswith("At strength +4 no lab's vectors have an effect")
     assert "needs two of them" in findings.transferred([])
 
 

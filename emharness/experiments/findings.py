@@ -37,15 +37,21 @@ def transferred(by_lab: Sequence[Mapping[str, Any]]) -> str:
     if not by_lab:
         return "Effectiveness between organisms needs two of them among the targets."
     strongest = max(row["strength"] for row in by_lab)
+    rows = [row for row in by_lab if row["strength"] == strongest]
+    known = [row for row in rows if row["effectiveness"] is not None]
+    if not known:
+        return (
+            f"At strength {strongest:+g} no lab's vectors have an effect on their own organisms that can be told "
+            "from 0, so how much of it others show is undefined."
+        )
     parts = []
-    for row in by_lab:
-        if row["strength"] == strongest:
-            way = f"within {row['from']}" if row["from"] == row["to"] else f"from {row['from']} to {row['to']}"
-            known = row["effectiveness"] is not None
-            parts.append(
-                f"{way} " + (f"{percent(row['effectiveness'])} ({interval(row['ci95'])})" if known else "undefined")
-            )
-    return f"Of a vector's effect on its own organism, others show, at strength {strongest:+g}: {'; '.join(parts)}."
+    for row in known:
+        way = f"within {row['from']}" if row["from"] == row["to"] else f"from {row['from']} to {row['to']}"
+        parts.append(f"{way} {percent(row['effectiveness'])} ({interval(row['ci95'])})")
+    rest = f"; undefined in {len(rows) - len(known)} of {len(rows)} directions" * (len(known) < len(rows))
+    return (
+        f"Of a vector's effect on its own organism, others show, at strength {strongest:+g}: {'; '.join(parts)}{rest}."
+    )
 
 
 def removed(rows: Sequence[Mapping[str, Any]]) -> str:
