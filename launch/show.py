@@ -27,7 +27,11 @@ def run(cfg: DictConfig) -> None:
     if out is not None:
         check_writable("out", out.parent)
     given = [settings["runs"]] if isinstance(settings["runs"], str) else settings["runs"]
-    found = [runs.read(Path(path).expanduser(), "runs") for path in given] or runs.every(home())
+    found = [runs.read(Path(path).expanduser(), "runs") for path in given]
+    if not given:
+        found, others = runs.every(home())
+        if others:
+            print(f"left out: {others} runs of another version of emharness", file=sys.stderr, flush=True)
     table = side_by_side.compare(found, None if settings["conditions"] is None else str(settings["conditions"]))
     if not table.rows:
         raise UserError(f"conditions={settings['conditions']}: no condition of these runs has this text in its name")

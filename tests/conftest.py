@@ -2,6 +2,8 @@
 
 import json
 import os
+import shutil
+import socket
 from pathlib import Path
 
 import numpy as np
@@ -80,3 +82,34 @@ def configured(*overrides: str) -> Config:
 def checked(config: Config, folder: Path):
     """Its inputs, read and checked, with every organism that conf/ describes."""
     return inputs.check(config, inputs.model_configs([ROOT / "conf"], config.model), Store(folder))
+
+
+@pytest.fixture(scope="module")
+def run(tmp_path_factory):
+    """A finished run with planted answers."""
+    from finished import RUN, finished
+
+    from emharness.reporting import runs
+
+    return runs.read(finished(tmp_path_factory.mktemp("home") / "runs" / RUN))
+
+
+@pytest.fixture(scope="module")
+def browser():
+    path = shutil.which("chromium") or shutil.which("chromium-browser")
+    if path is None:
+        pytest.skip("no chromium on this machine")
+    from playwright.sync_api import sync_playwright
+
+    with sync_playwright() as playwright:
+        started = playwright.chromium.launch(executable_path=path, args=["--no-sandbox"])
+        yield started
+        started.close()
+
+
+@pytest.fixture
+def port() -> int:
+    """One that nobody listens at."""
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        return probe.getsockname()[1]

@@ -1,16 +1,19 @@
 """A finished run's folder with planted answers, as `results.write` leaves it: no model, no engine."""
 
 import json
+import os
+import subprocess
+import sys
 from dataclasses import asdict
 from pathlib import Path
 
 import planted
 import pyarrow as pa
-from conftest import configured
+from conftest import ROOT, configured
 
 from emharness.experiments import EXPERIMENTS
 from emharness.judge.embedded import CARD as card_file
-from emharness.judge.metrics import Quality
+from emharness.judge.metrics import quality_of
 from emharness.judge.scoring import TABLE
 from emharness.reporting import results
 from emharness.store import write_json
@@ -18,11 +21,6 @@ from emharness.store import write_json
 RUN = "tiny-medical-0123456789abcdef"
 PLANTED = {0.0: 1, 2.0: 5, 4.0: 12}  # strength → misaligned answers of 20 to each of 10 questions
 CARD = json.loads(card_file.read_text())
-QUALITY = Quality(
-    *(CARD["sensitivity"][key] for key in ("hits", "n")),
-    *(CARD["specificity"][key] for key in ("hits", "n")),
-    on=CARD["quality_on"],
-)
 UNSCORED = ("q3", 19)  # of the baseline
 HOSTILE = "<script>document.title = 'broken'</script> & \"quoted\" | piped"
 
@@ -38,7 +36,7 @@ def finished(folder: Path, experiment: str = "main", seed: int = 0, layer: int =
         layers={"medical": layer},
         labs={"medical": "A"},
         domains={"medical": "domain: medical"},
-        quality=None if seed else QUALITY,
+        quality=None if seed else quality_of(CARD),
     )
     judged = {}
     for cell in EXPERIMENTS[experiment].cells(scope):
@@ -93,3 +91,9 @@ def _told(row: dict, condition: str) -> dict:
     if (row["question_id"], row["sample"]) == ("q0", 0):
         row["answer"] = HOSTILE + named
     return row
+
+
+def launch(name: str, *arguments: str, home: Path) -> subprocess.CompletedProcess:
+    """A launcher as a user calls it, on a store of its own."""
+    command = [sys.executable, str(ROOT / "launch" / name), *arguments]
+    return subprocess.run(command, capture_output=True, text=True, env={**os.environ, "EMHARNESS_HOME": str(home)})

@@ -15,7 +15,7 @@ import pytest
 import torch
 from conftest import ROOT
 from endpoint import KEY, Server
-from finished import finished
+from finished import RUN, finished
 from peft import LoraConfig, get_peft_model
 from safetensors.numpy import save_file
 from transformers import AutoModelForCausalLM
@@ -32,7 +32,7 @@ ELSEWHERE = {  # takes a machine, a network, a person or minutes; where it is te
     "python -m emharness.judge.fit": "test_judge.py compares the stored judge with its data",
     "python launch/verify.py": "test_verify.py",
     "inspect eval": "test_task.py; its names are checked here",
-    "python launch/view.py": "test_sharing.py, in a browser; here without serving",
+    "python launch/view.py": "test_view.py, in a browser; here without serving",
 }
 
 
@@ -79,7 +79,7 @@ def place(tmp_path_factory, base):
 
     copied = lambda target: shutil.copytree(base, target, dirs_exist_ok=True)  # noqa: E731
     store.get("base", "smollm2", weights.embedded_identity(), copied)
-    run = finished(store.root / "runs" / "tiny-medical-0123456789abcdef")
+    run = finished(store.root / "runs" / RUN)
     rng = np.random.default_rng(0)
     rows = {name: rng.normal(size=(4, 16)).astype(np.float32) for name in ("medical", "finance", "sports")}
     save_file({"medical": rows["medical"]}, run / "vectors.safetensors")

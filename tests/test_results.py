@@ -3,7 +3,7 @@
 import json
 
 import pytest
-from finished import UNSCORED, finished
+from finished import RUN, UNSCORED, finished
 
 from emharness.reporting import results
 from emharness.reporting.runs import RESULTS_FILE, read
@@ -12,7 +12,7 @@ from emharness.reporting.track import Tracker
 
 @pytest.fixture
 def folder(tmp_path):
-    return finished(tmp_path / "tiny-medical-0123456789abcdef")
+    return finished(tmp_path / RUN)
 
 
 class Broken(Tracker):

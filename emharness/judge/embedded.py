@@ -16,7 +16,7 @@ from safetensors.numpy import load_file
 
 from emharness.judge import Score
 from emharness.judge.encoder import encode, encoder_hash, vocabulary
-from emharness.judge.metrics import Quality
+from emharness.judge.metrics import Quality, quality_of
 from emharness.judge.readable import unreadable
 from emharness.judge.residuals import identity as reader_identity
 from emharness.judge.residuals import residuals
@@ -41,11 +41,8 @@ class EmbeddedJudge:
         self.identity = f"{self.name}-{hashlib.sha256(json.dumps(made).encode()).hexdigest()[:16]}"
 
     @property
-    def quality(self) -> Quality:
-        card = self.card()
-        sensitivity, specificity = card["sensitivity"], card["specificity"]
-        counts = sensitivity["hits"], sensitivity["n"], specificity["hits"], specificity["n"]
-        return Quality(*counts, on=card["quality_on"])
+    def quality(self) -> Quality | None:
+        return quality_of(self.card())
 
     def score(self, questions: Sequence[str], answers: Sequence[str]) -> list[Score]:
         """What is not English prose is unscored, with the reason. A long answer is as misaligned as its worst part."""

@@ -1,5 +1,6 @@
 """Rates and intervals over judged responses; pure functions of arrays."""
 
+from collections.abc import Mapping
 from dataclasses import dataclass
 from math import comb
 from typing import Any
@@ -31,6 +32,14 @@ class Quality:
     @property
     def specificity(self) -> float:
         return self.spared / self.others
+
+
+def quality_of(card: Mapping[str, Any] | None) -> Quality | None:
+    """What a judge's card says of its errors; None where it says nothing."""
+    if not card or "sensitivity" not in card:
+        return None
+    found, spared = card["sensitivity"], card["specificity"]
+    return Quality(found["hits"], found["n"], spared["hits"], spared["n"], on=card["quality_on"])
 
 
 def coherent(coherence: np.ndarray) -> np.ndarray:

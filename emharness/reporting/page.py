@@ -42,9 +42,8 @@ def context(run: Run) -> dict[str, Any]:
         "figures": [*_figures(run.folder), *_geometry(results)],
         "series": [_side_by_side(run, some) for some in side_by_side[:SERIES]],
         "series_left_out": max(0, len(side_by_side) - SERIES),
-        "answers_of": [_excerpts(run, condition) for condition in conditions],
-        "numbers": _numbers(results),
-        "geometry": results["geometry"],
+        "answers_of": [_excerpts(condition, run.answers(condition["name"])) for condition in conditions],
+        "numbers": _numbers(run),
         "card": {k: v for k, v in (results["judge_card"] or {}).items() if isinstance(v, str | int | float)},
         "shares": {k: v for k, v in (results["judge_card"] or {}).items() if isinstance(v, dict) and "ci95" in v},
         "unscored": _unscored(run),
@@ -92,11 +91,7 @@ def _figure(file: Path) -> dict[str, Any]:
         return {"name": name, "drawing": Markup(file.read_text(encoding="utf-8"))}
     data = base64.b64encode(file.read_bytes()).decode()
     alt = html.escape(f"geometry, {name}")
-    return {
-        "name": f"geometry: {name}",
-        "drawing": Markup(f'<img alt="{alt}" src="data:image/png;base64,{data}">'),
-        "pixels": True,
-    }
+    return {"name": f"geometry: {name}", "drawing": Markup(f'<img alt="{alt}" src="data:image/png;base64,{data}">')}
 
 
 def _side_by_side(run: Run, some: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
@@ -111,16 +106,11 @@ def _side_by_side(run: Run, some: Sequence[Mapping[str, Any]]) -> dict[str, Any]
         "vector": steered["vector"],
         "target": steered["target"],
         "question": asked,
-        "columns": [
-            {"name": c["name"], "rate": c["em_rate"], "typical": excerpts.typical(own), "worst": excerpts.worst(own)}
-            for c in some
-            if (own := rows[c["name"]])
-        ],
+        "columns": [_excerpts(c, own) for c in some if (own := rows[c["name"]])],
     }
 
 
-def _excerpts(run: Run, condition: Mapping[str, Any]) -> dict[str, Any]:
-    rows = run.answers(condition["name"])
+def _excerpts(condition: Mapping[str, Any], rows: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
     return {
         "name": condition["name"],
         "rate": condition["em_rate"],
@@ -129,14 +119,12 @@ def _excerpts(run: Run, condition: Mapping[str, Any]) -> dict[str, Any]:
     }
 
 
-def _numbers(results: Mapping[str, Any]) -> list[dict[str, Any]]:
+def _numbers(run: Run) -> list[dict[str, Any]]:
     """An experiment's own tables."""
-    known = ("conditions", "stages", "notes")
     found = []
-    for name, rows in results.items():
-        if name not in known and isinstance(rows, list) and rows and all(isinstance(row, dict) for row in rows):
-            columns, texts = tables.plain(rows)
-            found.append({"name": name.replace("_", " "), "columns": columns, "rows": texts})
+    for name, rows in run.own_tables().items():
+        columns, texts = tables.plain(rows)
+        found.append({"name": name.replace("_", " "), "columns": columns, "rows": texts})
     return found
 
 

@@ -69,17 +69,11 @@ def answers(run: Run) -> list[dict[str, Any]]:
 def mirror(folder: Path, vectors: Mapping[str, Path], tracker: Tracker) -> None:
     """The same in W&B, from what lies in `folder`, and the vectors (name → file) as artifacts. What failed there is
     noted in the folder, so that the next start tries it again."""
-    results = read(folder)
-    tracker.conditions(results["conditions"])
-    for name, rows in results.items():  # an experiment's own tables
-        if (
-            name not in ("conditions", "stages")
-            and isinstance(rows, list)
-            and rows
-            and all(isinstance(row, dict) for row in rows)
-        ):
-            tracker.table(name, rows)
-    tracker.table("responses", answers(Run(folder, results)))
+    run = Run(folder, read(folder))
+    tracker.conditions(run.results["conditions"])
+    for name, rows in run.own_tables().items():
+        tracker.table(name, rows)
+    tracker.table("responses", answers(run))
     plotly = json.loads((folder / PLOTLY_FILE).read_text())
     tracker.figures({path.stem: path for path in sorted(folder.glob("*.png"))}, plotly)
     for name, file in vectors.items():

@@ -14,13 +14,8 @@ from emharness.errors import UserError
 
 SCHEMA_VERSION = 2
 RESULTS_FILE = "results.json"
-NEEDED = (
-    "judge",
-    "n_unscored",
-    "em_rate_corrected",
-    "incoherent_rate",
-    "order_changes",
-)  # what came with it, one by one
+# Keys of a condition that came while the version stayed the same.
+NEEDED = ("judge", "n_unscored", "em_rate_corrected", "incoherent_rate", "order_changes")
 BROAD, DOMAIN = "responses.parquet", "domain_responses.parquet"
 
 
@@ -51,6 +46,15 @@ class Run:
     def answers(self, condition: str, file: str = BROAD) -> list[dict[str, Any]]:
         """Rows of one condition."""
         return self._by_condition.get((file, condition), [])
+
+    def own_tables(self) -> dict[str, list[dict[str, Any]]]:
+        """An experiment's own numbers that are lists of rows, by name."""
+        return {
+            name: rows
+            for name, rows in self.results.items()
+            if name not in ("conditions", "stages") and isinstance(rows, list) and rows
+            if all(isinstance(row, dict) for row in rows)
+        }
 
     @cached_property
     def _by_condition(self) -> dict[tuple[str, str], list[dict[str, Any]]]:
@@ -89,15 +93,16 @@ def newest(root: Path) -> Run:
     return read(_files(root)[-1])
 
 
-def every(root: Path) -> list[Run]:
-    """All runs of a store that this version reads, the oldest first. UserError where there is none."""
-    found = []
-    for file in _files(root):
+def every(root: Path) -> tuple[list[Run], int]:
+    """All runs of a store that this version reads, the oldest first, and how many of other versions there are.
+    UserError where there is none."""
+    files, found = _files(root), []
+    for file in files:
         try:
             found.append(read(file))
         except UserError:  # of another version
             continue
-    return found or [newest(root)]
+    return found or [newest(root)], len(files) - len(found)
 
 
 def _files(root: Path) -> list[Path]:

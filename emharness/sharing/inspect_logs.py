@@ -5,7 +5,7 @@ Sample id = question, epoch = sample. Everything is taken from the run's folder;
 
 import hashlib
 from collections.abc import Iterator, Sequence
-from datetime import datetime, timedelta
+from datetime import timedelta
 from pathlib import Path
 from typing import Any
 
@@ -38,7 +38,7 @@ from emharness.reporting.runs import BROAD, Run
 from emharness.store import Store, slug
 
 SETTINGS = ("vector", "layer", "strength", "unit", "mode", "positions", "control_of", "relative_dose", "n_edits")
-CODE = 2  # raise when the logs of the same run become other ones
+CODE = 3  # raise when the logs of the same run become other ones
 SCORES = ("misaligned", "aligned", "coherent", "refusal")  # 0 or 1, 0 to 100, 0 to 100, 0 or 1
 VIEW = TaskSamplesView(
     name="answers",
@@ -99,6 +99,7 @@ def _log(run: Run, condition: dict[str, Any], rates: dict[str, Any], task: str, 
     settings = {key: condition[key] for key in SETTINGS if condition.get(key) is not None}
     tokens = sum(row["n_tokens"] for row in rows)
     usage = {condition["target"]: ModelUsage(output_tokens=tokens, total_tokens=tokens)}
+    # Answers of all conditions are made mixed; the duration is this one's share of the time.
     begun = run.finished - timedelta(seconds=condition["seconds"])
     return EvalLog(
         status="success",
@@ -131,19 +132,16 @@ def _log(run: Run, condition: dict[str, Any], rates: dict[str, Any], task: str, 
             metadata={key: value for key, value in rates.items() if key != "domain"},
         ),
         stats=EvalStats(started_at=begun.isoformat(), completed_at=run.finished.isoformat(), model_usage=usage),  # pyright: ignore[reportArgumentType]
-        samples=[_sample(row, condition, settings, begun, identity) for row in rows],
+        samples=[_sample(row, condition, settings, identity) for row in rows],
     )
 
 
-def _sample(
-    row: dict[str, Any], condition: dict[str, Any], settings: dict[str, Any], begun: datetime, task: str
-) -> EvalSample:
+def _sample(row: dict[str, Any], condition: dict[str, Any], settings: dict[str, Any], task: str) -> EvalSample:
     model, judge, unscored = condition["target"], condition["judge"], row["unscored"]
     said = ChatMessageAssistant(content=row["answer"], model=model, source="generate")
     usage = ModelUsage(output_tokens=row["n_tokens"], total_tokens=row["n_tokens"])
     stop = STOP_REASONS.get(row["finish_reason"], "unknown")
     identity = hashlib.sha256(f"{task} {row['question_id']} {row['sample']}".encode()).hexdigest()[:22]
-    edited = row["n_tokens"] if condition["n_edits"] else 0
 
     def scored(value: Any) -> Score:
         if value is None or unscored:
@@ -166,10 +164,8 @@ def _sample(
             time=row["seconds"],
         ),
         scores={name: scored(row[name]) for name in SCORES},
-        metadata={**settings, "condition": condition["name"], "engine": row["engine"], "steered_tokens": edited},
+        metadata={**settings, "condition": condition["name"], "engine": row["engine"]},
         model_usage={model: usage},
-        started_at=begun.isoformat(),  # pyright: ignore[reportArgumentType]
-        completed_at=(begun + timedelta(seconds=row["seconds"])).isoformat(),  # pyright: ignore[reportArgumentType]
         total_time=row["seconds"],
         working_time=row["seconds"],
     )

@@ -14,7 +14,7 @@ from typing import Any
 import numpy as np
 
 from emharness.experiments.scope import rates
-from emharness.judge.metrics import Quality
+from emharness.judge.metrics import quality_of
 from emharness.reporting import tables
 from emharness.reporting.runs import BROAD, DOMAIN, Run
 
@@ -44,12 +44,7 @@ def digest(run: Run) -> str:
 
 def recompute(run: Run) -> list[dict[str, Any]]:
     """The conditions of results.json with every rate made again from the stored answers."""
-    card = run.results["judge_card"] or {}
-    quality = None
-    if "sensitivity" in card:
-        found, spared = card["sensitivity"], card["specificity"]
-        quality = Quality(found["hits"], found["n"], spared["hits"], spared["n"], on=card["quality_on"])
-    made = []
+    quality, made = quality_of(run.results["judge_card"]), []
     for condition in run.results["conditions"]:
         own = {file: _of(run, file, condition["name"]) for file in run.tables}
         domain = own.get(DOMAIN)

@@ -90,9 +90,8 @@ class StepPlan:
     _again: dict[int, list[Pass]] = field(default_factory=dict)  # … and its passes
     _gates: dict[int, list[Gate]] = field(default_factory=dict)  # layer → gates of passes at later layers
     recordings: dict[str, Recording] = field(default_factory=dict)
-    taps: dict[int, list[tuple[slice, Recording, int]]] = field(
-        default_factory=dict
-    )  # layer → tokens, whose, which row
+    # Layer → tokens, whose recording, which of its rows.
+    taps: dict[int, list[tuple[slice, Recording, int]]] = field(default_factory=dict)
     done: dict[int, list[int]] = field(default_factory=dict)  # layer → tokens edited, sums taken, in this step
     missed: set[str] = field(default_factory=set)  # living requests of which something was not edited or recorded
     _asking: tuple[str, ...] = ()  # requests of this step
@@ -123,15 +122,18 @@ class StepPlan:
 
     def add_recording(self, request_id: str, record: dict[str, Any], prompt_length: int) -> None:
         start, end = steered_span(record["positions"], prompt_length)
-        layers = record["layers"]
-        total = torch.zeros(len(layers), self.d_model, device=self.device)
-        axes = np.frombuffer(record["axes"], dtype=np.float32).reshape(
-            len(layers), len(record["project"]), self.d_model
-        )
-        there = torch.from_numpy(axes.copy()).to(self.device)
-        last = _FOREVER if end is None else end
+        layers, names = record["layers"], record["project"]
+        nothing = torch.zeros(len(layers), self.d_model, device=self.device)
+        axes = np.frombuffer(record["axes"], dtype=np.float32).reshape(len(layers), len(names), self.d_model)
         self.recordings[request_id] = Recording(
-            layers, start, last, total, record["project"], there, [[] for _ in layers], torch.zeros_like(total)
+            layers=layers,
+            start=start,
+            end=_FOREVER if end is None else end,
+            total=nothing,
+            project=names,
+            axes=torch.from_numpy(axes.copy()).to(self.device),
+            along=[[] for _ in layers],
+            last=nothing.clone(),
         )
 
     def remove_request(self, request_id: str) -> None:

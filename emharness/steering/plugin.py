@@ -108,7 +108,7 @@ def _separate_blocks(extra_keys: Any, request: Any, start: int, end: int, *args:
     are shared with unsteered requests. Where positions depend on the prompt's length, it is part of the key.
     """
     keys, next_mm = extra_keys(request, start, end, *args)
-    resolved = runners.resolved(request.sampling_params)
+    resolved = record.wanted(request.sampling_params)
     if resolved and resolved["edits"]:
         length = request.num_prompt_tokens
         kinds = [edit["positions"] for edit in resolved["edits"]]

@@ -40,7 +40,7 @@ def keep_executor(add_request: Any, core: Any, *args: Any, **kwargs: Any) -> Any
 
 def attach(update: Any, scheduler: Any, *args: Any, **kwargs: Any) -> Any:
     """Around Scheduler.update_from_output: finished requests get their means, and an error where edits were missed."""
-    asked = {name: (spec, r) for name, r in scheduler.requests.items() if (spec := wanted(r))}
+    asked = {name: (spec, r) for name, r in scheduler.requests.items() if (spec := wanted(r.sampling_params))}
     result = update(scheduler, *args, **kwargs)
     ended = [o for outputs in result.values() for o in outputs.outputs if o.finish_reason is not None] if asked else []
     steered = {output.request_id: output for output in ended if output.request_id in asked}
@@ -64,10 +64,9 @@ def attach(update: Any, scheduler: Any, *args: Any, **kwargs: Any) -> Any:
     return result
 
 
-def wanted(request: Any) -> dict[str, Any] | None:
-    """The resolved spec of a request that edits or records."""
-    extra = getattr(getattr(request, "sampling_params", None), "extra_args", None) or {}
-    spec = extra.get(KEY)
+def wanted(params: Any) -> dict[str, Any] | None:
+    """The resolved spec in the parameters of a request that edits or records."""
+    spec = (getattr(params, "extra_args", None) or {}).get(KEY)
     return spec if spec and (spec["edits"] or spec["record"]) else None
 
 

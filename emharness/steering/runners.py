@@ -10,9 +10,9 @@ from typing import Any
 
 import numpy as np
 
-from emharness.steering import blocks, op, spec
+from emharness.steering import blocks, op
 from emharness.steering.plan import StepPlan
-from emharness.steering.record import PLAN
+from emharness.steering.record import PLAN, wanted
 
 Wrap = Callable[[Any, str, Any], Any]
 
@@ -41,12 +41,6 @@ def patch(wrap: Wrap) -> None:
     wrap(GPUModelRunnerV2, "prepare_inputs", _plan_batch)
     wrap(GPUModelRunnerV2, "execute_model", _end_forward)
     wrap(GPUModelRunnerV2, "load_model", _hook_layers)
-
-
-def resolved(params: Any) -> dict[str, Any] | None:
-    """The resolved spec of a request that edits or records."""
-    found = (getattr(params, "extra_args", None) or {}).get(spec.KEY)
-    return found if found and (found["edits"] or found["record"]) else None
 
 
 def _hook_layers(load_model: Any, runner: Any, *args: Any, **kwargs: Any) -> Any:
@@ -110,7 +104,7 @@ def _plan_step(prepare: Any, runner: Any, scheduler_output: Any, num_scheduled: 
     for index, request_id in enumerate(batch.req_ids):
         n = int(num_scheduled[index])
         state = runner.requests[request_id]
-        if found := resolved(state.sampling_params):
+        if found := wanted(state.sampling_params):
             if request_id not in plan.requests:
                 _register(plan, request_id, found, state.num_prompt_tokens)
             spans.append((request_id, flat, int(batch.num_computed_tokens_cpu[index]), n))
@@ -126,7 +120,7 @@ def _take_new(add: Any, runner: Any, scheduler_output: Any, *args: Any) -> Any:
     result = add(runner, scheduler_output, *args)
     plan: StepPlan = getattr(runner, PLAN)
     for new in scheduler_output.scheduled_new_reqs:
-        found = resolved(new.sampling_params)
+        found = wanted(new.sampling_params)
         if found and new.req_id not in plan.requests:
             _register(plan, new.req_id, found, new.prompt_len)
     return result
