@@ -1,5 +1,6 @@
 """The steering request and the arithmetic of a step, without an engine."""
 
+import copy
 import json
 
 import numpy as np
@@ -60,6 +61,24 @@ def test_json_and_dict_are_the_same_request_and_strength_zero_is_no_edit():
 
 def test_integer_strengths_are_numbers():
     assert resolved(edit(strength=2)) == resolved(edit(strength=2.0))
+
+
+def test_requests_that_ask_alike_share_one_resolution_until_their_file_changes(folder):
+    request = {"edits": [edit(), edit(gate={"vector": "f.safetensors#flat", "above": 0.5})]}
+    first = spec.resolve(request, LAYERS, D)
+    assert spec.resolve(copy.deepcopy(request), LAYERS, D) is first
+    assert copy.deepcopy(first) is first
+    assert spec.resolve({"edits": [edit(strength=2.5)]}, LAYERS, D) != first
+    with pytest.raises(ValueError, match="layer must be 0 to 0"):
+        spec.resolve(request, 1, D)
+    turned = {"v": -np.eye(LAYERS, D, dtype="f"), "flat": np.ones(D, dtype="f")}
+    save_file(turned, folder / "f.safetensors")
+    second = spec.resolve(request, LAYERS, D)
+    assert np.frombuffer(second["edits"][0]["direction"], dtype="f").tolist() == (-np.eye(LAYERS, D)[1]).tolist()
+    assert second["digest"] != first["digest"]
+    (folder / "f.safetensors").unlink()
+    with pytest.raises(ValueError, match="there is no vector file"):
+        spec.resolve(request, LAYERS, D)
 
 
 @pytest.mark.parametrize(

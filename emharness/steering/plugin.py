@@ -10,6 +10,7 @@ An exception inside the forward pass would leave its request waiting for ever, s
 be wrong is refused at admission and the engine receives self-contained edits.
 """
 
+import copy
 import functools
 import hashlib
 import inspect
@@ -67,7 +68,7 @@ def _admit(process_inputs: Any, processor: Any, *args: Any, **kwargs: Any) -> An
         resolved = _checked(extra[spec.KEY], processor.vllm_config)
     except ValueError as error:
         raise _refusal(str(error)) from None
-    params = params.clone()
+    params = copy.copy(params)
     if resolved["record"]:
         if params.n != 1:
             raise _refusal("steering: record needs n=1; ask for several samples as several requests")

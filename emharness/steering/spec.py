@@ -3,7 +3,6 @@
 import hashlib
 import json
 from collections.abc import Callable
-from functools import cache
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
@@ -138,8 +137,32 @@ def parse(spec: Any) -> Steering:
         raise ValueError(f"steering: {where}: {first['msg']}") from None
 
 
-def resolve(spec: Any, n_layers: int, d_model: int, folder: Path | None = None) -> dict[str, Any]:
-    """Check a spec against the model and the vector files (below `folder`) and make it self-contained.
+class Resolved(dict[str, Any]):
+    """What `resolve` made: shared by all requests that ask alike, so nobody changes it and copies are itself."""
+
+    def __deepcopy__(self, _memo: Any) -> "Resolved":
+        return self
+
+
+_KEPT = 256  # specs that stay resolved
+_kept: dict[tuple[Any, ...], tuple[dict[str, Stored], Resolved]] = {}
+
+
+def resolve(spec: Any, n_layers: int, d_model: int, folder: Path | None = None) -> Resolved:
+    """`_resolve`, once for requests that ask alike, as long as the files that they name stay as they are."""
+    key = (isinstance(spec, str), spec if isinstance(spec, str) else repr(spec), n_layers, d_model, folder)
+    files, found = _kept.get(key, ({}, None))
+    if found is None or any(open_vector(name, folder) is not stored for name, stored in files.items()):
+        found, files = _resolve(spec, n_layers, d_model, folder)
+        if len(_kept) >= _KEPT:
+            _kept.clear()
+        _kept[key] = files, found
+    return found
+
+
+def _resolve(spec: Any, n_layers: int, d_model: int, folder: Path | None) -> tuple[Resolved, dict[str, Stored]]:
+    """Check a spec against the model and the vector files (below `folder`) and make it self-contained; and the tensors
+    that it names.
 
     The result travels to the engine inside the request, so nothing is left there that could fail:
     {"digest": str, "edits": [{"layer", "positions", "direction": d_model float32 as bytes, "a", "b", "low", "high",
@@ -156,12 +179,12 @@ def resolve(spec: Any, n_layers: int, d_model: int, folder: Path | None = None) 
     if layers and max(layers) >= n_layers:
         raise ValueError(f"steering: layer must be 0 to {n_layers - 1} for this model, not {max(layers)}")
 
-    @cache
-    def opened(reference: str) -> Stored:  # a spec of many layers names few vectors
-        return open_vector(reference, folder)
+    opened: dict[str, Stored] = {}  # a spec of many layers names few vectors
 
     def fitting(reference: str, layer: int) -> StoredVector:
-        vector = row(reference, opened(reference), layer, n_layers)
+        if reference not in opened:
+            opened[reference] = open_vector(reference, folder)
+        vector = row(reference, opened[reference], layer, n_layers)
         if vector.direction.size != d_model:
             raise ValueError(f"steering: {reference!r} has width {vector.direction.size}, but the model has {d_model}")
         return vector
@@ -192,7 +215,7 @@ def resolve(spec: Any, n_layers: int, d_model: int, folder: Path | None = None) 
         names = steering.record.project
         axes = [fitting(name, layer).direction.tobytes() for layer in steering.record.layers for name in names]
         record = {"layers": steering.record.layers, "positions": kind, "project": names, "axes": b"".join(axes)}
-    return {"digest": digest.hexdigest(), "edits": edits, "record": record}
+    return Resolved(digest=digest.hexdigest(), edits=edits, record=record), opened
 
 
 def _rule(edit: Edit, vector: StoredVector) -> dict[str, float]:
