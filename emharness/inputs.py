@@ -132,6 +132,8 @@ def check(config: Config, models: Mapping[str, ModelConfig], store: Store) -> In
         base: Path | None = None
         identity: dict[str, Any] = dict(weights.embedded_identity())
         shape = weights.embedded_shape()
+    elif source == weights.DUMMY:
+        raise UserError(f"base={source}: a shape without weights, for launch/bench.py alone; give another base")
     else:
         base = weights.fetch("base.source", source)
         if weights.is_adapter(base):

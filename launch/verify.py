@@ -30,7 +30,9 @@ def run(cfg: DictConfig) -> None:
         check_layer(cfg.layer, n_layers, str(cfg.model))
     found = verify.verify(str(folder), cfg.layer, lambda check: print(verify.line(check), flush=True))
     failed = [check.name for check in found if check.passed is False]
-    print(f"{len(found) - len(failed)} of {len(found)} checks passed", flush=True)
+    left = sum(check.passed is None for check in found)
+    more = f", {left} not run" if left else ""
+    print(f"{len(found) - len(failed) - left} of {len(found)} checks passed{more}", flush=True)
     if failed:
         sys.exit(1)
 

@@ -4,10 +4,14 @@ import subprocess
 import sys
 
 import pytest
+import torch
 from conftest import ROOT
 from hydra import compose, initialize_config_dir
+from transformers import AutoConfig, AutoModelForCausalLM
 
 from emharness.generation import bench
+from emharness.organisms import weights
+from emharness.organisms.chat import load_chat
 
 
 def test_a_ratio_is_taken_repetition_by_repetition():
@@ -40,6 +44,23 @@ def test_every_base_composes(base):
     with initialize_config_dir(str(ROOT / "conf"), version_base="1.3"):
         config = compose("bench", overrides=[f"base={base}"])
     assert config.parts == list(bench.PARTS)
+
+
+def test_the_dummy_base_has_the_shape_of_an_8b_model(tmp_path):
+    weights.save_dummy(tmp_path)
+    config = AutoConfig.from_pretrained(tmp_path)
+    with torch.device("meta"):
+        model = AutoModelForCausalLM.from_config(config)
+    assert sum(p.numel() for p in model.parameters()) == 8_030_261_248  # Llama 3.1 8B
+    assert weights.model_shape(tmp_path) == (32, 4096, 128256)
+    assert load_chat(tmp_path, {}).prompt_ids([{"role": "user", "content": "Hi"}])
+
+
+def test_a_run_needs_weights():
+    command = [sys.executable, "launch/run.py", "base=dummy8b", "judge=embedded", "model=medical", "plan=only"]
+    done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, timeout=300, check=False)
+    assert done.returncode == 2
+    assert "base=dummy8b: a shape without weights, for launch/bench.py alone" in done.stderr.splitlines()[-1]
 
 
 def test_an_unknown_part_ends_in_one_sentence():

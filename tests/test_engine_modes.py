@@ -189,13 +189,50 @@ def test_projections_of_every_token_equal_those_of_the_hidden_states(engine, tin
     plan = getattr(
         engine._llm.llm_engine.engine_core.engine_core.model_executor.driver_worker.worker.model_runner, PLAN
     )
-    assert not plan.recordings
+    assert not plan.recordings.living
 
 
-def test_recording_many_samples_at_once_is_refused(engine):
-    params = engine._vllm.SamplingParams(n=2, extra_args={spec.KEY: {"record": {"layers": [0]}}})
-    with pytest.raises(ValueError, match="record needs n=1"):
-        engine._llm.generate([{"prompt_token_ids": PROMPTS[0]}], params, use_tqdm=False)
+def test_every_one_of_several_samples_is_recorded(engine, tiny, vectors):
+    """Samples of different lengths end in any order; each has the means and projections of its own tokens."""
+    model, n = loaded(tiny), 4
+    asked = {"layers": [2, 1], "positions": "response", "project": [f"{FILE}#one"]}
+    stops = list(range(0, 49152, 7))
+    params = engine._vllm.SamplingParams(
+        n=n, temperature=1.0, max_tokens=12, stop_token_ids=stops, extra_args={spec.KEY: {"record": asked}}
+    )
+    (output,) = engine._llm.generate([{"prompt_token_ids": PROMPTS[0]}], params, use_tqdm=False)
+    assert len({len(sample.token_ids) for sample in output.outputs}) > 1
+    unit = load_file(vectors / FILE)["one"]
+    unit /= np.linalg.norm(unit, axis=1, keepdims=True)
+    for i, sample in enumerate(output.outputs):
+        fed = PROMPTS[0] + list(sample.token_ids)[:-1]
+        with torch.inference_mode():
+            states = model(torch.tensor([fed]), output_hidden_states=True).hidden_states
+        means, n_tokens = recorded(output.kv_transfer_params, i)
+        along = projected(output.kv_transfer_params, i)
+        assert n_tokens == len(sample.token_ids) == along.shape[1]
+        for index, layer in enumerate(asked["layers"]):
+            own = states[layer + 1][0, len(PROMPTS[0]) - 1 :].numpy()
+            np.testing.assert_allclose(means[index], own.mean(0), atol=1e-4)
+            np.testing.assert_allclose(along[index, :, 0], own @ unit[layer], atol=1e-4)
+    with pytest.raises(ValueError, match="sample 4 recorded nothing; there are 4"):
+        recorded(output.kv_transfer_params, n)
+
+
+def test_edits_begin_after_a_token_of_the_prompt_or_of_the_answer(engine, tiny):
+    """Beside requests that never meet theirs; the second time with the prompts in the prefix cache."""
+    model, plain = loaded(tiny), run(engine, PROMPTS, [None] * 3, n_new=12)[0]
+    met = [next(token for token in ids[2:] if token not in ids[:2]) for ids in plain]  # as long as nothing is edited
+    cases = [[edit(positions={"after_token": token})] for token in met]
+    cases += [[edit(positions={"after_token": 110}), edit(positions={"after_token": met[0]}, layer=2)]] * 3
+    cases += [[edit(positions={"after_token": 7})], None, [edit(positions={"after_token": PROMPTS[2][-1]})]]
+    for _ in range(2):
+        tokens, logprobs = run(engine, PROMPTS * 3, cases, n_new=12)
+        for prompt, edits, ids, values in zip(PROMPTS * 3, cases, tokens, logprobs, strict=True):
+            assert values == pytest.approx(reference(model, prompt, ids, edits), abs=1e-4)
+        assert [ids[:3] for ids in tokens[:3]] == [ids[:3] for ids in plain]
+        assert [ids[3:] for ids in tokens[:3]] != [ids[3:] for ids in plain]
+        assert tokens[6:8] == plain[:2]
 
 
 def test_64_requests_with_64_specs_are_what_each_is_alone(engine):

@@ -106,6 +106,8 @@ def test_requests_that_ask_alike_share_one_resolution_until_their_file_changes(f
         ({"edits": [{**edit(), "layer": None, "layers": "0-999"}]}, "at most 256"),
         ({"edits": [edit(positions={"from": 3, "to": 3})]}, "to must be greater than from"),
         ({"edits": [edit(positions={"from": -1})]}, "positions"),
+        ({"edits": [edit(positions={"after_token": "</think>"})]}, "positions"),
+        ({"record": {"layers": [0], "positions": {"after_token": 3}}}, "positions"),
         ({"edits": [edit(gate={"vector": "f.safetensors#v", "layer": 2, "above": 0.0})]}, "looks at layer 2, after"),
         ({"edits": [edit(gate={"vector": "f.safetensors#v", "above": float("nan")})]}, "finite"),
         ({"edits": [edit(gate={"vector": "f.safetensors#none", "above": 0.0})]}, "has no vector 'none'"),
@@ -241,15 +243,16 @@ def test_a_layer_that_is_passed_over_is_noticed(capsys):
     plan = StepPlan(D, torch.device("cpu"))
     plan.add_request("a", resolved(edit(), edit(layer=2)), 3)
     plan.add_request("r", [], 3)
-    plan.add_recording("r", {"layers": [0], "positions": "all", "project": [], "axes": b""}, 3)
+    plan.recordings.add("r", {"layers": [0], "positions": "all", "project": [], "axes": b""}, 3)
+    bad = [set(), {"a"}, {"a", "r"}, {"a", "r"}]
     for step, layers in enumerate([(0, 1, 2), (0, 2), (1, 2), (0, 1, 1, 2)]):
         plan.begin_step([("a", 0, step, 1), ("r", 1, step, 1)])
         for layer in layers:
             plan.apply(layer, torch.randn(2, D), None)
         plan.end_step()
-        assert plan.missed == (set() if step == 0 else {"a", "r"})
+        assert set(plan.short(["a", "r"])) == bad[step]
     plan.remove_request("a")
-    assert plan.missed == {"r"}
+    assert plan.short(["a", "r"]) == ["r"]
     assert capsys.readouterr().err.count("the requests of this step end with an error") == 1
 
 
@@ -272,7 +275,7 @@ def test_a_token_computed_ahead_of_a_stop_is_in_no_mean(positions, expected):
     plan = StepPlan(D, torch.device("cpu"))
     axis = np.eye(1, D, dtype=np.float32)
     asked = {"layers": [1], "positions": positions, "project": ["x"], "axes": axis.tobytes()}
-    plan.add_recording("r", asked, prompt_length=4)
+    plan.recordings.add("r", asked, prompt_length=4)
     states = torch.arange(7 * D, dtype=torch.float32).reshape(7, D) ** 1.5
     for begin, end in (
         (0, 3),
@@ -284,7 +287,7 @@ def test_a_token_computed_ahead_of_a_stop_is_in_no_mean(positions, expected):
         plan.begin_step([("r", 0, begin, end - begin)])
         plan.apply(1, states[begin:end].clone(), None)
         plan.end_step()
-    recording = plan.recordings["r"]
+    recording = plan.recordings.living["r"]
     total, n = recording.until(fed=6)
     assert n == len(expected)
     torch.testing.assert_close(total[0], states[list(expected)].sum(0))

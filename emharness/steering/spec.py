@@ -2,10 +2,11 @@
 
 import hashlib
 import json
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
+import numpy as np
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
 
 from emharness.steering.files import Stored
@@ -14,11 +15,13 @@ from emharness.steering.vectors import StoredVector, open_vector, row
 KEY = "steering"  # in SamplingParams.extra_args, and in vllm_xargs over HTTP
 MAX_EDITS = 256
 NO_LOW, NO_HIGH = float("-inf"), float("inf")
+NOT_YET = 2**31 - 1  # a position that no request reaches
 MAX_STRENGTH = 1e15  # squares of it still fit a float32
 
 Mode = Literal["add", "ablate", "pin", "cap", "floor"]
 Unit = Literal["absolute", "raw", "residual"]
 Kind = Literal["all", "prompt", "generated", "response"]
+Positions = str | list[int | None] | dict[str, int]  # resolved: a kind, [from, to] or {"after_token": id}
 Layer = Annotated[int, Field(ge=0)]
 FirstLast = Annotated[str, Field(pattern=r"^\d{1,4}-\d{1,4}$")]
 
@@ -38,7 +41,12 @@ class Span(BaseModel):
         return self
 
 
-Positions = Kind | Span
+class AfterToken(BaseModel):
+    """All positions after the first one, in prompt or answer, whose token has this id: `</think>`, say."""
+
+    model_config = ConfigDict(extra="forbid", strict=True)
+
+    after_token: int = Field(ge=0)
 
 
 class Gate(BaseModel):
@@ -74,7 +82,7 @@ class Edit(BaseModel):
     strength: float = Field(allow_inf_nan=False)
     unit: Unit = "absolute"
     mode: Mode = "add"
-    positions: Positions = "all"
+    positions: Kind | Span | AfterToken = "all"
     rescale: bool = False
     gate: Gate | None = None
 
@@ -105,7 +113,7 @@ class Record(BaseModel):
     model_config = ConfigDict(extra="forbid", strict=True)
 
     layers: list[Layer] = Field(min_length=1, max_length=MAX_EDITS)
-    positions: Positions = "response"
+    positions: Kind | Span = "response"
     project: list[str] = Field(default_factory=list, max_length=MAX_EDITS)
 
 
@@ -195,9 +203,8 @@ def _resolve(spec: Any, n_layers: int, d_model: int, folder: Path | None) -> tup
         if max(abs(rule["a"]), abs(rule["b"])) > MAX_STRENGTH:
             raise ValueError(f"steering: strength {edit.strength:g} is beyond what a residual stream can hold")
         if rule["a"] or rule["b"]:  # strength 0 is the unsteered model, cache and all
-            positions = edit.positions if isinstance(edit.positions, str) else [edit.positions.first, edit.positions.to]
             gate = _gate(edit.gate, layer, fitting) if edit.gate else None
-            more = {"positions": positions, "rescale": edit.rescale, "gate": gate}
+            more = {"positions": _plain(edit.positions), "rescale": edit.rescale, "gate": gate}
             edits.append({"layer": layer, "direction": vector.direction.tobytes(), **rule, **more})
     digest = hashlib.sha256()
     for edit in edits:
@@ -210,12 +217,22 @@ def _resolve(spec: Any, n_layers: int, d_model: int, folder: Path | None) -> tup
             digest.update(edit["gate"]["direction"])
     record = None
     if steering.record:
-        where = steering.record.positions
-        kind = where if isinstance(where, str) else [where.first, where.to]
         names = steering.record.project
+        where = steering.record.positions
         axes = [fitting(name, layer).direction.tobytes() for layer in steering.record.layers for name in names]
-        record = {"layers": steering.record.layers, "positions": kind, "project": names, "axes": b"".join(axes)}
+        record = {
+            "layers": steering.record.layers,
+            "positions": _plain(where),
+            "project": names,
+            "axes": b"".join(axes),
+        }
     return Resolved(digest=digest.hexdigest(), edits=edits, record=record), opened
+
+
+def _plain(positions: Kind | Span | AfterToken) -> Positions:
+    if isinstance(positions, AfterToken):
+        return {"after_token": positions.after_token}
+    return positions if isinstance(positions, str) else [positions.first, positions.to]
 
 
 def _rule(edit: Edit, vector: StoredVector) -> dict[str, float]:
@@ -244,8 +261,14 @@ def _unit_length(edit: Edit, raw_norm: float | None, residual_norm: float | None
     return length
 
 
-def steered_span(positions: str | list[int | None], prompt_length: int) -> tuple[int, int | None]:
-    """Absolute positions [start, end) that resolved `positions` mean; end None = for as long as the request runs."""
+def steered_span(positions: Positions, prompt_length: int, tokens: Sequence[int] = ()) -> tuple[int, int | None]:
+    """Absolute positions [start, end) that resolved `positions` mean; end None = for as long as the request runs.
+
+    `tokens`: the request's so far, for those that begin after one of them; NOT_YET while it has not come.
+    """
+    if isinstance(positions, dict):
+        found = np.flatnonzero(np.asarray(tokens) == positions["after_token"])
+        return (int(found[0]) + 1 if len(found) else NOT_YET), None
     if not isinstance(positions, str):
         return positions[0] or 0, positions[1]
     return {

@@ -6,6 +6,13 @@ import torch
 _CAPACITY = 8  # rows of an idle vector table
 
 
+def send(to: torch.Tensor, values: np.ndarray) -> None:
+    """Copy to the device without waiting for it: pinned memory is not given out again before the copy is over."""
+    source = torch.from_numpy(values.copy())
+    on_gpu = to.device.type == "cuda"
+    to.copy_(source.pin_memory() if on_gpu else source, non_blocking=on_gpu)
+
+
 class VectorTable:
     """Directions of the living requests, `[capacity, d_model]` float32, shared by content, freed by count."""
 
@@ -25,8 +32,7 @@ class VectorTable:
                 self.rows = torch.cat([self.rows, torch.zeros_like(self.rows)])
                 self._free = list(range(capacity, 2 * capacity))
             row = self._free.pop()
-            values = torch.from_numpy(np.frombuffer(direction, dtype=np.float32).copy())
-            self.rows[row] = values.to(self.rows.device)
+            send(self.rows[row], np.frombuffer(direction, dtype=np.float32))
             self._row_of[direction] = row
         self._count[direction] = self._count.get(direction, 0) + 1
         return self._row_of[direction]

@@ -1,0 +1,208 @@
+"""The steps of an engine on a GPU, as buffers that never move: a captured CUDA graph does what is written into them.
+
+A request in the batch has a slot, and in it its programme. A step writes which slot and position each token has, and
+nothing where it is the step before with every request one token on. What was done is counted on the device, and
+compared when a request ends.
+"""
+
+import sys
+from collections import deque
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import torch
+
+from emharness.steering.plan import RequestEdits, request_edits
+from emharness.steering.programme import programme
+from emharness.steering.recording import Recordings, Span
+from emharness.steering.spec import MAX_EDITS
+from emharness.steering.table import VectorTable, send
+
+
+@dataclass(frozen=True)
+class Buffers:
+    """What the kernel reads and counts; allocated once. Slot 0 has nothing to do."""
+
+    tokens: torch.Tensor  # [2, n_tokens] int32: slot, position
+    first: torch.Tensor  # [n_slots, n_layers + 1] int32
+    words: torch.Tensor  # [n_slots, n_entries, 5] int32
+    numbers: torch.Tensor  # [n_slots, n_entries, 4] float32
+    address: torch.Tensor  # [1] int64: where the directions are; they alone move when they outgrow their place
+    opened: torch.Tensor  # [n_tokens, MAX_EDITS] int8
+    counted: torch.Tensor  # [n_slots, n_layers] int32
+
+
+def buffers(n_tokens: int, n_requests: int, n_layers: int, device: torch.device) -> Buffers:
+    """For at most so many tokens and requests in a step."""
+
+    def zeros(*shape: int, dtype: torch.dtype = torch.int32) -> torch.Tensor:
+        return torch.zeros(shape, dtype=dtype, device=device)
+
+    n_slots = n_requests + 1
+    return Buffers(
+        tokens=zeros(2, n_tokens),
+        first=zeros(n_slots, n_layers + 1),
+        words=zeros(n_slots, 2 * MAX_EDITS, 5),
+        numbers=zeros(n_slots, 2 * MAX_EDITS, 4, dtype=torch.float32),
+        address=zeros(1, dtype=torch.int64),
+        opened=zeros(n_tokens, MAX_EDITS, dtype=torch.int8),
+        counted=zeros(n_slots, n_layers),
+    )
+
+
+@dataclass(frozen=True)
+class Count:
+    """The device's counts after a step, and what they should be."""
+
+    counted: torch.Tensor  # [n_slots, n_layers] int32, arriving on the host
+    asked: np.ndarray
+    arrived: Any  # a CUDA event; None: there already
+
+
+class DevicePlan:
+    """The edits of all living requests, and what the buffers hold of them; used as `plan.StepPlan` is."""
+
+    def __init__(self, d_model: int, device: torch.device, n_layers: int, n_tokens: int, n_requests: int):
+        self.d_model, self.n_layers, self.device = d_model, n_layers, device
+        self.table = VectorTable(d_model, device)
+        self.requests: dict[str, RequestEdits] = {}
+        self.recordings = Recordings(d_model, device)
+        self.buffers = buffers(n_tokens, n_requests, n_layers, device)
+        self._slot_of: dict[str, int] = {}
+        self._free = list(range(1, n_requests + 1))
+        self._asked = np.zeros((n_requests + 1, n_layers), dtype=np.int64)
+        self._filled = 0  # tokens of the last step that the buffers may hold
+        self._last: tuple[tuple[str, int], ...] | None = None  # (request, flat index) of a step that may come again …
+        self._again = self._asked  # … and what it asks for
+        self._counts: deque[Count] = deque(maxlen=2)  # a step may have been started before the one before has ended
+        self._missed: set[str] = set()
+        self._told = False
+
+    def add_request(self, request_id: str, edits: list[dict[str, Any]], prompt_length: int) -> None:
+        """Register a request with the resolved edits of `spec.resolve`."""
+        self.requests[request_id] = request_edits(edits, prompt_length, self.table)
+        self._last = None
+
+    def look(self, request_id: str, tokens: np.ndarray) -> None:
+        """Begin what waits for one of the request's tokens [n] so far."""
+        if self.requests[request_id].look(tokens):
+            self._last = None
+            if request_id in self._slot_of:
+                self._write_programme(request_id)
+
+    def remove_request(self, request_id: str) -> None:
+        self.recordings.remove(request_id)
+        self._missed.discard(request_id)
+        removed = self.requests.pop(request_id, None)
+        if (slot := self._slot_of.pop(request_id, None)) is not None:
+            self._free.append(slot)
+        self._last = None
+        for direction in removed.directions if removed else ():
+            self.table.release(direction)
+
+    def begin_step(self, spans: list[Span]) -> None:
+        """Write a step of (request id, first flat index, first position, n tokens) into the buffers."""
+        self.recordings.begin(spans)
+        spans = [span for span in spans if span[0] in self.requests and len(self.requests[span[0]].columns)]
+        if not spans:
+            if self._filled:
+                self.buffers.tokens[0, : self._filled].zero_()
+                self._filled, self._last = 0, None
+            return
+        steady = all(n == 1 and position >= self.requests[name].steady_from for name, _, position, n in spans)
+        places = tuple((name, flat) for name, flat, _, _ in spans) if steady else None
+        if places is None or places != self._last:
+            self._write(spans)
+            self._last = places
+        self._asked += self._again
+
+    def _write(self, spans: list[Span]) -> None:
+        asking = {span[0] for span in spans}
+        for name in asking - self._slot_of.keys():
+            self._take_slot(name, asking)
+        slots = np.array([self._slot_of[span[0]] for span in spans])
+        flat, position, n = (np.array(values) for values in list(zip(*spans, strict=True))[1:])
+        end = int((flat + n).max())
+        tokens = np.zeros((2, max(end, self._filled)), dtype=np.int32)
+        within = np.arange(n.sum()) - np.repeat(np.cumsum(n) - n, n)
+        places = np.repeat(flat, n) + within
+        tokens[0, places] = np.repeat(slots, n)
+        tokens[1, places] = np.repeat(position, n) + within
+        self._filled = end
+        send(self.buffers.tokens[:, : tokens.shape[1]], tokens)
+        send(self.buffers.address, np.array([self.table.rows.data_ptr()]))
+        self._again = self._asks(slots, position, position + n, [self.requests[span[0]].columns for span in spans])
+
+    def _asks(self, slots: np.ndarray, first: np.ndarray, last: np.ndarray, parts: list[np.ndarray]) -> np.ndarray:
+        """Entries over tokens, [n_slots, n_layers] int64, of requests whose positions [first, last) are computed."""
+        edits, n = np.concatenate(parts), [len(part) for part in parts]
+        count = np.minimum(np.repeat(last, n), edits["end"]) - np.maximum(np.repeat(first, n), edits["start"])
+        count, row = np.maximum(count, 0), np.repeat(slots, n) * self.n_layers
+        gated = edits["gate_layer"] >= 0
+        where = np.concatenate([row + edits["layer"], row[gated] + edits["gate_layer"][gated]])
+        total = np.bincount(where, np.concatenate([count, count[gated]]), self._asked.size)
+        return total.astype(np.int64).reshape(self._asked.shape)
+
+    def _take_slot(self, name: str, asking: set[str]) -> None:
+        if not self._free:  # one that waits: never more than `n_requests` are in a step
+            idle = next(other for other in self._slot_of if other not in asking)
+            self._missed.update(self.short([idle]))
+            self._free.append(self._slot_of.pop(idle))
+        slot = self._slot_of[name] = self._free.pop()
+        self._write_programme(name)
+        self.buffers.counted[slot].zero_()
+        self._asked[slot] = 0
+
+    def _write_programme(self, name: str) -> None:
+        slot, own = self._slot_of[name], programme(self.requests[name].columns, self.n_layers)
+        send(self.buffers.first[slot], own.first)
+        send(self.buffers.words[slot, : len(own.words)], own.words)
+        send(self.buffers.numbers[slot, : len(own.numbers)], own.numbers)
+
+    def apply(self, layer: int, hidden: torch.Tensor, residual: torch.Tensor | None) -> None:
+        """Edit `hidden` [n_tokens, d_model] in place so that hidden + residual is the edited stream; record it."""
+        from emharness.steering import kernel
+
+        kernel.steer(hidden, residual, layer, self.buffers, self.n_layers, self.d_model)
+        self.recordings.take(layer, hidden, residual)
+
+    def end_step(self) -> None:
+        """Send for what the device has counted; nobody waits for it here."""
+        self._missed.update(self.recordings.end())
+        if not self._filled:
+            return
+        if self.device.type == "cuda":
+            host = torch.empty_like(self.buffers.counted, device="cpu", pin_memory=True)
+            host.copy_(self.buffers.counted, non_blocking=True)
+            arrived = torch.cuda.Event()
+            arrived.record()
+        else:
+            host, arrived = self.buffers.counted.clone(), None
+        self._counts.append(Count(host, self._asked.copy(), arrived))
+
+    def short(self, request_ids: list[str]) -> list[str]:
+        """Those of these requests of which the device has done less, or more, than was asked for."""
+        bad = [name for name in request_ids if name in self._missed]
+        if not self._counts:
+            return bad
+        newest = self._counts[-1]
+        if newest.arrived is not None and not newest.arrived.query():
+            newest = self._counts[0]
+            newest.arrived.synchronize()
+        counted = newest.counted.numpy()
+        for name in request_ids:
+            slot = self._slot_of.get(name)
+            if slot is None or name in bad or (counted[slot] == newest.asked[slot]).all():
+                continue
+            bad.append(name)
+            if not self._told:
+                self._told = True
+                layers = np.flatnonzero(counted[slot] != newest.asked[slot]).tolist()
+                print(
+                    f"emharness: asked for {newest.asked[slot][layers].tolist()} edits of tokens at layers {layers}, "
+                    f"done {counted[slot][layers].tolist()}; the request ends with an error",
+                    file=sys.stderr,
+                    flush=True,
+                )
+        return bad

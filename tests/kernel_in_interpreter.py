@@ -1,0 +1,163 @@
+"""The kernel that steers on a GPU, in Triton's interpreter: against the CPU's arithmetic, and as a graph replays it.
+
+Run by test_kernel.py in a process of its own, because Triton chooses its interpreter when it is first imported.
+"""
+
+import numpy as np
+import pytest
+import torch
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
+from safetensors.numpy import save_file
+
+from emharness.steering import kernel, spec
+from emharness.steering.device import DevicePlan
+from emharness.steering.plan import StepPlan
+from emharness.steering.vectors import FOLDER_VARIABLE
+
+D, LAYERS = 6, 3
+CPU = torch.device("cpu")
+
+
+@pytest.fixture(scope="module", autouse=True)
+def vectors(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("vectors")
+    rng = np.random.default_rng(0)
+    save_file({name: rng.normal(size=(LAYERS, D)).astype("f") for name in "uvw"}, folder / "f.safetensors")
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv(FOLDER_VARIABLE, str(folder))
+        yield
+
+
+def resolved(*edits):
+    asked = [{"vector": "f.safetensors#v", "layer": 1, "strength": 2.0, **one} for one in edits]
+    return spec.resolve({"edits": asked}, LAYERS, D)["edits"] if asked else []
+
+
+def run(plan, spans, states, layers=range(LAYERS)):
+    """The streams after every layer's edits, each layer beginning at its own states."""
+    hidden, residual = states[0].clone(), states[1].clone()
+    plan.begin_step(spans)
+    for layer in layers:
+        plan.apply(layer, hidden[layer], residual[layer])
+    plan.end_step()
+    assert torch.equal(residual, states[1])
+    return hidden
+
+
+def states(seed, n_tokens, dtype=torch.float32):
+    return torch.randn(2, LAYERS, n_tokens, D, generator=torch.Generator().manual_seed(seed)).to(dtype)
+
+
+NUMBER = st.floats(-4, 4).map(lambda x: round(x, 2)).filter(bool)
+NAME = st.sampled_from(["f.safetensors#u", "f.safetensors#v", "f.safetensors#w"])
+POSITIONS = st.sampled_from(["all", "prompt", "generated", "response", {"from": 1, "to": 4}, {"from": 3}])
+EDIT = st.fixed_dictionaries(
+    {"vector": NAME, "layer": st.integers(0, LAYERS - 1), "strength": NUMBER},
+    optional={
+        "mode": st.sampled_from(["add", "ablate", "pin", "cap", "floor"]),
+        "positions": POSITIONS,
+        "rescale": st.booleans(),
+        "gate": st.fixed_dictionaries({"vector": NAME, "above": NUMBER}, optional={"layer": st.just(0)}),
+    },
+)
+REQUESTS = st.lists(st.lists(EDIT, max_size=5), min_size=1, max_size=4)
+
+
+@given(REQUESTS, st.integers(0, 1000), st.data())
+@settings(max_examples=60, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+def test_any_mix_of_requests_is_edited_as_on_a_cpu(asked, seed, data):
+    one, other = StepPlan(D, CPU), DevicePlan(D, CPU, LAYERS, n_tokens=32, n_requests=len(asked))
+    names = [f"r{i}" for i in range(len(asked))]
+    for plan in (one, other):
+        for name, edits in zip(names, asked, strict=True):
+            plan.add_request(name, resolved(*edits), 3)
+    at = dict.fromkeys(names, 0)
+    for step in range(4):
+        spans, flat = [], 0
+        for name in data.draw(st.permutations(names)):
+            n = data.draw(st.integers(1, 4)) if at[name] == 0 else 1
+            spans.append((name, flat, at[name], n))
+            at[name] += n
+            flat += n + data.draw(st.integers(0, 1))  # others' tokens between them
+        values = states(seed + step, 24)
+        torch.testing.assert_close(run(other, spans, values), run(one, spans, values), atol=2e-5, rtol=2e-5)
+        assert other.short(names) == one.short(names) == []
+
+
+def test_a_captured_launch_follows_what_is_written_into_the_buffers(monkeypatch):
+    """As a CUDA graph does: the launches of one step are kept with their arguments and replayed."""
+    plan = DevicePlan(D, CPU, LAYERS, n_tokens=8, n_requests=2)
+    hidden, residual = states(0, 8)
+    captured, launch = [], kernel.launch
+    monkeypatch.setattr(kernel, "launch", lambda *args: captured.append(args))
+    for layer in range(LAYERS):
+        plan.apply(layer, hidden[layer], residual[layer])
+    assert len(captured) == LAYERS
+
+    def replay(spans):
+        values = states(len(spans), 8)
+        fresh = StepPlan(D, CPU)
+        for name, _, _, _ in spans:
+            fresh.add_request(name, resolved(*asked[name]), 3)
+        hidden.copy_(values[0])
+        residual.copy_(values[1])
+        plan.begin_step(spans)
+        for args in captured:
+            launch(*args)
+        plan.end_step()
+        torch.testing.assert_close(hidden, run(fresh, spans, values), atol=1e-5, rtol=1e-5)
+        assert plan.short(list(asked)) == []
+
+    asked = {"a": [{}, {"mode": "ablate", "layer": 2, "strength": 1.0}], "b": [{"strength": -3.0}], "c": [{"layer": 0}]}
+    many = [{"vector": f"f.safetensors#{name}", "layer": layer} for name in "uvw" for layer in range(LAYERS)]
+    asked["many"] = [{"vector": "f.safetensors#u"}, *many]  # more directions than the table begins with: it moves
+    replay([])
+    plan.add_request("a", resolved(*asked["a"]), 3)
+    replay([("a", 0, 0, 5)])
+    replay([("a", 2, 5, 1)])
+    plan.add_request("b", resolved(*asked["b"]), 3)
+    replay([("b", 0, 0, 3), ("a", 4, 6, 1)])
+    replay([("b", 0, 3, 1), ("a", 1, 7, 1)])
+    replay([("b", 0, 4, 1), ("a", 1, 8, 1)])  # the step before, one token on
+    plan.add_request("c", resolved(*asked["c"]), 3)  # b waits: there are two slots
+    replay([("c", 0, 0, 4), ("a", 4, 9, 1)])
+    before = plan.table.rows.data_ptr()
+    plan.add_request("many", resolved(*asked["many"]), 3)
+    assert plan.table.rows.data_ptr() != before
+    replay([("b", 0, 5, 1), ("many", 1, 0, 7)])
+    for name in asked:
+        plan.remove_request(name)
+    replay([])
+    assert len(plan.table) == 0
+
+
+@pytest.mark.parametrize("layers", [(0, 2), (0, 1, 1, 2), ()])
+def test_what_the_device_did_not_do_is_noticed(layers, capsys):
+    plan = DevicePlan(D, CPU, LAYERS, n_tokens=8, n_requests=3)
+    plan.add_request("a", resolved({}), 3)
+    plan.add_request("b", resolved({"layer": 2, "gate": {"vector": "f.safetensors#u", "layer": 0, "above": 0.0}}), 3)
+    plan.add_request("unsteered", [], 3)
+    names = ["a", "b", "unsteered"]
+    spans = [("a", 0, 0, 3), ("unsteered", 3, 0, 1), ("b", 4, 0, 2)]
+    run(plan, spans, states(0, 8))
+    assert plan.short(names) == []
+    run(plan, spans, states(0, 8), layers)
+    assert plan.short(names) == (["a", "b"] if not layers else ["a"])
+    assert plan.short(names) == (["a", "b"] if not layers else ["a"])
+    assert capsys.readouterr().err.count("the request ends with an error") == 1
+    plan.remove_request("a")
+    plan.add_request("a", resolved({}), 3)  # another one of that name, in a slot that others had
+    run(plan, [("a", 0, 0, 3)], states(0, 8))
+    assert plan.short(["a"]) == []
+
+
+def test_half_precision_is_summed_in_float32_and_rounded_once():
+    plan = DevicePlan(D, CPU, LAYERS, n_tokens=8, n_requests=1)
+    plan.add_request("a", resolved({"strength": 1.37}), 3)
+    values = states(0, 8, torch.float16)
+    (edit,) = resolved({"strength": 1.37})
+    added = torch.from_numpy(np.frombuffer(edit["direction"], dtype="f").copy()) * edit["a"]
+    expected = values[0].clone()
+    expected[1, :4] = (values[0][1, :4].float() + added).to(torch.float16)
+    assert torch.equal(run(plan, [("a", 0, 0, 4)], values), expected)
