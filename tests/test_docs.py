@@ -32,6 +32,7 @@ ELSEWHERE = {  # takes a machine, a network, a person or minutes; where it is te
     "python -m emharness.judge.fit": "test_judge.py compares the stored judge with its data",
     "python launch/verify.py": "test_verify.py",
     "inspect eval": "test_task.py; its names are checked here",
+    "python launch/bench.py base=dummy8b": "a GPU; its config and its shape in test_bench.py",
     "python launch/view.py": "test_view.py, in a browser; here without serving",
 }
 
