@@ -15,7 +15,7 @@ from hydra.core.override_parser.overrides_parser import OverridesParser
 from hydra.errors import HydraException
 from hydra.types import RunMode
 
-from emharness.errors import Incomplete, UserError
+from emharness.errors import Incomplete, UserError, no_space
 
 LOCAL = "hydra._internal.core_plugins.basic_launcher.BasicLauncher"  # jobs one after another in this process
 
@@ -59,6 +59,17 @@ def launcher(run: Callable[..., Any]) -> Callable[..., Any]:
             if job.launcher._target_ != LOCAL:  # in a process of its own, whose failure the launcher reports
                 raise
             return Failed()
+        except Exception as error:
+            if not no_space(error):
+                raise
+            reason = " ".join(str(error).split())[:200]
+            print(
+                f"error: no space is left ({reason}); what was finished is stored, and the same command goes on when "
+                "there is room",
+                file=sys.stderr,
+                flush=True,
+            )
+            sys.exit(1)
 
     return wrapped
 

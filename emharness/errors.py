@@ -1,11 +1,20 @@
 """Errors that are part of the interface."""
 
+import errno
+import os
+
 
 class UserError(Exception):
     """A mistake in the input: one clear sentence that names the key and the allowed values.
 
     Launchers print it without a traceback and exit with status 2.
     """
+
+
+def no_space(error: BaseException) -> bool:
+    """Whether something failed because a disk or a quota is full; libraries in other languages only say so."""
+    full = isinstance(error, OSError) and error.errno in (errno.ENOSPC, errno.EDQUOT)
+    return full or os.strerror(errno.ENOSPC) in str(error)
 
 
 class Incomplete(Exception):

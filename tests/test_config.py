@@ -10,6 +10,7 @@ from emharness import inputs
 from emharness.config import strengths
 from emharness.errors import UserError
 from emharness.experiments import EXPERIMENTS
+from emharness.reporting.track import Tracker
 from emharness.store import Store
 
 GROUPS = {
@@ -166,6 +167,15 @@ def test_wandb_mode_holds_where_no_tracker_is_given(monkeypatch, variable, given
     if variable is not None:
         monkeypatch.setenv("WANDB_MODE", variable)
     assert configured(*([f"tracker={given}"] if given else [])).tracker == expected
+
+
+def test_wandb_dir_is_where_an_offline_run_lies(monkeypatch, tmp_path):
+    monkeypatch.setenv("WANDB_DIR", str(tmp_path))
+    tracker = Tracker("offline", "p", None, None, "n", {})
+    folder = tracker.folder
+    tracker.finish()
+    assert Path(folder).is_relative_to(tmp_path)
+    assert list(Path(folder).glob("*.wandb"))
 
 
 def test_a_wandb_mode_that_does_not_exist_is_refused(monkeypatch):

@@ -63,11 +63,14 @@ class Rows:
         path = self.folder / f"{hashlib.sha256(' '.join(keys).encode()).hexdigest()[:20]}.parquet"
         self.folder.mkdir(parents=True, exist_ok=True)
         partial = self.folder / f"{partial_name()}{path.name}"
-        with partial.open("wb") as file:
-            pq.write_table(pa.Table.from_pylist([dict(row) for row in rows], self.schema), file)
-            file.flush()
-            os.fsync(file.fileno())
-        partial.replace(path)
+        try:
+            with partial.open("wb") as file:
+                pq.write_table(pa.Table.from_pylist([dict(row) for row in rows], self.schema), file)
+                file.flush()
+                os.fsync(file.fileno())
+            partial.replace(path)
+        finally:
+            partial.unlink(missing_ok=True)
         self._files[path] = keys
         return path
 

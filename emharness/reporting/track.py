@@ -149,6 +149,13 @@ class Tracker:
             self._run = None
 
 
+def default_entity() -> str:
+    """Whose projects they are when nobody says so."""
+    import wandb
+
+    return str(wandb.Api().default_entity)
+
+
 def _cell(value: Any) -> Any:
     """W&B refuses columns of mixed types: numbers become floats, everything else but None text."""
     if value is None or isinstance(value, bool | str):

@@ -13,7 +13,7 @@ from typing import Any
 
 from emharness import claims
 from emharness.config import Config
-from emharness.errors import Incomplete, UserError
+from emharness.errors import Incomplete, UserError, no_space
 from emharness.generation.engines import Engines
 from emharness.inputs import Inputs
 from emharness.organisms.models import OnStep
@@ -84,6 +84,8 @@ class Session:
         except UserError:
             raise
         except Exception as error:
+            if no_space(error):  # the others have none either
+                raise
             self.failed[model] = " ".join(f"{type(error).__name__}: {error}".split())[:500]
             traceback.print_exc(file=sys.stderr)
             say(f"failed: {model}: {self.failed[model]}; the others go on")
