@@ -29,14 +29,14 @@ class Pass:
     """Flat tokens and what happens to each: h ← h + (a + b · (h·v̂)) v̂ where low < h·v̂ < high."""
 
     tokens: torch.Tensor | slice  # [n] int64, or a slice where they lie side by side
-    rows: torch.Tensor  # [n] int64, of the vector table
-    a: torch.Tensor  # [n, 1] float32
+    rows: torch.Tensor  # [n] int64, of the vector table; [1] for all
+    a: torch.Tensor  # [n, 1] float32; [1, 1] for all
     b: torch.Tensor | None  # [n, 1] float32; None when no token's projection is needed
     n: int  # of tokens
     bounds: tuple[torch.Tensor, torch.Tensor] | None = None  # low and high, [n, 1] each; None: no bounds
     rescale: torch.Tensor | None = None  # [n, 1] bool: the edited stream keeps its length
     gates: tuple[Gate, ...] = ()  # one for each layer that is looked at
-    kept: torch.Tensor | None = None  # [n, d_model]: a · v̂, or v̂ where b is given; of a pass that comes again
+    kept: torch.Tensor | None = None  # [n, d_model], or [1, d_model] for all: a · v̂, or v̂ where b is given; of a pass that comes again
 
     def apply(self, table: torch.Tensor, hidden: torch.Tensor, residual: torch.Tensor | None, keep: bool) -> bool:
         """Edit `hidden` [n_tokens, d_model] in place; hidden + residual is the stream. table: [n_rows, d_model].

@@ -8,6 +8,7 @@ is in pass r, so edits of one request act in its order while a pass is one vecto
 import itertools
 import sys
 from dataclasses import dataclass, field
+from functools import cached_property
 from typing import Any
 
 import numpy as np
@@ -27,7 +28,7 @@ class RequestEdits:
     directions: list[bytes]
     awaited: dict[int, int]  # edit → the token id after which it begins
 
-    @property
+    @cached_property
     def steady_from(self) -> int:
         """The position from which each edit acts for good, or no more."""
         ends = np.where(self.columns["end"] == _FOREVER, self.columns["start"], self.columns["end"])
@@ -42,6 +43,7 @@ class RequestEdits:
                 self.columns["start"][edit] = start
                 del self.awaited[edit]
                 begun = True
+                vars(self).pop("steady_from", None)
         return begun
 
 
@@ -172,6 +174,9 @@ class StepPlan:
             bounded = bool((some["low"] > -np.inf).any() or (some["high"] < np.inf).any())
             looking = np.unique(some["gate_layer"][some["gate_layer"] >= 0]).tolist()
             projects = bool(some["b"].any()) or bounded or bool(looking) or bool(some["rescale"].any())
+            # Tokens that are all edited alike share one row of what is added: less memory to read at every layer.
+            alike = bool((some["row"] == some["row"][0]).all() and (some["a"] == some["a"][0]).all())
+            own = slice(part.start, part.start + 1) if alike else part
             gates = tuple(
                 Gate(
                     layer,
@@ -185,8 +190,8 @@ class StepPlan:
             self.passes.setdefault(int(some["layer"][0]), []).append(
                 Pass(
                     tokens=where,
-                    rows=column("row", part),
-                    a=column("a", part)[:, None],
+                    rows=column("row", own),
+                    a=column("a", own)[:, None],
                     b=column("b", part)[:, None] if projects else None,
                     n=part.stop - part.start,
                     bounds=(column("low", part)[:, None], column("high", part)[:, None]) if bounded else None,
