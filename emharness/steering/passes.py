@@ -36,7 +36,7 @@ class Pass:
     bounds: tuple[torch.Tensor, torch.Tensor] | None = None  # low and high, [n, 1] each; None: no bounds
     rescale: torch.Tensor | None = None  # [n, 1] bool: the edited stream keeps its length
     gates: tuple[Gate, ...] = ()  # one for each layer that is looked at
-    kept: torch.Tensor | None = None  # [n, d_model], or [1, d_model] for all: a · v̂, or v̂ where b is given; of a pass that comes again
+    kept: torch.Tensor | None = None  # [n or 1, d_model]: a · v̂, or v̂ where b is given; of a pass that comes again
 
     def apply(self, table: torch.Tensor, hidden: torch.Tensor, residual: torch.Tensor | None, keep: bool) -> bool:
         """Edit `hidden` [n_tokens, d_model] in place; hidden + residual is the stream. table: [n_rows, d_model].
