@@ -1,4 +1,4 @@
-"""Text as files have it: encodings that say what they are, and no half characters."""
+"""Text as files have it (encodings that say what they are, no half characters), and names as figures show them."""
 
 import codecs
 
@@ -28,6 +28,17 @@ def decode(data: bytes, where: str) -> str:
         raise UserError(
             f"{where}, line {line}: not {encoding.upper().removesuffix('-SIG')}; save it as UTF-8"
         ) from None
+
+
+def shortened(name: str, longest: int = 26) -> str:
+    """A name as a figure shows it: a long one loses its middle."""
+    text = name.replace("_", " ")
+    return text if len(text) <= longest else f"{text[: longest // 2]}…{text[-longest // 2 + 1 :]}"
+
+
+def spread(n: int, most: int) -> range:
+    """Which of n entries are named, evenly, so that at most `most` are."""
+    return range(0, n, -(-n // most))
 
 
 def checked_text(text: str, where: str) -> str:

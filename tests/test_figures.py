@@ -1,5 +1,6 @@
 """Pictures hold the numbers they are made from, and both ways to draw them show those."""
 
+import itertools
 import json
 
 import numpy as np
@@ -113,3 +114,36 @@ def test_plotly_and_the_image_show_every_panel_and_every_number(name):
             assert (list(trace.x or []), list(trace.y or [])) == (line.x, line.y)
             assert tuple(zip(line.x, line.y, strict=True)) in shown
     assert next(traces, None) is None
+
+
+@pytest.mark.parametrize("n", [3, 6, 40, 200])
+def test_pictures_of_many_long_names_can_be_read(n):
+    names = [f"organism_{i:03d}_with_a_rather_long_name_of_its_own" for i in range(n)]
+    rng = np.random.default_rng(0)
+    values = rng.uniform(size=(n, n))
+    entries = [entry(t, None, 0.0, 0.1) for t in names[:3]]
+    entries += [entry(t, v, 2.0, i / n) for i, v in enumerate(names) for t in names[:3]]
+    rows = [
+        {"organism": o, "step": step, "vector": v, "projection": float(i), "em_rate": 0.5}
+        for i, v in enumerate(names) for o in names[:3] for step in (0, 10, None)
+    ]  # fmt: skip
+    pictures = {
+        "heatmaps": figures.heatmaps([("a", values, None), ("b", values, values > 0.9)], names, names, "r", "c", "j"),
+        "panels": figures.dose_panels(entries, names, names[:3], "raw", "j"),
+        "monitor": figures.monitor(rows, names, "j"),
+    }
+    greatest = names[-24:] if n > 24 else names
+    assert [panel.title for panel in pictures["panels"].panels] == greatest
+    assert ("24 of 40 vectors, those with the greatest values" in pictures["panels"].note) == (n == 40)
+    for name, picture in pictures.items():
+        drawn = drawing.image(picture)
+        assert max(drawn.get_size_inches()) < 24
+        drawn.canvas.draw()
+        titles = [ax.title.get_window_extent() for ax in drawn.axes if ax.get_title()]
+        assert not any(a.overlaps(b) for a, b in itertools.combinations(titles, 2)), name
+        for ax in drawn.axes:
+            for axis in (ax.xaxis, ax.yaxis):
+                labels = [label for label in axis.get_ticklabels() if label.get_text() and label.get_visible()]
+                upright = axis is ax.yaxis or all(label.get_rotation() in (0, 90) for label in labels)
+                boxes = [label.get_window_extent() for label in labels] if upright else []
+                assert not any(a.overlaps(b) for a, b in itertools.pairwise(boxes)), (name, ax.get_title())

@@ -8,6 +8,7 @@ from scipy.cluster.hierarchy import dendrogram
 from emharness.geometry import clusters as cl
 from emharness.geometry import statistics as st
 from emharness.geometry.result import Analysis
+from emharness.texts import shortened, spread
 
 COLUMN, PAGE = 3.4, 7.0  # inches
 # Okabe and Ito's palette: told apart with any colour vision, and paired with marks.
@@ -16,7 +17,6 @@ MARKS = ("o", "s", "^", "D", "v", "P", "X", "*")
 GREY = "#9a9a9a"
 NULL_NAME = "unrelated directions, 5–95 %"
 _NAMED = 44  # up to so many vectors are named on an axis; of more, every second, third, …
-_LONGEST = 26  # characters of a name in a figure
 
 
 def draw(analysis: Analysis) -> dict[str, Figure]:
@@ -58,17 +58,6 @@ def band(analysis: Analysis, key: str) -> tuple[np.ndarray, np.ndarray]:
     return low, high
 
 
-def _words(name: str) -> str:
-    """A name as it is shown: long ones lose their middle."""
-    text = name.replace("_", " ")
-    return text if len(text) <= _LONGEST else f"{text[: _LONGEST // 2]}…{text[-_LONGEST // 2 + 1 :]}"
-
-
-def _named(n: int, most: int) -> range:
-    """Which of n entries are named, evenly, so that at most `most` are."""
-    return range(0, n, -(-n // most))
-
-
 def _bare(ax: Axes, title: str, xlabel: str = "", ylabel: str = "") -> None:
     ax.set_title(title, fontsize=8, loc="left")
     ax.set_xlabel(xlabel, fontsize=7)
@@ -99,12 +88,12 @@ def cosines(analysis: Analysis) -> Figure:
             inside = low <= gram[i, j] <= high
             colour = "white" if abs(gram[i, j]) > 0.6 else GREY if inside else "black"
             ax.text(j, i, f"{gram[i, j]:.2f}", ha="center", va="center", fontsize=6, color=colour)
-    ticks = _named(n, _NAMED)
-    ax.set_xticks(ticks, [_words(names[i]) for i in ticks], rotation=40 if n <= 12 else 90, rotation_mode="anchor")
+    ticks = spread(n, _NAMED)
+    ax.set_xticks(ticks, [shortened(names[i]) for i in ticks], rotation=40 if n <= 12 else 90, rotation_mode="anchor")
     for label in ax.get_xticklabels():
         label.set_horizontalalignment("right")
         label.set_verticalalignment("top" if n <= 12 else "center")
-    ax.set_yticks(ticks, [_words(names[i]) for i in ticks])
+    ax.set_yticks(ticks, [shortened(names[i]) for i in ticks])
     ax.tick_params(labelsize=6 if n <= 16 else 5, length=2)
     edge = -0.5
     for group in analysis.design.clusters.values():
@@ -158,7 +147,7 @@ def _points(ax: Axes, analysis: Analysis, xy: np.ndarray, legend: bool = False) 
     owner = cluster_of(analysis)
     for cluster, (colour, mark) in looks(dict.fromkeys(owner)).items():
         rows = [i for i, name in enumerate(owner) if name == cluster]
-        ax.scatter(*xy[rows].T, c=colour, marker=mark, s=22, label=_words(cluster), lw=0)
+        ax.scatter(*xy[rows].T, c=colour, marker=mark, s=22, label=shortened(cluster), lw=0)
     for line in (ax.axhline, ax.axvline):
         line(0, color=GREY, lw=0.5, zorder=0)
     if len(xy) <= 12:
@@ -176,7 +165,7 @@ def _name_points(ax: Axes, analysis: Analysis, xy: np.ndarray) -> None:
         below = any((xy[j, 1], j) > (xy[i, 1], i) for j in near)
         left = xy[i, 0] < middle[0]
         ax.annotate(
-            _words(name), xy[i], (-3 if left else 3, -3 if below else 3), textcoords="offset points",
+            shortened(name), xy[i], (-3 if left else 3, -3 if below else 3), textcoords="offset points",
             ha="right" if left else "left", va="top" if below else "bottom", fontsize=6,
         )  # fmt: skip
 
@@ -189,9 +178,9 @@ def _loadings(ax: Axes, analysis: Analysis, loadings: np.ndarray) -> None:
         for i, j in np.ndindex(*values.shape):
             colour = "white" if abs(values[i, j]) > 0.6 else "black"
             ax.text(j, i, f"{values[i, j]:+.2f}", ha="center", va="center", fontsize=6, color=colour)
-    ticks = _named(n, 16)
+    ticks = spread(n, 16)
     _bare(ax, "C  loadings")
-    ax.set_yticks(ticks, [_words(analysis.vectors.names[index[i]]) for i in ticks])
+    ax.set_yticks(ticks, [shortened(analysis.vectors.names[index[i]]) for i in ticks])
     ax.set_xticks(range(values.shape[1]), [f"PC{j + 1}" for j in range(values.shape[1])])
 
 
@@ -202,7 +191,7 @@ def _dendrogram(ax: Axes, analysis: Analysis) -> None:
     z = st.linkage_matrix(analysis.selected.gram)
     many = len(names) > _NAMED  # a dendrogram's leaves cannot be thinned
     dendrogram(
-        z, ax=ax, labels=None if many else [_words(name) for name in names], no_labels=many,
+        z, ax=ax, labels=None if many else [shortened(name) for name in names], no_labels=many,
         color_threshold=0, above_threshold_color="black",
     )  # fmt: skip
     found = analysis.clusters.get("found")
@@ -227,7 +216,7 @@ def base_similarity(analysis: Analysis) -> Figure:
     for i, mean in enumerate(means):
         a.text(i, mean + (0.02 if mean >= 0 else -0.02), f"{mean:.2f}", ha="center", fontsize=6.5,
                va="bottom" if mean >= 0 else "top")  # fmt: skip
-    a.set_xticks(range(len(labs)), [_words(lab) for lab in labs])
+    a.set_xticks(range(len(labs)), [shortened(lab) for lab in labs])
     a.margins(y=0.15)
     _bare(a, "A  mean over layers, by lab", "", "cosine with the base's vector")
     _slanted(a, 18)
@@ -237,7 +226,7 @@ def base_similarity(analysis: Analysis) -> Figure:
         lab = found["labs"][name]
         colour, mark = style[lab]
         b.plot(row, color=colour, ls=lines[seen.get(lab, 0) % 4], marker=mark, ms=2.6, lw=1.1,
-               label=f"{_words(name)} ({lab})")  # fmt: skip
+               label=f"{shortened(name)} ({lab})")  # fmt: skip
         seen[lab] = seen.get(lab, 0) + 1
     for ax in (a, b):
         ax.axhspan(low, high, color=GREY, alpha=0.6, lw=0, label=NULL_NAME, zorder=0)

@@ -7,12 +7,15 @@ import numpy as np
 from matplotlib import rc_context
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
+from matplotlib.layout_engine import ConstrainedLayoutEngine
 from matplotlib.lines import Line2D
 
-from emharness.reporting.picture import GREY, Line, Lines, Matrix, Picture
+from emharness.reporting.picture import FEW, GREY, NAMED, Line, Lines, Matrix, Picture
+from emharness.texts import shortened, spread
 
 DARK = "#111111"  # said, unlike black: stays dark on a light cell in every colour scheme
 LEGEND = 1.6  # inches beside several panels
+NOTE = 0.12  # inches below all of them
 DASHES = {"-": "solid", "--": "dash", ":": "dot"}
 
 
@@ -20,11 +23,14 @@ def image(picture: Picture) -> Figure:
     n_rows = -(-len(picture.panels) // picture.columns)
     several = len(picture.panels) > 1 and isinstance(picture.panels[0], Lines)
     width = picture.size[0] * picture.columns + LEGEND * several
-    figure = Figure(figsize=(width, picture.size[1] * n_rows + 0.3), layout="constrained")
+    height = picture.size[1] * n_rows + 0.3
+    figure = Figure(
+        figsize=(width, height), layout=ConstrainedLayoutEngine(rect=(0, NOTE / height, 1, 1 - NOTE / height))
+    )
     axes = list(figure.subplots(n_rows, picture.columns, squeeze=False).flat)
     for place, panel in zip(axes, picture.panels, strict=False):
         if isinstance(panel, Lines):
-            _draw_lines(place, panel, bars=not several)
+            _draw_lines(place, panel, bars=not several, room=picture.size[0] if several else None)
         else:
             _draw_matrix(figure, place, panel)
     for place in axes[len(picture.panels) :]:
@@ -54,13 +60,14 @@ def _legend(lines: list[Line]) -> list[Line2D]:
     for line in lines:
         first.setdefault(line.label, line)
     return [
-        Line2D([], [], color=e.color, ls=e.style or "none", marker=e.marker, ms=4, lw=1.2, label=label)
+        Line2D([], [], color=e.color, ls=e.style or "none", marker=e.marker, ms=4, lw=1.2, label=shortened(label, 40))
         for label, e in first.items()
         if label
     ]
 
 
-def _draw_lines(axes: Axes, panel: Lines, bars: bool) -> None:
+def _draw_lines(axes: Axes, panel: Lines, bars: bool, room: float | None) -> None:
+    """`room`: inches of its title, where other panels lie beside it."""
     for line in panel.lines:
         axes.plot(line.x, line.y, ls=line.style or "none", color=line.color, lw=1.2)
         for x, y, hollow in zip(line.x, line.y, line.hollow or [False] * len(line.x), strict=True):
@@ -76,7 +83,8 @@ def _draw_lines(axes: Axes, panel: Lines, bars: bool) -> None:
         across = axes.axvline if level.upright else axes.axhline
         across(level.value, color=level.color, ls=level.style, lw=1.2)
     axes.set(ylim=panel.y_range)
-    axes.set_title(panel.title, fontsize=9)
+    title = panel.title if room is None else shortened(panel.title, int(10 * room))
+    axes.set_title(title, fontsize=9 if room is None or room > 3 else 7)
     axes.set_xlabel(panel.x_label, fontsize=9)
     axes.set_ylabel(panel.y_label, fontsize=9)
     axes.spines[["top", "right"]].set_visible(False)
@@ -86,12 +94,19 @@ def _draw_matrix(figure: Figure, axes: Axes, panel: Matrix) -> None:
     least, colours = (-panel.limit, "RdBu_r") if panel.diverging else (0.0, "Oranges")
     shown = axes.imshow(panel.values, cmap=colours, vmin=least, vmax=panel.limit, aspect="auto")
     axes.set_facecolor("#eeeeee")
-    for (r, c), value in np.ndenumerate(panel.values):
+    few = panel.few
+    for (r, c), value in np.ndenumerate(panel.values) if few else ():
         known = np.isfinite(value)
         ink = GREY if not known else "white" if abs(value) > 0.6 * panel.limit else DARK
         axes.text(c, r, panel.text(r, c), ha="center", va="center", fontsize=7, color=ink)
-    axes.set_xticks(range(len(panel.columns)), panel.columns, rotation=45, ha="right", fontsize=8)
-    axes.set_yticks(range(len(panel.rows)), panel.rows if panel.y_label else [""] * len(panel.rows), fontsize=8)
+    if not few and panel.marks is not None:
+        axes.scatter(*np.argwhere(panel.marks).T[::-1], marker="x", s=5, lw=0.5, color=DARK)
+    x, y = spread(len(panel.columns), NAMED), spread(len(panel.rows), NAMED)
+    names = [shortened(panel.columns[i]) for i in x]
+    turned = {"rotation": 45, "ha": "right"} if few else {"rotation": 90}
+    axes.set_xticks(x, names, **turned, fontsize=8 if few else 5)  # type: ignore[arg-type]
+    own = [shortened(panel.rows[i]) if panel.y_label else "" for i in y]
+    axes.set_yticks(y, own, fontsize=8 if len(panel.rows) <= FEW else 5)
     axes.set_title(panel.title, fontsize=9)
     axes.set_xlabel(panel.x_label, fontsize=8)
     axes.set_ylabel(panel.y_label, fontsize=8)

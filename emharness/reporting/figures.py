@@ -5,9 +5,10 @@ from typing import Any
 
 import numpy as np
 
-from emharness.reporting.picture import BLUE, GREY, ORANGE, PALETTE, RED, Level, Line, Lines, Matrix, Picture
+from emharness.reporting.picture import BLUE, GREY, NAMED, ORANGE, PALETTE, RED, Level, Line, Lines, Matrix, Picture
 
 WHOLE = (-3.0, 103.0)  # per cent
+PANELS, COLUMNS, LINES = 24, 6, 12  # so many can be read; results.json has all
 
 
 def dose_response(
@@ -40,7 +41,11 @@ def dose_panels(
     entries: list[dict[str, Any]], vectors: Sequence[str], targets: Sequence[str], unit: str, judge: str
 ) -> Picture:
     """Figure 4: a panel per vector, a line per target with its interval as a band; random directions in grey."""
-    columns = min(3, len(vectors))
+    shown = _most(vectors, PANELS, {v: [e["em_rate"] for e in entries if e["vector"] == v] for v in vectors})
+    asked = _most(targets, LINES, {t: [e["em_rate"] for e in entries if e["target"] == t] for t in targets})
+    left = _left(shown, vectors, "vectors") + _left(asked, targets, "targets")
+    vectors, targets = shown, asked
+    columns = min(3 if len(vectors) <= 9 else 6, len(vectors))
     panels = []
     for place, vector in enumerate(vectors):
         lines = []
@@ -51,16 +56,23 @@ def dose_panels(
             lines.append(_rates(target, doses, PALETTE[i % len(PALETTE)], style=style, interval=True))
         randoms = [e for e in entries if e["control_of"] == vector and e["target"] in targets]
         lines.append(_rates("random directions", randoms, GREY, style="", marker="x"))
-        x_label = f"strength ({unit}; 0 = as it is)" if place + columns >= len(vectors) else ""
-        y_label = "misaligned, of coherent (%)" if place % columns == 0 else ""
+        x_label = f"strength ({unit}; 0 = as it is)" if columns <= 3 else f"strength ({unit})"
+        x_label = x_label if place + columns >= len(vectors) else ""
+        y_label = "misaligned, of coherent (%)" if columns <= 3 else "misaligned (%)"
+        y_label = y_label if place % columns == 0 else ""
         panels.append(Lines(vector, lines, x_label, y_label, y_range=WHOLE))
-    return Picture(panels, f"bands: 95 %, over questions; judge: {judge}", columns, (3.4, 2.9))
+    size = (3.4, 2.9) if len(vectors) <= 9 else (2.2, 2.0)
+    return Picture(panels, f"{left}bands: 95 %, over questions; judge: {judge}", columns, size)
 
 
 def monitor(rows: list[dict[str, Any]], vectors: Sequence[str], judge: str) -> Picture:
     """A column per vector: its projection at each checkpoint above, the misaligned rate of the same ones below."""
     names = dict.fromkeys(row["organism"] for row in rows)
-    organisms = [name for name in names if any(r["organism"] == name and r["step"] != 0 for r in rows)]
+    every = [name for name in names if any(r["organism"] == name and r["step"] != 0 for r in rows)]
+    shown = _most(vectors, COLUMNS, {v: [r["projection"] for r in rows if r["vector"] == v] for v in vectors})
+    organisms = _most(every, LINES, {o: [r["em_rate"] for r in rows if r["organism"] == o] for o in every})
+    left = _left(shown, vectors, "vectors") + _left(organisms, every, "organisms")
+    vectors = shown
     last = 1.25 * max([row["step"] for row in rows if row["step"]] or [1])  # where whole trainings stand
     wanted = (("projection", 1, "projection, minus the base's", ""),
               ("em_rate", 100, "misaligned, of coherent (%)", "training step (rightmost: all of it)"))  # fmt: skip
@@ -77,7 +89,7 @@ def monitor(rows: list[dict[str, Any]], vectors: Sequence[str], judge: str) -> P
                 lines.append(Line(organism, x, y, PALETTE[i % len(PALETTE)]))
             title = "" if x_label else f"{vector} vector"
             panels.append(Lines(title, lines, x_label, "" if column else y_label))
-    return Picture(panels, f"judge: {judge}", len(vectors), (3.6, 2.3))
+    return Picture(panels, f"{left}judge: {judge}", len(vectors), (3.6, 2.3))
 
 
 def heatmaps(
@@ -89,8 +101,11 @@ def heatmaps(
         Matrix(title, values, rows, columns, marks, column_label, "" if i else row_label)
         for i, (title, values, marks) in enumerate(panels)
     ]
-    size = 0.62 * len(columns) + 2.0, 0.5 * len(rows) + 2.1
-    return Picture(drawn, f"? undefined; ! random directions too; judge: {judge}", len(drawn), size)
+    few = all(panel.few for panel in drawn)
+    marks = "? undefined; ! random directions too" if few else "grey: undefined; x: random directions too"
+    width, height = (0.62, 0.5) if few else (0.14, 0.14)  # a named row needs the height of its name
+    size = width * min(len(columns), NAMED) + 2.0, height * min(len(rows), NAMED) + 2.1
+    return Picture(drawn, f"{marks}; judge: {judge}", len(drawn), size)
 
 
 def layer_sweep(sweep: dict[str, Any], title: str) -> Picture:
@@ -107,6 +122,17 @@ def layer_sweep(sweep: dict[str, Any], title: str) -> Picture:
         Level("unsteered", 100 * sweep["baseline"]["em_rate_all"], GREY),
     ]
     return Picture([Lines(title, lines, "layer", "misaligned, of all answers (%)", levels)], "hollow: coherence broke")
+
+
+def _most(names: Sequence[str], most: int, values: dict[str, list[float | None]]) -> list[str]:
+    """At most so many of the names, those with the greatest values, in their own order."""
+    greatest = {name: max((v for v in values[name] if v is not None), default=-np.inf) for name in names}
+    kept = set(sorted(names, key=lambda name: -greatest[name])[:most])
+    return [name for name in names if name in kept]
+
+
+def _left(shown: Sequence[str], names: Sequence[str], what: str) -> str:
+    return f"{len(shown)} of {len(names)} {what}, those with the greatest values; " if len(shown) < len(names) else ""
 
 
 def _rates(

@@ -9,6 +9,10 @@ RED, BLUE, GREY, ORANGE = "#D55E00", "#0072B2", "#7f7f7f", "#E69F00"  # Okabe–
 PALETTE = (BLUE, RED, ORANGE, "#009E73", "#CC79A7", "#56B4E9", "#000000", "#F0E442")
 
 
+FEW = 14  # so many rows and columns of a matrix have their numbers written in
+NAMED = 44  # so many are named; of more, every second, third, …
+
+
 @dataclass(frozen=True)
 class Line:
     """Points (x, y) with an interval each, where there is one. Lines of one label share a place in the legend."""
@@ -62,6 +66,11 @@ class Matrix:
         """Where the colours end: at 100 %, beyond it at the greatest value, at most 200 %."""
         known = np.abs(self.values[np.isfinite(self.values)])
         return min(2.0, max(1.0, float(known.max(initial=0))))
+
+    @property
+    def few(self) -> bool:
+        """Whether the numbers themselves can be read."""
+        return max(self.values.shape) <= FEW
 
     @property
     def diverging(self) -> bool:

@@ -123,7 +123,8 @@ def _separate_blocks(extra_keys: Any, request: Any, start: int, end: int, *args:
     resolved = record.wanted(request.sampling_params)
     if resolved and resolved["edits"]:
         length = request.num_prompt_tokens
-        kinds, tokens = [edit["positions"] for edit in resolved["edits"]], request.all_token_ids[:end]
+        kinds = [edit["positions"] for edit in resolved["edits"]]
+        tokens = request.all_token_ids[:end] if any(isinstance(kind, dict) for kind in kinds) else ()
         first = min(spec.steered_span(kind, length, tokens)[0] for kind in kinds)
         if end > first:
             fixed = all(kind == "all" or not isinstance(kind, str) for kind in kinds)
