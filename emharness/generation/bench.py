@@ -46,6 +46,7 @@ ConfigStore.instance().store(name="bench_schema", node=BenchConfig)
 PARTS = ("hf", "specs", "grid", "stream")
 GOALS = {
     "speedup_vs_hf": 4.5,
+    "ratio_idle": 0.995,
     "ratio_k1": 0.98,
     "ratio_k64": 0.97,
     "ratio_k256": 0.95,
@@ -125,7 +126,8 @@ def bench_specs(
         plain = Worker(vllm_measure, model, engine, vectors, False)
         steered = Worker(vllm_measure, model, engine, vectors, True)
         jobs: dict[str, Callable[[], tuple[int, float]]] = {
-            f"plugin-free {mode}": lambda plain=plain: plain.measure(batch, 1, sampling)
+            f"plugin-free {mode}": lambda plain=plain: plain.measure(batch, 1, sampling),
+            f"idle {mode}": lambda steered=steered: steered.measure(batch, 1, sampling),
         }
         for where, layers in (("one layer", [shape[0] // 2]), ("all layers", list(range(shape[0])))):
             for k in config.specs:
@@ -137,7 +139,8 @@ def bench_specs(
         plain.close()
         steered.close()
         reference = speeds[f"plugin-free {mode}"]
-        ratios += [ratio(f"ratio_{name}", values, reference) for name, values in speeds.items() if name[0] == "k"]
+        others = {name: values for name, values in speeds.items() if values is not reference}
+        ratios += [ratio(f"ratio_{name}", values, reference) for name, values in others.items()]
         all_speeds |= speeds
     return ratios, all_speeds
 

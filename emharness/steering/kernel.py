@@ -17,7 +17,7 @@ GATED, RECALL = tl.constexpr(programme.GATED), tl.constexpr(programme.RECALL)
 BOUNDED, RESCALE = tl.constexpr(programme.BOUNDED), tl.constexpr(programme.RESCALE)
 
 
-@triton.jit
+@triton.jit(do_not_specialize=["layer"])  # one compiled kernel for all layers
 def _steer(
     hidden,  # [n_tokens, d_model], edited in place
     residual,  # the same shape; hidden + residual is the stream
