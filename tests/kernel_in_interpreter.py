@@ -50,6 +50,7 @@ def states(seed, n_tokens, dtype=torch.float32):
 
 
 NUMBER = st.floats(-4, 4).map(lambda x: round(x, 2)).filter(bool)
+THRESHOLD = NUMBER.map(lambda x: x + 0.0051)  # never where a pin puts a projection: rounding would decide
 NAME = st.sampled_from(["f.safetensors#u", "f.safetensors#v", "f.safetensors#w"])
 POSITIONS = st.sampled_from(["all", "prompt", "generated", "response", {"from": 1, "to": 4}, {"from": 3}])
 EDIT = st.fixed_dictionaries(
@@ -58,14 +59,14 @@ EDIT = st.fixed_dictionaries(
         "mode": st.sampled_from(["add", "ablate", "pin", "cap", "floor"]),
         "positions": POSITIONS,
         "rescale": st.booleans(),
-        "gate": st.fixed_dictionaries({"vector": NAME, "above": NUMBER}, optional={"layer": st.just(0)}),
+        "gate": st.fixed_dictionaries({"vector": NAME, "above": THRESHOLD}, optional={"layer": st.just(0)}),
     },
 )
 REQUESTS = st.lists(st.lists(EDIT, max_size=5), min_size=1, max_size=4)
 
 
 @given(REQUESTS, st.integers(0, 1000), st.data())
-@settings(max_examples=60, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@settings(max_examples=60, deadline=None, derandomize=True, suppress_health_check=[HealthCheck.function_scoped_fixture])
 def test_any_mix_of_requests_is_edited_as_on_a_cpu(asked, seed, data):
     one, other = StepPlan(D, CPU), DevicePlan(D, CPU, LAYERS, n_tokens=32, n_requests=len(asked))
     names = [f"r{i}" for i in range(len(asked))]

@@ -101,8 +101,8 @@ def run(hub, tmp_path, *given, **variables):
         "HF_HUB_DISABLE_XET": "1",
         **variables,
     }
-    for name in ("HF_HUB_CACHE", "HF_HUB_OFFLINE", "HF_TOKEN"):
-        environment.pop(name, None) if name not in variables else None
+    for name in {"HF_HUB_CACHE", "HF_HUB_OFFLINE", "HF_TOKEN"} - variables.keys():
+        environment.pop(name, None)
     base = ["base=custom", "base.name=tiny", "base.source=org/tiny", "judge=embedded", "eval=smoke", "tracker=none"]
     command = [sys.executable, str(ROOT / "launch" / "run.py"), *base, "model=medical", *given, "plan=only"]
     return subprocess.run(command, cwd=tmp_path, env=environment, capture_output=True, text=True, timeout=300)

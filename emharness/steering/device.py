@@ -13,11 +13,11 @@ from typing import Any
 import numpy as np
 import torch
 
-from emharness.steering.plan import RequestEdits, request_edits
 from emharness.steering.programme import programme
-from emharness.steering.recording import Recordings, Span
+from emharness.steering.recording import Span
+from emharness.steering.requests import Requests
 from emharness.steering.spec import MAX_EDITS
-from emharness.steering.table import VectorTable, send
+from emharness.steering.table import send
 
 
 @dataclass(frozen=True)
@@ -60,58 +60,42 @@ class Count:
     arrived: Any  # a CUDA event; None: there already
 
 
-class DevicePlan:
-    """The edits of all living requests, and what the buffers hold of them; used as `plan.StepPlan` is."""
+class DevicePlan(Requests):
+    """What the buffers hold of the living requests; used as `plan.StepPlan` is."""
 
     def __init__(self, d_model: int, device: torch.device, n_layers: int, n_tokens: int, n_requests: int):
-        self.d_model, self.n_layers, self.device = d_model, n_layers, device
-        self.table = VectorTable(d_model, device)
-        self.requests: dict[str, RequestEdits] = {}
-        self.recordings = Recordings(d_model, device)
+        super().__init__(d_model, device)
+        self.n_layers = n_layers
         self.buffers = buffers(n_tokens, n_requests, n_layers, device)
         self._slot_of: dict[str, int] = {}
         self._free = list(range(1, n_requests + 1))
         self._asked = np.zeros((n_requests + 1, n_layers), dtype=np.int64)
         self._filled = 0  # tokens of the last step that the buffers may hold
-        self._last: tuple[tuple[str, int], ...] | None = None  # (request, flat index) of a step that may come again …
-        self._again = self._asked  # … and what it asks for
+        self._again = self._asked  # what the last step asks for
         self._counts: deque[Count] = deque(maxlen=2)  # a step may have been started before the one before has ended
-        self._missed: set[str] = set()
         self._told = False
 
-    def add_request(self, request_id: str, edits: list[dict[str, Any]], prompt_length: int) -> None:
-        """Register a request with the resolved edits of `spec.resolve`."""
-        self.requests[request_id] = request_edits(edits, prompt_length, self.table)
-        self._last = None
-
-    def look(self, request_id: str, tokens: np.ndarray) -> None:
-        """Begin what waits for one of the request's tokens [n] so far."""
-        if self.requests[request_id].look(tokens):
-            self._last = None
-            if request_id in self._slot_of:
-                self._write_programme(request_id)
+    def look(self, request_id: str, tokens: np.ndarray) -> bool:
+        begun = super().look(request_id, tokens)
+        if begun and request_id in self._slot_of:
+            self._write_programme(request_id)
+        return begun
 
     def remove_request(self, request_id: str) -> None:
-        self.recordings.remove(request_id)
-        self._missed.discard(request_id)
-        removed = self.requests.pop(request_id, None)
+        super().remove_request(request_id)
         if (slot := self._slot_of.pop(request_id, None)) is not None:
             self._free.append(slot)
-        self._last = None
-        for direction in removed.directions if removed else ():
-            self.table.release(direction)
 
     def begin_step(self, spans: list[Span]) -> None:
         """Write a step of (request id, first flat index, first position, n tokens) into the buffers."""
         self.recordings.begin(spans)
-        spans = [span for span in spans if span[0] in self.requests and len(self.requests[span[0]].columns)]
+        spans = self._edited(spans)
         if not spans:
             if self._filled:
                 self.buffers.tokens[0, : self._filled].zero_()
                 self._filled, self._last = 0, None
             return
-        steady = all(n == 1 and position >= self.requests[name].steady_from for name, _, position, n in spans)
-        places = tuple((name, flat) for name, flat, _, _ in spans) if steady else None
+        places = self._places(spans)
         if places is None or places != self._last:
             self._write(spans)
             self._last = places
@@ -147,7 +131,7 @@ class DevicePlan:
     def _take_slot(self, name: str, asking: set[str]) -> None:
         if not self._free:  # one that waits: never more than `n_requests` are in a step
             idle = next(other for other in self._slot_of if other not in asking)
-            self._missed.update(self.short([idle]))
+            self.missed.update(self.short([idle]))
             self._free.append(self._slot_of.pop(idle))
         slot = self._slot_of[name] = self._free.pop()
         self._write_programme(name)
@@ -169,7 +153,7 @@ class DevicePlan:
 
     def end_step(self) -> None:
         """Send for what the device has counted; nobody waits for it here."""
-        self._missed.update(self.recordings.end())
+        self.missed.update(self.recordings.end())
         if not self._filled:
             return
         if self.device.type == "cuda":
@@ -183,7 +167,7 @@ class DevicePlan:
 
     def short(self, request_ids: list[str]) -> list[str]:
         """Those of these requests of which the device has done less, or more, than was asked for."""
-        bad = [name for name in request_ids if name in self._missed]
+        bad = [name for name in request_ids if name in self.missed]
         if not self._counts:
             return bad
         newest = self._counts[-1]

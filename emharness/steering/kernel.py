@@ -1,7 +1,7 @@
 """One decoder block's edits on a GPU, as one kernel launch whose arguments never change: safe in a captured CUDA graph.
 
 Each program takes one token. What it does is read from buffers that `device.py` writes before the forward pass; a token
-whose slot is 0, or whose request has nothing to do at this layer, costs two loads.
+whose slot is 0 costs one load, one whose request has nothing to do at this layer three.
 """
 
 from typing import Any

@@ -7,137 +7,39 @@ is in pass r, so edits of one request act in its order while a pass is one vecto
 
 import itertools
 import sys
-from dataclasses import dataclass, field
-from functools import cached_property
-from typing import Any
 
 import numpy as np
 import torch
 
 from emharness.steering.passes import Gate, Pass
-from emharness.steering.recording import Recordings, Span
-from emharness.steering.spec import NOT_YET, steered_span
-from emharness.steering.table import VectorTable
+from emharness.steering.recording import Span
+from emharness.steering.requests import Requests
 
 
-@dataclass(frozen=True)
-class RequestEdits:
-    """The edits of one living request as columns [n_edits], and what they hold in the vector table."""
+class StepPlan(Requests):
+    """The passes of the current step."""
 
-    columns: np.ndarray  # see COLUMNS
-    directions: list[bytes]
-    awaited: dict[int, int]  # edit → the token id after which it begins
-
-    @cached_property
-    def steady_from(self) -> int:
-        """The position from which each edit acts for good, or no more."""
-        ends = np.where(self.columns["end"] == _FOREVER, self.columns["start"], self.columns["end"])
-        return int(ends.max(initial=0))
-
-    def look(self, tokens: np.ndarray) -> bool:
-        """Begin the edits whose token is among the request's so far; whether there was one."""
-        begun = False
-        for edit, token in list(self.awaited.items()):
-            start, _ = steered_span({"after_token": token}, 0, tokens)  # type: ignore[arg-type]
-            if start < NOT_YET:
-                self.columns["start"][edit] = start
-                del self.awaited[edit]
-                begun = True
-                vars(self).pop("steady_from", None)
-        return begun
-
-
-COLUMNS = np.dtype(
-    [
-        ("layer", np.int64),
-        ("rank", np.int64),  # how many edits of the same request precede it at this layer
-        ("row", np.int64),  # of the vector table
-        ("a", np.float32),
-        ("b", np.float32),
-        ("low", np.float32),  # the edit acts where the projection lies between these
-        ("high", np.float32),
-        ("rescale", np.bool_),
-        ("gate_layer", np.int64),  # -1: no gate
-        ("gate_row", np.int64),
-        ("gate_above", np.float32),
-        ("start", np.int64),  # steered absolute positions [start, end)
-        ("end", np.int64),
-    ]
-)
-_FOREVER = np.iinfo(np.int64).max
-
-
-def request_edits(edits: list[dict[str, Any]], prompt_length: int, table: VectorTable) -> RequestEdits:
-    """The columns of the resolved edits of `spec.resolve`, whose directions get rows of the table."""
-    rank: dict[int, int] = {}
-    columns = np.empty(len(edits), COLUMNS)
-    for i, edit in enumerate(edits):
-        layer = edit["layer"]
-        rank[layer] = rank.get(layer, -1) + 1
-        start, end = steered_span(edit["positions"], prompt_length)
-        row, gate = table.acquire(edit["direction"]), edit["gate"]
-        looks = (gate["layer"], table.acquire(gate["direction"]), gate["above"]) if gate else (-1, row, 0.0)
-        columns[i] = (
-            *(layer, rank[layer], row, edit["a"], edit["b"], edit["low"], edit["high"], edit["rescale"]),
-            *looks,
-            *(start, _FOREVER if end is None else end),
-        )
-    held = [edit["direction"] for edit in edits] + [e["gate"]["direction"] for e in edits if e["gate"]]
-    kinds = [edit["positions"] for edit in edits]
-    awaited = {i: kind["after_token"] for i, kind in enumerate(kinds) if isinstance(kind, dict)}
-    return RequestEdits(columns, held, awaited)
-
-
-@dataclass
-class StepPlan:
-    """The edits of all living requests, and the passes of the current step."""
-
-    d_model: int
-    device: torch.device
-    table: VectorTable = field(init=False)
-    requests: dict[str, RequestEdits] = field(default_factory=dict)
-    passes: dict[int, list[Pass]] = field(default_factory=dict)
-    _last: tuple[tuple[str, int], ...] | None = None  # (request, flat index) of the last step, if it may come again …
-    _again: dict[int, list[Pass]] = field(default_factory=dict)  # … and its passes
-    _gates: dict[int, list[Gate]] = field(default_factory=dict)  # layer → gates of passes at later layers
-    recordings: Recordings = field(init=False)
-    done: dict[int, int] = field(default_factory=dict)  # layer → tokens edited in this step
-    missed: set[str] = field(default_factory=set)  # living requests of which something was not edited or recorded
-    _asking: tuple[str, ...] = ()  # requests of this step
-
-    def __post_init__(self) -> None:
-        self.table = VectorTable(self.d_model, self.device)
-        self.recordings = Recordings(self.d_model, self.device)
-
-    def add_request(self, request_id: str, edits: list[dict[str, Any]], prompt_length: int) -> None:
-        """Register a request with the resolved edits of `spec.resolve`."""
-        self.requests[request_id] = request_edits(edits, prompt_length, self.table)
-        self._last = None
-
-    def look(self, request_id: str, tokens: np.ndarray) -> None:
-        """Begin what waits for one of the request's tokens [n] so far."""
-        if self.requests[request_id].look(tokens):
-            self._last = None
+    def __init__(self, d_model: int, device: torch.device):
+        super().__init__(d_model, device)
+        self.passes: dict[int, list[Pass]] = {}
+        self._again: dict[int, list[Pass]] = {}  # passes of the last step, if it may come again
+        self._gates: dict[int, list[Gate]] = {}  # layer → gates of passes at later layers
+        self.done: dict[int, int] = {}  # layer → tokens edited in this step
+        self._asking: tuple[str, ...] = ()  # requests of this step
 
     def remove_request(self, request_id: str) -> None:
-        self.recordings.remove(request_id)
-        self.missed.discard(request_id)
-        removed = self.requests.pop(request_id, None)
-        self._last, self._again = None, {}
-        for direction in removed.directions if removed else ():
-            self.table.release(direction)
+        super().remove_request(request_id)
+        self._again = {}
 
     def begin_step(self, spans: list[Span]) -> None:
         """Make the passes of a step from (request id, first flat index, first position, n tokens)."""
         self.passes, self.done, self._gates = {}, {}, {}
         self.recordings.begin(spans)
-        spans = [span for span in spans if span[0] in self.requests and len(self.requests[span[0]].columns)]
+        spans = self._edited(spans)
         self._asking = tuple(span[0] for span in spans)
         if not spans:
             return
-        # Decoding: one token for each of the same requests in the same places, step after step.
-        steady = all(n == 1 and position >= self.requests[name].steady_from for name, _, position, n in spans)
-        places = tuple((name, flat) for name, flat, _, _ in spans) if steady else None
+        places = self._places(spans)
         if places is not None and places == self._last:
             self.passes = self._again
             self._gates = _earlier_gates(self.passes)

@@ -82,14 +82,14 @@ def gather(make: Any, state: Any, *args: Any, **kwargs: Any) -> Any:
     if state.parent_req is None:
         return make(state, *args, **kwargs)
     bound = _signature(make).bind(state, *args, **kwargs)
-    own = (bound.arguments.get("kv_transfer_params") or {}).get(KEY)
+    params = bound.arguments.get("kv_transfer_params") or {}
+    own = params.get(KEY)
     samples = vars(state.parent_req).setdefault(SAMPLES, {})
     if own is not None:
         samples[state.request_index] = own
-    if samples and str(state.output_kind.name) == "FINAL_ONLY":
+    if samples and state.output_kind.name == "FINAL_ONLY":
         every = [samples.get(i) for i in range(state.parent_req.n)]
-        others = bound.arguments.get("kv_transfer_params") or {}
-        bound.arguments["kv_transfer_params"] = {**others, KEY: {"samples": every}}
+        bound.arguments["kv_transfer_params"] = {**params, KEY: {"samples": every}}
     return make(*bound.args, **bound.kwargs)
 
 

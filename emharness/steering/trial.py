@@ -25,8 +25,8 @@ TEXTS = (
     "at once. One day a stranger came in, looked at the walls, and asked",
 )
 N_NEW = 8
-SETTINGS = {"dtype": "float32", "max_model_len": 256, "max_num_seqs": 64, "enforce_eager": True}
-SETTINGS |= {"disable_log_stats": True, "async_scheduling": False, "seed": 0}
+SETTINGS = {"dtype": "float32", "max_model_len": 256, "max_num_seqs": 64, "seed": 0}
+SETTINGS |= {"disable_log_stats": True, "async_scheduling": False}
 FILE = "verify.safetensors"
 
 Result = tuple[list[list[int]], list[list[float]]]  # tokens, log-probabilities
@@ -41,7 +41,7 @@ def engine(model: str, plugin: bool, eager: bool = True) -> Any:
         os.environ["VLLM_PLUGINS"] = ""
     import vllm
 
-    return vllm.LLM(model=model, **{**SETTINGS, "enforce_eager": eager})  # type: ignore[arg-type]
+    return vllm.LLM(model=model, enforce_eager=eager, **SETTINGS)  # type: ignore[arg-type]
 
 
 def generate(
