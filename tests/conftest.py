@@ -4,6 +4,7 @@ import json
 import os
 import shutil
 import socket
+import sys
 from pathlib import Path
 
 import numpy as np
@@ -21,6 +22,14 @@ from emharness.store import Store
 ROOT = Path(__file__).parent.parent
 SHARED = ROOT.parent / "shared"
 VOCABULARY = int(os.environ.get("EMHARNESS_TEST_VOCABULARY", 49152))  # of the tiny model; v2.py wants a small one
+
+
+@pytest.fixture(autouse=True)
+def wandb_reads_its_variables_anew():
+    """W&B reads WANDB_DIR and others once a process; a run of one test must not lie in another's folder."""
+    yield
+    if "wandb" in sys.modules:
+        sys.modules["wandb"].teardown()
 
 
 @pytest.fixture(scope="session")
