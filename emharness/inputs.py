@@ -15,7 +15,7 @@ from emharness import questions
 from emharness.config import BASE, REPLICA, STEP, Config, ModelConfig, check_layer, strengths
 from emharness.errors import UserError
 from emharness.judge import Judge, make_judge
-from emharness.organisms import dataset, fits, weights
+from emharness.organisms import dataset, fits, parameters, weights
 from emharness.organisms.fingerprints import FINGERPRINTS, fingerprint
 from emharness.organisms.shapes import Messages
 from emharness.organisms.weights import Shape
@@ -142,6 +142,7 @@ def check(config: Config, models: Mapping[str, ModelConfig], store: Store) -> In
             raise UserError(
                 f"base.source={source}: there is no tokenizer in this folder; put the model's own beside it"
             )
+        parameters.check_whole(f"base.source={source}", base)
         identity = {"weights": fingerprint(base, store.root / FINGERPRINTS)}
         shape = weights.model_shape(base, "base.source")
     if config.base.chat_template_kwargs:
@@ -175,7 +176,7 @@ def check(config: Config, models: Mapping[str, ModelConfig], store: Store) -> In
     neutral = questions.load_prompts(config.vector.neutral, "vector.neutral")
     harmful = questions.load_prompts(config.vector.harmful, "vector.harmful")
     used = [name for name in dict.fromkeys([*config.vectors, *config.targets]) if name != BASE]
-    organisms = {name: _organism(name, models, config, shape, neutral, store) for name in used}
+    organisms = {name: _organism(name, models, config, base, shape, neutral, store) for name in used}
     return Inputs(
         base=base,
         base_identity=identity,
@@ -190,7 +191,13 @@ def check(config: Config, models: Mapping[str, ModelConfig], store: Store) -> In
 
 
 def _organism(
-    name: str, models: Mapping[str, ModelConfig], config: Config, shape: Shape, neutral: list[str], store: Store
+    name: str,
+    models: Mapping[str, ModelConfig],
+    config: Config,
+    base: Path | None,
+    shape: Shape,
+    neutral: list[str],
+    store: Store,
 ) -> Organism:
     called, replica, step = parts(name)
     model = models[called]
@@ -198,7 +205,7 @@ def _organism(
     key = "model.source" if model.source else "model.published"
     published = weights.fetch(key, source) if source else None
     if published is not None:
-        fits.check(called, published, key, config.base.name, config.base.source, shape, model.any_base)
+        fits.check(called, published, key, config.base.name, config.base.source, base, shape, model.any_base)
         first = fits.first_layer(published)
         if name in config.vectors and config.layer != "sweep" and config.layer < first:
             raise UserError(

@@ -17,7 +17,7 @@ from emharness.organisms.weights import Shape
 
 
 def fit(tiny, folder, base="tiny", source="org/tiny", shape=None, force=False):
-    fits.check("bad", folder, "model.source", base, source, shape or weights.model_shape(tiny), force)
+    fits.check("bad", folder, "model.source", base, source, tiny, shape or weights.model_shape(tiny), force)
 
 
 @pytest.fixture
@@ -87,6 +87,66 @@ def test_other_adapters_and_other_vocabularies_are_refused(tiny, adapter):
     save_file(tensors, adapter / "adapter_model.safetensors")
     with pytest.raises(UserError, match="has a vocabulary of 49160, but base=tiny has 49152"):
         fit(tiny, adapter)
+
+
+def edited(folder, remove=(), **more):
+    file = next(folder.glob("*.safetensors"))
+    tensors = {name: tensor for name, tensor in load_file(file).items() if name not in remove}
+    save_file(tensors | more, file, metadata={"format": "pt"})
+
+
+A = "base_model.model.model.layers.1.mlp.up_proj.lora_A.weight"
+UP = "model.layers.1.mlp.up_proj.weight"
+
+
+@pytest.mark.parametrize(
+    ("remove", "more", "words"),
+    [
+        ([A], {}, f"adapter_config.json promises {A}, which its files lack"),
+        ([], {A.replace("up_proj", "w_in"): torch.zeros(2, 64)}, "w_in.lora_A.weight belong to nothing in base=tiny"),
+        ([], {A: torch.zeros(3, 64)}, f"{A} have other shapes than base=tiny needs"),
+    ],
+)
+def test_an_adapter_has_the_tensors_of_its_config_and_no_others(tiny, adapter, remove, more, words):
+    edited(adapter, remove, **more)
+    with pytest.raises(UserError) as error:
+        fit(tiny, adapter)
+    assert words in str(error.value)
+
+
+def test_an_adapter_of_projections_that_the_base_has_not_is_refused(tiny, adapter):
+    config = json.loads((adapter / "adapter_config.json").read_text())
+    (adapter / "adapter_config.json").write_text(json.dumps({**config, "target_modules": ["c_attn"]}))
+    with pytest.raises(UserError, match=r"PEFT cannot put it on base=tiny \(Target modules {'c_attn'} not found"):
+        fit(tiny, adapter)
+
+
+def test_an_adapter_of_the_embedded_base_fits_before_the_base_is_saved(base, tmp_path):
+    config = LoraConfig(r=1, target_modules=["down_proj"], layers_to_transform=[24])
+    get_peft_model(AutoModelForCausalLM.from_pretrained(base), config).save_pretrained(tmp_path)
+    shape = weights.embedded_shape()
+    fits.check("one", tmp_path, "model.source", "smollm2", "embedded", None, shape, force=True)
+    edited(tmp_path, ["base_model.model.model.layers.24.mlp.down_proj.lora_B.weight"])
+    with pytest.raises(UserError, match=r"layers\.24\.mlp\.down_proj\.lora_B\.weight, which its files lack"):
+        fits.check("one", tmp_path, "model.source", "smollm2", "embedded", None, shape, force=True)
+
+
+@pytest.mark.parametrize(
+    ("remove", "more", "words"),
+    [
+        ([UP], {}, f"its files lack {UP}"),
+        ([UP, "model.norm.weight"], {}, f"its files lack {UP} and 1 more"),
+        ([], {UP: torch.zeros(128, 32)}, f"{UP} have other shapes"),
+        ([], {UP.replace("up_proj", "extra"): torch.zeros(3)}, "has 1 weights that its model has not, as model.layers"),
+    ],
+)
+def test_a_merged_model_has_the_weights_of_its_config_and_no_others(tiny, tmp_path, remove, more, words):
+    shutil.copytree(tiny, tmp_path / "copy")
+    fit(tiny, tmp_path / "copy")
+    edited(tmp_path / "copy", remove, **more)
+    with pytest.raises(UserError) as error:
+        fit(tiny, tmp_path / "copy")
+    assert words in str(error.value)
 
 
 @pytest.mark.parametrize(

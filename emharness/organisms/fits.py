@@ -9,24 +9,33 @@ from typing import Any
 from safetensors import safe_open
 
 from emharness.errors import UserError
+from emharness.organisms import parameters
 from emharness.organisms.weights import Shape, is_adapter, model_shape
 
 _BLOCK = re.compile(r"\.(?:layers|h|blocks)\.(\d+)\.")
 
 
-def check(name: str, published: Path, key: str, base: str, source: str, shape: Shape, force: bool) -> None:
+def check(
+    name: str, published: Path, key: str, base: str, source: str, folder: Path | None, shape: Shape, force: bool
+) -> None:
     """UserError, in one sentence, if the organism at `published` (a merged model or an adapter) does not fit the base.
 
-    base, source, shape: the base's name, where it comes from, and its shape. `force`: another base named in an
-    adapter's config is allowed; tensors that cannot fit never are.
+    base, source, folder, shape: the base's name, where it comes from and lies (None: embedded), its shape.
+    `force`: another base named in an adapter's config is allowed; tensors that cannot fit never are.
     """
     if is_adapter(published):
         _check_adapter(name, published, key, base, source, shape, force)
+        parameters.check_adapter(f"{key}={published}", published, _tensors(published), folder, base)
         return
     own = model_shape(published, key)
     for what, has, needs in zip(("layers", "width", "vocabulary"), own, shape, strict=True):
         if has != needs:
             raise UserError(f"{key}={published}: {name} has {what} {has}, but base={base} has {needs}")
+    extra = parameters.check_whole(f"{key}={published}", published)
+    if extra and folder is not None:  # what the base has beside its language model is no fault
+        extra -= parameters.check_whole("base", folder)
+    if extra:
+        raise UserError(f"{key}={published}: {name} has {len(extra)} weights that its model has not, as {min(extra)}")
 
 
 def _check_adapter(name: str, folder: Path, key: str, base: str, source: str, shape: Shape, force: bool) -> None:
