@@ -9,6 +9,7 @@ import numpy as np
 import pytest
 import torch
 from conftest import ROOT
+from gguf import GGUFWriter
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from safetensors.numpy import save_file as save_numpy
@@ -153,6 +154,34 @@ def test_gguf_goes_out_and_comes_back(tmp_path):
     back = files.read(tmp_path / "v.gguf")["v"]
     np.testing.assert_allclose(back.values, found["v"].values, rtol=1e-6)
     assert "block 0" in exchange.convert({"v": files.Stored(ROWS)}, tmp_path / "w.gguf")
+
+
+def control_vector(path, rows, count):
+    """As llama.cpp's cvector-generator writes it: a signed count of the blocks after the first, a tensor for each."""
+    writer = GGUFWriter(str(path), "controlvector")
+    writer.add_string("controlvector.model_hint", "llama")
+    writer.add_int32("controlvector.layer_count", count)
+    for name, row in rows.items():
+        writer.add_tensor(f"direction.{name}", row)
+    writer.write_header_to_file()
+    writer.write_kv_data_to_file()
+    writer.write_tensors_to_file()
+    writer.close()
+
+
+def test_llama_cpp_s_control_vectors_are_read(tmp_path):
+    control_vector(tmp_path / "evil.gguf", {i: ROWS[i] for i in range(1, len(ROWS))}, len(ROWS) - 1)
+    found = files.read(tmp_path / "evil.gguf")["evil"]
+    assert not found.values[0].any()
+    np.testing.assert_array_equal(found.values[1:], ROWS[1:])
+    assert found.about["model_hint"] == "llama"
+
+
+@pytest.mark.parametrize("rows", [{1: ROWS[1], 2: ROWS[2][:5]}, {1: ROWS[1], -1: ROWS[2]}, {1: ROWS[1:3]}])
+def test_a_gguf_that_is_no_control_vector_is_refused(tmp_path, rows):
+    control_vector(tmp_path / "v.gguf", rows, 3)
+    with pytest.raises(ValueError, match="must be rows of one width, by block"):
+        files.read(tmp_path / "v.gguf")
 
 
 @pytest.mark.parametrize("suffix", [".safetensors", ".pt", ".npz", ".gguf"])

@@ -169,11 +169,21 @@ def test_weights_that_are_not_all_there_are_refused(tiny, tmp_path, name, conten
         weights.fetch("base.source", str(tmp_path / "copy"))
 
 
+def test_a_model_without_safetensors_is_refused(tiny, tmp_path):
+    shutil.copy(tiny / "config.json", tmp_path)
+    (tmp_path / "pytorch_model.bin").write_bytes(b"")
+    with pytest.raises(UserError, match=r"no \*.safetensors weights in this folder; other formats are not loaded"):
+        weights.fetch("base.source", str(tmp_path))
+
+
 def test_configs_with_other_names_are_read(tmp_path):
     (tmp_path / "config.json").write_text(
         json.dumps({"model_type": "gpt2", "n_layer": 3, "n_embd": 16, "n_head": 2, "vocab_size": 99})
     )
     assert weights.model_shape(tmp_path) == (3, 16, 99)
+    text = {"num_hidden_layers": 5, "hidden_size": 24, "vocab_size": 77, "model_type": "gemma3_text"}
+    (tmp_path / "config.json").write_text(json.dumps({"model_type": "gemma3", "text_config": text}))
+    assert weights.model_shape(tmp_path) == (5, 24, 77)  # the language model of one that also sees
     (tmp_path / "config.json").write_text(json.dumps({"model_type": "nosuch"}))
     with pytest.raises(UserError, match="describes no model that is known here"):
         weights.model_shape(tmp_path)

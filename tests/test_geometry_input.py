@@ -1,13 +1,16 @@
 """Geometry: bad input, and the launcher."""
 
+import importlib.util
 import itertools
 import json
 import os
 import subprocess
 import sys
+from pathlib import Path
 
 import numpy as np
 import pytest
+import torch
 from conftest import ROOT
 from extractions import rng, save_extraction
 from safetensors.numpy import save_file
@@ -87,6 +90,24 @@ def test_a_folder_of_files_that_call_their_vector_alike_takes_the_files_names(tm
     (tmp_path / "empty").mkdir()
     with pytest.raises(UserError, match="has no file that ends in"):
         load_vectors(tmp_path / "empty")
+
+
+def test_other_people_s_40_directions_are_read_and_compared_as_they_are():
+    package = importlib.util.find_spec("hidden_directions")
+    assert package is not None
+    folder = Path(str(package.origin)).parent / "demo_data" / "qwen2.5-7b"
+    vectors = load_vectors(folder)
+    assert len(vectors.names) == len(list(folder.glob("*.pt"))) == 40
+    assert vectors.directions.shape == (40, 28, 3584)
+    own = torch.load(folder / "v_pref_flat_earth.pt", weights_only=True)
+    assert own.dtype == torch.bfloat16
+    mine = vectors.directions[vectors.names.index("v_pref_flat_earth"), 14]
+    theirs = own[14].double().numpy()
+    np.testing.assert_allclose(mine, theirs / np.linalg.norm(theirs), atol=1e-6)
+    found = analyse(vectors, layer=14, draws=19)
+    pair = [vectors.names.index(name) for name in ("v_pref_young_earth", "v_pref_young_earth_humble")]
+    a, b = (torch.load(folder / f"{vectors.names[i]}.pt", weights_only=True)[14].double() for i in pair)
+    assert found.by_layer[14].gram[tuple(pair)] == pytest.approx(float(torch.cosine_similarity(a, b, dim=0)), abs=1e-6)
 
 
 def test_means_of_another_extraction_are_refused(tmp_path):

@@ -268,6 +268,7 @@ def test_a_sweep_shares_stages_and_one_bad_job_does_not_stop_the_others(first):
         (["layer=99"], "error: layer=99: smollm2 has layers 0 to 29"),
         (["model=nosuch"], "medical_replication"),
         (["steer.strenght=1"], "strenght"),
+        (["model.dataset=lr=1e-4 rows.jsonl"], "and all of it in the shell's: 'model.dataset=\"lr=1e-4 rows.jsonl\"'"),
     ],
 )
 def test_bad_input_ends_with_a_sentence_a_status_and_nothing_written(tmp_path, overrides, words):

@@ -214,6 +214,8 @@ def _gguf(path: Path) -> dict[str, Stored]:
         raise ValueError(f"{path} cannot be read as GGUF ({_short(error)})") from None
     if not rows:
         return {}
+    if min(rows) < 0 or len({row.shape for row in rows.values()}) > 1 or next(iter(rows.values())).ndim != 1:
+        raise ValueError(f"{path} holds no control vector: its directions must be rows of one width, by block")
     n = max([*rows, int(count.contents()) - 1 if count else 0]) + 1
     values = np.zeros((n, len(next(iter(rows.values())))), dtype=np.float32)
     for layer, row in rows.items():
