@@ -1,13 +1,14 @@
 """The plan counts what is stored and what is not, before anything is made."""
 
 import shutil
+from pathlib import Path
 
 import pytest
 from conftest import checked, configured
 
 from emharness.errors import UserError
 from emharness.experiments import EXPERIMENTS
-from emharness.generation.responses import RESPONSES
+from emharness.generation.responses import RESPONSES, SCORES
 from emharness.store import Store
 from emharness.study import models, plan
 from emharness.study.session import Session
@@ -44,6 +45,23 @@ def test_everything_is_counted_once_and_by_target(planned):
     assert (found.starts, found.layers) == (2, {})
     assert set(found.assumed) == {"training", "extraction", "start", "responses"}
     assert found.disk > sum(f["bytes"] for f in found.stages) > 200e6
+
+
+def test_a_judge_with_an_engine_and_the_base_s_own_vector_are_stages(planned, base):
+    found, streams = planned("judge=local", f"judge.settings.model={base}", "vector.recipe=mean_diff")
+    other = {e["stage"]: e for e in found.stages}
+    judged = found.responses  # this recipe reads no answers, so all of them are judged
+    assert other["judge"]["name"] == f"{base.name} ({judged:,} answers)"
+    assert other["judge"]["seconds"] > 0
+    assert [e["name"] for e in found.stages if e["stage"] == "vectors by mean_diff"] == ["base"]
+    cell = next(c for c in EXPERIMENTS["main"].cells(_scope()) if c.questions == "broad" and not c.condition.edits)
+    requests = streams["base"].requests(cell, {})
+    empty = dict.fromkeys(SCORES.names)
+    identity = checked(configured("judge=local", f"judge.settings.model={base}"), Path("/nowhere")).judge.identity
+    streams["base"].scores(identity).add([empty | {"key": r.key} for r in requests])
+    again, _ = planned("judge=local", f"judge.settings.model={base}", "vector.recipe=mean_diff")
+    assert f"({judged - len(requests):,} answers)" in {e["stage"]: e for e in again.stages}["judge"]["name"]
+    assert "judge" not in {e["stage"] for e in planned()[0].stages}
 
 
 def test_what_is_stored_is_not_planned_again(planned):

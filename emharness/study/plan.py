@@ -20,6 +20,7 @@ from emharness.organisms.models import Model
 from emharness.study import layers as where
 from emharness.study import vectors
 from emharness.study.answers import stored as stored_answers
+from emharness.study.models import EXTRACTION
 from emharness.study.session import Session
 from emharness.study.speeds import Speeds
 
@@ -89,13 +90,15 @@ def plan(session: Session, models: Mapping[str, Model], streams: Mapping[str, St
             for cell in vectors.extraction_cells(session, name):
                 cells[cell.condition.target].append(cell)
                 early.add(cell.condition.target)
-    for recipe in experiment.recipes:
-        if recipe != config.vector.recipe:
-            for name, a in vectors.artifacts(vectors.with_recipe(session, recipe), models, streams).items():
-                prompts, shape = len(session.given.harmful) + len(session.given.neutral), streams[BASE].shape
-                needed = speeds.seconds("extraction", prompts)
-                size = 4 * prompts * shape[0] * shape[1]
-                stage(f"vectors by {recipe}", name, store.has(a.stage, a.name, a.identity), needed, size)
+    for recipe in dict.fromkeys([config.vector.recipe, *experiment.recipes]):
+        other = vectors.with_recipe(session, recipe)
+        more = {} if recipe == config.vector.recipe else vectors.artifacts(other, models, streams)
+        if recipe == "mean_diff":  # the base's own, which the geometry compares the others with
+            more[BASE] = vectors.vector(other, models, streams, BASE, {})
+        for name, a in more.items():
+            prompts, shape = len(session.given.harmful) + len(session.given.neutral), streams[BASE].shape
+            needed, size = speeds.seconds("extraction", prompts), 4 * prompts * shape[0] * shape[1]
+            stage(f"vectors by {recipe}", name, store.has(a.stage, a.name, a.identity), needed, size)
     directions |= vectors.subspaces(session, directions) | vectors.randoms(session, streams[BASE].shape)
     layers: dict[str, int] = {}
     if (given := where.given_layer(session, experiment)) is not None:
@@ -111,10 +114,12 @@ def plan(session: Session, models: Mapping[str, Model], streams: Mapping[str, St
         cells[cell.condition.target].append(cell)
 
     targets = []
+    judge, unscored = session.given.judge, 0
     for target, some in cells.items():
         if not some:
             continue
-        asked, missing = count(some, streams[target], directions, layers, set(config.vectors))
+        asked, missing, unjudged = count(some, streams[target], directions, layers, set(config.vectors), judge.identity)
+        unscored += unjudged
         again = target != BASE and target in early and any(cell.condition.edits for cell in some)
         starts = int(missing > 0) + int(again)
         seconds = starts * speeds.seconds("start", 1) + speeds.seconds("responses", missing)
@@ -128,6 +133,8 @@ def plan(session: Session, models: Mapping[str, Model], streams: Mapping[str, St
                 "seconds": seconds,
             }
         )
+    if judge.needs_engine:
+        stage("judge", f"{judge.name} ({unscored:,} answers)", not unscored, speeds.seconds("start", 1), 0)
     pending = sum(entry["responses"] - entry["stored"] for entry in targets)
     return Plan(
         stages,
@@ -146,19 +153,24 @@ def count(
     directions: Mapping[str, Direction],
     layers: Mapping[str, int],
     vectors: set[str],
-) -> tuple[int, int]:
-    """Responses of these cells, and how many of them are not stored; all of a cell whose vector is not known yet."""
-    keys: set[str] = set()
+    judge: str,
+) -> tuple[int, int, int]:
+    """Responses of these cells, how many of them are not stored, and how many have no score by `judge` (an identity;
+    texts that vectors are made of get none): all of a cell whose vector is not known yet."""
+    keys, judged = set[str](), set[str]()
     unknown = 0
     for cell in dict.fromkeys(cells):
         edits = cell.condition.edits
         named = {name for edit in edits for name in (edit.vector, edit.norm_of) if name}
         placed = cell.questions == layer_choice.QUESTIONS or named - set(layers) <= directions.keys() - vectors
         if placed and named <= directions.keys():
-            keys |= {request.key for request in stream.requests(cell, directions)}
-        else:
+            asked = {request.key for request in stream.requests(cell, directions)}
+            keys |= asked
+            judged |= set() if cell.questions.startswith(EXTRACTION) else asked
+        else:  # steered, so it is judged
             unknown += len(stream.prompts[cell.questions]) * cell.samples
-    return len(keys) + unknown, len(keys - stream.responses.keys()) + unknown
+    unjudged = len(judged - stream.scores(judge).keys()) + unknown
+    return len(keys) + unknown, len(keys - stream.responses.keys()) + unknown, unjudged
 
 
 def check_disk(found: Plan, root: Path) -> None:

@@ -7,7 +7,8 @@ from pathlib import Path
 from emharness.store import slug, write_json
 
 # Per second, for the embedded base on 2 CPU cores: what a plan assumes before the first run on a machine.
-DEFAULTS = {"training": 2.0, "responses": 18.0, "extraction": 12.0, "start": 0.1, "length": 39.0}
+# Responses are counted with their scores.
+DEFAULTS = {"training": 2.0, "responses": 9.0, "extraction": 12.0, "start": 0.1, "length": 39.0}
 LEAST = {"training": 50, "responses": 300, "extraction": 50, "start": 1, "length": 10_000}  # smaller ones say little
 
 
