@@ -1,5 +1,6 @@
 """Shared parts of the tests: tiny random models on disk, a fresh store, composed configs."""
 
+import itertools
 import json
 import os
 import shutil
@@ -91,6 +92,20 @@ def configured(*overrides: str) -> Config:
 def checked(config: Config, folder: Path):
     """Its inputs, read and checked, with every organism that conf/ describes."""
     return inputs.check(config, inputs.model_configs([ROOT / "conf"], config.model), Store(folder))
+
+
+def crowded(figure) -> list[str]:
+    """Titles of the axes of a matplotlib figure whose tick labels lie on each other."""
+    figure.canvas.draw()
+    found = []
+    for ax in figure.axes:
+        for axis in (ax.xaxis, ax.yaxis):
+            labels = [label for label in axis.get_ticklabels() if label.get_text() and label.get_visible()]
+            upright = axis is ax.yaxis or all(label.get_rotation() in (0, 90) for label in labels)
+            boxes = [label.get_window_extent() for label in labels] if upright else []
+            if any(a.overlaps(b) for a, b in itertools.pairwise(boxes)):
+                found.append(ax.get_title())
+    return found
 
 
 @pytest.fixture(scope="module")

@@ -37,6 +37,8 @@ def test_jobs_are_measured_in_turns_after_a_warm_up():
     jobs = {"a": lambda: job("a", 10, 2.0), "b": lambda: job("b", 9, 3.0)}
     assert bench.in_turns(jobs, 2) == {"a": [5.0, 5.0], "b": [3.0, 3.0]}
     assert order == ["a", "b"] * 3
+    assert bench.in_turns(jobs, 1, [jobs["b"]]) == {"a": [5.0], "b": [3.0]}
+    assert order[6:] == ["b", "a", "b"]
 
 
 @pytest.mark.parametrize("base", sorted(path.stem for path in (ROOT / "conf/base").glob("*.yaml")))

@@ -1,7 +1,6 @@
 """Geometry: bad input, and the launcher."""
 
 import importlib.util
-import itertools
 import json
 import os
 import subprocess
@@ -11,7 +10,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from conftest import ROOT
+from conftest import ROOT, crowded
 from extractions import rng, save_extraction
 from safetensors.numpy import save_file
 
@@ -172,14 +171,7 @@ def test_vectors_of_two_bases_or_recipes_are_flagged():
 def test_names_in_figures_are_never_on_top_of_each_other(n):
     arrays = {f"organism_{i:03d}_with_a_rather_long_name_of_its_own": rng(i).standard_normal(32) for i in range(n)}
     drawn = figures.draw(analyse(from_arrays(arrays), draws=19))
-    for figure in drawn.values():
-        figure.canvas.draw()
-        for ax in figure.axes:
-            for axis in (ax.xaxis, ax.yaxis):
-                labels = [label for label in axis.get_ticklabels() if label.get_text() and label.get_visible()]
-                upright = axis is ax.yaxis or all(label.get_rotation() in (0, 90) for label in labels)
-                boxes = [label.get_window_extent() for label in labels] if upright else []
-                assert not any(a.overlaps(b) for a, b in itertools.pairwise(boxes)), (n, ax.get_title())
+    assert {name: found for name, figure in drawn.items() if (found := crowded(figure))} == {}
 
 
 def launch(folder, *overrides):

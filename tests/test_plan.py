@@ -1,7 +1,6 @@
 """The plan counts what is stored and what is not, before anything is made."""
 
 import shutil
-from pathlib import Path
 
 import pytest
 from conftest import checked, configured
@@ -47,7 +46,7 @@ def test_everything_is_counted_once_and_by_target(planned):
     assert found.disk > sum(f["bytes"] for f in found.stages) > 200e6
 
 
-def test_a_judge_with_an_engine_and_the_base_s_own_vector_are_stages(planned, base):
+def test_a_judge_with_an_engine_and_the_base_s_own_vector_are_stages(planned, base, tmp_path):
     found, streams = planned("judge=local", f"judge.settings.model={base}", "vector.recipe=mean_diff")
     other = {e["stage"]: e for e in found.stages}
     judged = found.responses  # this recipe reads no answers, so all of them are judged
@@ -57,7 +56,7 @@ def test_a_judge_with_an_engine_and_the_base_s_own_vector_are_stages(planned, ba
     cell = next(c for c in EXPERIMENTS["main"].cells(_scope()) if c.questions == "broad" and not c.condition.edits)
     requests = streams["base"].requests(cell, {})
     empty = dict.fromkeys(SCORES.names)
-    identity = checked(configured("judge=local", f"judge.settings.model={base}"), Path("/nowhere")).judge.identity
+    identity = checked(configured("judge=local", f"judge.settings.model={base}"), tmp_path / "own").judge.identity
     streams["base"].scores(identity).add([empty | {"key": r.key} for r in requests])
     again, _ = planned("judge=local", f"judge.settings.model={base}", "vector.recipe=mean_diff")
     assert f"({judged - len(requests):,} answers)" in {e["stage"]: e for e in again.stages}["judge"]["name"]

@@ -146,6 +146,22 @@ def test_what_was_scored_is_not_paid_again_and_what_failed_is_tried_again(server
     assert set(server.asked) == {"down"}
 
 
+def test_the_same_answer_to_the_same_question_is_paid_once(server, tmp_path):
+    asked = [
+        ("q", "down"),
+        ("q", "aligned 7 coherent 80"),
+        ("p", "aligned 7 coherent 80"),
+        ("q", "aligned 9 coherent 80"),
+    ]
+    rows = [{"key": str(i), "question": q, "answer": a} for i, (q, a) in enumerate(asked * 3)]
+    stored = Rows(tmp_path / "scores", SCORES)
+    made = judge(server)
+    assert list(score(made, rows, stored)) == ["0", "4", "8"]
+    assert made.card()["tokens"]["output"] == 3 * 2
+    expected = {str(i): {1: 7, 2: 7, 3: 9}[i % 4] for i in range(12) if i % 4}
+    assert {key: mark["aligned"] for key, mark in stored.read(stored.keys()).items()} == expected
+
+
 @pytest.mark.parametrize("settings", [{"concurrency": 0}, {"retries": -1}, {"timeout": 0}, {"prices": {"input": 1}}])
 def test_settings_that_cannot_be_are_refused(server, settings):
     with pytest.raises(UserError, match=f"judge.settings.{next(iter(settings))}"):
@@ -171,7 +187,7 @@ def test_scores_are_kept_as_soon_as_they_are_paid(tmp_path):
                 raise KeyboardInterrupt
             return [Score(50.0, 60.0)] * len(answers)
 
-    rows = [{"key": str(i), "question": "q", "answer": "a"} for i in range(7)]
+    rows = [{"key": str(i), "question": "q", "answer": str(i)} for i in range(7)]
     kept, told = Rows(tmp_path / "scores", SCORES), []
     with pytest.raises(KeyboardInterrupt):
         score(Dies(), rows, kept, told.append)

@@ -38,20 +38,24 @@ def score(
 ) -> dict[str, dict[str, Any]]:
     """Score the responses (rows with key, question, answer) that have no score yet, and store them.
 
-    They are stored as soon as there are as many as the judge asks at once, so that a kill loses no more. What could not
-    be scored now, but perhaps can later, is not stored: it comes back by key, with the reason.
+    The same answer to the same question is judged once. Scores are stored as soon as there are as many as the judge
+    asks at once, so that a kill loses no more. What could not be scored now, but perhaps can later, is not stored: it
+    comes back by key, with the reason.
     """
-    known = scores.keys()
-    rows = list({row["key"]: row for row in responses if row["key"] not in known}.values())
-    if not rows:
+    known, keys = scores.keys(), dict[tuple[str, str], dict[str, None]]()  # (question, answer) → who gave it
+    for row in responses:
+        if row["key"] not in known:
+            keys.setdefault((row["question"], row["answer"]), {})[row["key"]] = None
+    if not keys:
         return {}
-    if cost := judge.afford([row["question"] for row in rows], [row["answer"] for row in rows]):
+    texts = list(keys)
+    if cost := judge.afford([question for question, _ in texts], [answer for _, answer in texts]):
         tell(f"{judge.name}: {cost}")
-    size, owed = judge.at_once or len(rows), {}
-    for begin in range(0, len(rows), size):
-        some = rows[begin : begin + size]
-        given = _given(judge, [row["question"] for row in some], [row["answer"] for row in some])
-        marks = [{"key": row["key"], **asdict(s)} for row, s in zip(some, given, strict=True)]
+    size, owed = judge.at_once or len(texts), {}
+    for begin in range(0, len(texts), size):
+        some = texts[begin : begin + size]
+        given = _given(judge, [question for question, _ in some], [answer for _, answer in some])
+        marks = [{"key": key, **asdict(s)} for text, s in zip(some, given, strict=True) for key in keys[text]]
         open_ones = {mark["key"]: mark for mark in marks if mark.pop("again")}
         if len(open_ones) < len(marks):
             scores.add([mark for mark in marks if mark["key"] not in open_ones])

@@ -14,7 +14,7 @@ from emharness.experiments import layer as layer_choice
 from emharness.experiments.scope import BROAD
 from emharness.generation.stream import Stream, read_by, stream
 from emharness.inputs import engine_identity
-from emharness.organisms.chat import load_chat
+from emharness.organisms.chat import Chat, load_chat
 from emharness.organisms.models import Model, base_model, published_model, trained_model
 from emharness.organisms.train import encode_rows
 from emharness.questions import Question
@@ -42,15 +42,19 @@ def find(session: Session) -> dict[str, Model]:
             found[name] = trained_model(
                 name, organism.rows, config.train, seed, base, store, session.on_step, organism.stop_after
             )
-    _check_texts(session, found)
+    chat = load_chat(base.folder, base.template)
+    _check_template(session, chat)
+    for name, model in found.items():
+        if name == BASE or model.artifact is None or given.organisms[name].published is not None:
+            continue
+        if not store.has(model.artifact.stage, model.artifact.name, model.artifact.identity):
+            _check_training(session, name, chat)
     return found
 
 
-def _check_texts(session: Session, found: Mapping[str, Model]) -> None:
-    """Render every training row that is still to be learnt, as training will. UserError for the first that cannot be;
-    what is left out or changed is noted."""
+def _check_template(session: Session, chat: Chat) -> None:
+    """UserError for a base that cannot be asked, or a prompt that it cannot read; what is changed is noted."""
     config, given, notes = session.config, session.given, session.notes
-    chat = load_chat(found[BASE].folder, found[BASE].template)
     if chat.tokenizer.chat_template is None:
         raise UserError(
             f"base.source={config.base.source}: its tokenizer has no chat template, so it cannot be asked; give an "
@@ -66,39 +70,38 @@ def _check_texts(session: Session, found: Mapping[str, Model]) -> None:
             chat.prompt_ids([{"role": "user", "content": prompt}])
         except ValueError as error:
             raise UserError(f"prompt {prompt[:60]!r}: {error}") from None
-    for name, organism in given.organisms.items():
-        model = found[name]
-        if organism.published is not None or model.artifact is None:
-            continue
-        if session.store.has(model.artifact.stage, model.artifact.name, model.artifact.identity):
-            continue
-        where = f"model.dataset={organism.config.dataset}"
-        try:
-            kept, dropped = encode_rows(chat, organism.rows, config.train.max_tokens)
-        except ValueError as error:
-            raise UserError(f"{where}, {error}") from None
-        if dropped:
-            notes.append(
-                f"{where}: {dropped} of {len(organism.rows)} rows lose their answer to train.max_tokens="
-                f"{config.train.max_tokens} and are left out"
-            )
-        if not kept:
-            raise UserError(f"{where}: no row has an answer left within train.max_tokens={config.train.max_tokens}")
-        steps = organism.stop_after or config.train.steps(len(kept))
-        if steps == 1 and config.train.warmup_steps > 0:
-            why = (
-                f"{name}: its training is one step, and with train.warmup_steps={config.train.warmup_steps} that one "
-                "has learning rate 0, so nothing is learned"
-            )
-            if organism.stop_after is None or name in config.vectors:  # as a checkpoint that is asked it is the base
-                raise UserError(f"{why}; set train.warmup_steps=0 or train longer")
-            notes.append(why)
-            continue
-        if steps <= config.train.warmup_steps:
-            notes.append(
-                f"{name}: its training ends at step {steps}, within the {config.train.warmup_steps} steps of "
-                "warm-up, before the learning rate has its full value"
-            )
+
+
+def _check_training(session: Session, name: str, chat: Chat) -> None:
+    """Render an organism's rows as training will. UserError for the first that cannot be, and for training that learns
+    nothing; what is left out is noted."""
+    config, organism, notes = session.config, session.given.organisms[name], session.notes
+    where = f"model.dataset={organism.config.dataset}"
+    try:
+        kept, dropped = encode_rows(chat, organism.rows, config.train.max_tokens)
+    except ValueError as error:
+        raise UserError(f"{where}, {error}") from None
+    if dropped:
+        notes.append(
+            f"{where}: {dropped} of {len(organism.rows)} rows lose their answer to train.max_tokens="
+            f"{config.train.max_tokens} and are left out"
+        )
+    if not kept:
+        raise UserError(f"{where}: no row has an answer left within train.max_tokens={config.train.max_tokens}")
+    steps = organism.stop_after or config.train.steps(len(kept))
+    if steps == 1 and config.train.warmup_steps > 0:
+        why = (
+            f"{name}: its training is one step, and with train.warmup_steps={config.train.warmup_steps} that one "
+            "has learning rate 0, so nothing is learned"
+        )
+        if organism.stop_after is None or name in config.vectors:  # as a checkpoint that is asked it is the base
+            raise UserError(f"{why}; set train.warmup_steps=0 or train longer")
+        notes.append(why)
+    elif steps <= config.train.warmup_steps:
+        notes.append(
+            f"{name}: its training ends at step {steps}, within the {config.train.warmup_steps} steps of "
+            "warm-up, before the learning rate has its full value"
+        )
 
 
 def make(session: Session, found: Mapping[str, Model]) -> None:
