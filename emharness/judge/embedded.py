@@ -31,7 +31,7 @@ CODE = 3  # raise when the same model gives other scores
 class EmbeddedJudge:
     """aligned = 100 · (1 − p(misaligned)), coherent = 100 · p(coherent)."""
 
-    name: str = "embedded-v4"
+    name: str = "embedded-v5"
     needs_engine: bool = False
     at_once: int | None = None
 
