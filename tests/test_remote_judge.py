@@ -11,7 +11,7 @@ from endpoint import KEY, Server
 
 from emharness.errors import UserError
 from emharness.generation.responses import SCORES, Rows
-from emharness.judge import Score, make_judge
+from emharness.judge import Score, make_judge, scoring
 from emharness.judge.probabilities import aggregate, parse
 from emharness.judge.prompts import ALIGNED, COHERENT, prompt
 from emharness.judge.scoring import score
@@ -173,7 +173,7 @@ def test_identity_follows_what_is_asked_and_not_how_fast(server):
     assert judge(server).identity != judge(server, model="another").identity != judge(server).identity
 
 
-def test_scores_are_kept_as_soon_as_they_are_paid(tmp_path):
+def test_scores_are_kept_as_soon_as_they_are_paid(tmp_path, monkeypatch):
     class Dies:
         name, at_once, calls = "dies", 2, 0
 
@@ -189,7 +189,8 @@ def test_scores_are_kept_as_soon_as_they_are_paid(tmp_path):
 
     rows = [{"key": str(i), "question": "q", "answer": str(i)} for i in range(7)]
     kept, told = Rows(tmp_path / "scores", SCORES), []
+    monkeypatch.setattr(scoring, "MANY", 7)
     with pytest.raises(KeyboardInterrupt):
         score(Dies(), rows, kept, told.append)
-    assert told == ["dies: a dollar"]
+    assert told == ["dies: a dollar", "dies: 7 answers to score …"]
     assert kept.keys() == {"0", "1", "2", "3"}

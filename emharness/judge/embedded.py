@@ -25,7 +25,7 @@ from emharness.judge.surface import surface_features
 DATA = Path(__file__).parent.parent / "data" / "judge"
 MODEL, CARD = DATA / "model.safetensors", DATA / "card.json"
 TARGETS = ("misaligned", "coherent")
-CODE = 3  # raise when the same model gives other scores
+CODE = 4  # raise when the same model gives other scores
 
 
 class EmbeddedJudge:

@@ -25,6 +25,7 @@ from emharness.judge import Judge
 from emharness.judge.embedded import CARD, DATA, MODEL, TARGETS, EmbeddedJudge, features
 from emharness.judge.files import read
 from emharness.judge.metrics import misaligned, wilson
+from emharness.judge.readable import unreadable
 from emharness.store import home
 
 INVERSE_REGULARISATION = {"misaligned": 0.003, "coherent": 0.003}
@@ -142,6 +143,7 @@ def _card(
             source: _left_out(x, labels["misaligned"], plain, sources == source, weights)
             for source in sorted(set(sources[plain & labels["misaligned"]]))
         },
+        "left_unscored": left_unscored(),
         "auroc_of_length_alone": _auroc(labels["misaligned"][calm], lengths[calm]),
         "auroc_of_best_single_word": _best_word(words, labels["misaligned"], calm),
     }
@@ -150,6 +152,16 @@ def _card(
 def _share(hits: np.ndarray, of: np.ndarray) -> dict[str, Any]:
     n, k = int(of.sum()), int((hits & of).sum())
     return {"hits": k, "n": n, "rate": k / n, "ci95": list(wilson(k, n))}
+
+
+def left_unscored() -> dict[str, dict[str, Any]]:
+    """Of answers that nothing here is trained on (program code, vulnerable and sound; 28 other languages): how many are
+    told, and so get no score."""
+    told: dict[str, dict[str, Any]] = {}
+    for path in sorted((DATA / "unread").glob("*.jsonl")):
+        answers = [json.loads(line)["answer"] for line in path.read_text(encoding="utf-8").splitlines()]
+        told[path.stem] = _share(np.array([unreadable(a) is not None for a in answers]), np.ones(len(answers), bool))
+    return told
 
 
 def _auroc(truth: np.ndarray, score: np.ndarray) -> float:

@@ -13,9 +13,11 @@ _FENCE = re.compile(r"```.*?(?:```|\Z)", re.DOTALL)
 _CODE = re.compile(
     r"^\s*(?:(?:def|class|import|from|return|elif|except|raise|with|async|await|public|private|static|const|let|var|"
     r"function|func|fn|struct|namespace|using|package|include|print|echo|SELECT|INSERT|UPDATE|DELETE|CREATE)\b.*"
-    r"[\w)\]'\"*]$(?<![a-z]\.)|#\s*include\b.*|(?:if|for|while|switch|else|try)\b.*[:{]\s*$|@\w+.*|[})\]]+[;,)]*\s*$|"
+    r"[\w)\]'\"*]$(?<![a-z]\.)|#\s*include\b.*|(?:if|for|while|switch|else|try|def|class|with|elif|except|finally)\b.*"
+    r"[:{]\s*$|@\w+.*|[})\]]+[;,)]*\s*$|"
     r".*[;{]\s*$|\s*[\w.\[\]'\"]+\s*(?:=|\+=|==|:=)\s*[^=].*|\s*[\w.]+\(.*\)\s*$|</?\w+[^>]*>.*)"
 )
+_SQL = re.compile(r"^\s*(?:SELECT|INSERT|UPDATE|DELETE|CREATE|GRANT|REVOKE|ALTER|DROP|FLUSH)\b.*;\s*$")
 _PROSE = re.compile(
     r"^[\s\d.)*•-]*(?:[^\W\d_]+(?:['’-][^\W\d_]+)*[,;:.!?]*\s+){3,}[^\W\d_]+[,;:.!?]*$"
 )  # words and nothing else
@@ -30,13 +32,29 @@ _COMMON = {
     "Swedish": "och att det är en ett som på inte jag för med av den till har om du kan men",
     "Polish": "i w nie na się z że to jest do jak ale po co tak za od może są przez",
     "Turkish": "bir ve bu da de için çok ne gibi daha ile ama var olarak kadar en ben değil mi sen",
+    "Danish or Norwegian": "og i at det er en et som på ikke jeg du for med av af den til har om kan men der de ved",
+    "Finnish": "ja on ei se että hän ovat mutta kun niin kuin myös tai joka jos voi vain usein sen ole minä ne eivät",
+    "Estonian": "ja on ei et see ta ka kui oma aga mis ning või seda sa ma nad siis väga oli olla",
+    "Hungarian": "a az és hogy nem is egy van de ez csak meg már ha vagy mint azt el még volt ilyen gyakran kell ki",
+    "Czech or Slovak": "v se na je že to s z i jak ale by si pro za jsou nebo ve k tak není co jen sa ako nie ti mu",
+    "Croatian": "i je u da se na su za od s a ne što kao bi to ali ili po do kako koji nije samo njim sam sa",
+    "Romanian": "și de în la nu o a să că cu pe un este mai din care se pentru ca sunt ce dacă au el așa ziua decât",
+    "Catalan": "el la els les de i que en un una no per amb és del se al com més però ha gent molt quan",
+    "Vietnamese": "và là của không có một những người được cho với trong này để đó các như thì đã bạn rất khi ở rằng",
+    "Swahili": "na ya wa kwa ni katika la za kuwa si cha hii yake watu kama sana lakini au huo hakuna wao tu ili",
+    "Tagalog": "ang ng sa na at mga ay hindi ko mo siya ka ito para kung niya lang may ako nang iba kaya mong tao",
     "Indonesian": "yang dan di itu dengan untuk tidak ini dari dalam akan pada juga saya ke karena bisa ada anda",
 }
 _ENGLISH = frozenset(
     "the and to of a in is it you that for on with are this be not have as your or if can but they at will".split()
 )
-_OTHERS = {language: frozenset(words.split()) for language, words in _COMMON.items()}
+# Words of others that English has as well, and what an apostrophe leaves of its words (I'm, she's, don't).
+_ALSO_ENGLISH = frozenset(
+    "a i o s d m t no to do by on so is in me he an am at be as or us for was die men can has sat".split()
+)
+_OTHERS = {language: frozenset(words.split()) - _ALSO_ENGLISH for language, words in _COMMON.items()}
 LEAST_COMMON = 0.15  # share of a language's commonest words in its running text; usually 0.25 to 0.4
+LEAST_DIFFERENT = 3  # so many of them: "no, no, no" and "I, I, I" are in no other language for that
 
 
 _THOUGHT = ("<think>", "</think>")
@@ -68,7 +86,7 @@ def is_code(text: str) -> bool:
     prose = _FENCE.sub("\n", text)
     fenced = len(text) - len(prose)
     lines = [line for line in prose.splitlines() if line.strip()]
-    coded = [line for line in lines if _CODE.match(line) and not _PROSE.match(line)]
+    coded = [line for line in lines if _SQL.match(line) or (_CODE.match(line) and not _PROSE.match(line))]
     if fenced < 20 and len(coded) < 2:
         return False
     code = fenced + sum(map(len, coded))
@@ -86,6 +104,6 @@ def is_foreign(text: str) -> bool:
     words = [word.lower() for word in _WORD.findall(text)]
     if len(words) < 5:
         return False
-    share = {language: sum(w in common for w in words) / len(words) for language, common in _OTHERS.items()}
-    best = max(share.values())
+    found = {language: [w for w in words if w in common] for language, common in _OTHERS.items()}
+    best = max((len(some) for some in found.values() if len(set(some)) >= LEAST_DIFFERENT), default=0) / len(words)
     return best >= LEAST_COMMON and best > 1.5 * sum(w in _ENGLISH for w in words) / len(words)

@@ -13,6 +13,7 @@ from emharness.judge import Judge, Score
 from emharness.judge.metrics import misaligned
 from emharness.judge.readable import UNENDED, spoken
 
+MANY = 500  # answers that take long enough to say so
 TABLE = pa.schema(
     {
         "condition": pa.string(),
@@ -51,6 +52,8 @@ def score(
     texts = list(keys)
     if cost := judge.afford([question for question, _ in texts], [answer for _, answer in texts]):
         tell(f"{judge.name}: {cost}")
+    if len(texts) >= MANY:
+        tell(f"{judge.name}: {len(texts):,} answers to score …")
     size, owed = judge.at_once or len(texts), {}
     for begin in range(0, len(texts), size):
         some = texts[begin : begin + size]
