@@ -7,10 +7,11 @@ import pytest
 import torch
 from peft import LoraConfig, get_peft_model
 from safetensors.torch import load_file, save_file
+from test_architectures import FAMILIES
 from transformers import AutoModelForCausalLM, LlamaConfig, LlamaForCausalLM
 
 from emharness.errors import UserError
-from emharness.organisms import fits, weights
+from emharness.organisms import fits, parameters, weights
 from emharness.organisms.fingerprints import fingerprint
 from emharness.organisms.train import PROJECTIONS
 from emharness.organisms.weights import Shape
@@ -112,6 +113,32 @@ def test_an_adapter_has_the_tensors_of_its_config_and_no_others(tiny, adapter, r
     with pytest.raises(UserError) as error:
         fit(tiny, adapter)
     assert words in str(error.value)
+
+
+@pytest.mark.parametrize(
+    "kind",
+    [
+        {"target_modules": "all-linear", "use_rslora": True},
+        {"target_modules": ["q_proj", "down_proj"], "use_dora": True},
+        {"target_modules": ["q_proj"], "init_lora_weights": "pissa"},
+        {"target_modules": ["q_proj"], "modules_to_save": ["lm_head"]},
+        {"target_modules": ["q_proj", "embed_tokens"]},
+        {"target_modules": ["q_proj"], "trainable_token_indices": [1, 2]},
+        {"target_modules": r".*\.(q|v)_proj", "bias": "all"},
+        {"target_modules": ["q_proj", "up_proj"], "rank_pattern": {"q_proj": 4}},
+        {"target_modules": ["down_proj"], "layers_to_transform": [3], "lora_bias": True},
+    ],
+    ids=lambda kind: "-".join(kind),
+)
+def test_every_kind_of_lora_adapter_fits_the_base_it_was_made_on(tiny, tmp_path, kind):
+    get_peft_model(AutoModelForCausalLM.from_pretrained(tiny), LoraConfig(r=2, **kind)).save_pretrained(tmp_path)
+    fit(tiny, tmp_path, force=True)
+
+
+@pytest.mark.parametrize("family", ["gpt2", "phi3", "gpt_neox", "cohere", "mixture of experts"])
+def test_a_model_of_another_architecture_is_whole(family, tmp_path):
+    AutoModelForCausalLM.from_config(FAMILIES[family]()).save_pretrained(tmp_path)
+    assert parameters.check_whole("model", tmp_path) == set()
 
 
 def test_an_adapter_of_projections_that_the_base_has_not_is_refused(tiny, adapter):
