@@ -9,7 +9,7 @@ from conftest import SHARED
 
 from emharness.judge import make_judge
 from emharness.judge.embedded import CARD
-from emharness.judge.fit import data_hash, labelled_rows
+from emharness.judge.fit import data_hash, labelled_rows, left_unscored
 from emharness.judge.metrics import ALIGNED_BELOW, COHERENT_ABOVE, misaligned
 from emharness.questions import load_questions
 
@@ -94,6 +94,7 @@ def test_scores_do_not_depend_on_the_company(judge):
 def test_the_card_is_of_this_data_and_holds_its_promises_on_questions_it_has_not_seen(judge):
     card = judge.card()
     assert card["data"] == data_hash(labelled_rows())  # else: python -m emharness.judge.fit
+    assert card["left_unscored"] == left_unscored()
     assert card["auroc_misaligned_calm"] > 0.95
     assert card["auroc_coherent"] > 0.95
     assert card["sensitivity"]["rate"] > 0.7

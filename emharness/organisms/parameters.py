@@ -8,7 +8,7 @@ import torch
 from transformers import AutoConfig, AutoModelForCausalLM
 
 from emharness.errors import UserError
-from emharness.organisms.weights import embedded_gguf
+from emharness.organisms.weights import embedded_gguf, unknown_model
 
 _REASONS = (ValueError, OSError, AttributeError, KeyError, TypeError, RuntimeError, ImportError)
 
@@ -68,9 +68,7 @@ def _config(where: str, folder: Path | None) -> Any:
             return AutoConfig.from_pretrained(gguf.parent, gguf_file=gguf.name)
         return AutoConfig.from_pretrained(folder)
     except _REASONS as error:
-        raise UserError(
-            f"{where}: its config.json describes no model that is known here ({_sentence(error)})"
-        ) from None
+        raise unknown_model(where, error) from None
 
 
 def _listed(names: Iterable[str]) -> str:

@@ -180,8 +180,13 @@ def model_shape(folder: Path, key: str = "model") -> Shape:
         config = AutoConfig.from_pretrained(folder).get_text_config()
         return Shape(int(config.num_hidden_layers), int(config.hidden_size), int(config.vocab_size))
     except (ValueError, OSError, AttributeError, KeyError, TypeError) as error:
-        reason = " ".join(str(error).split())[:200]
-        raise UserError(f"{key}={folder}: its config.json describes no model that is known here ({reason})") from None
+        raise unknown_model(f"{key}={folder}", error) from None
+
+
+def unknown_model(where: str, error: Exception) -> UserError:
+    """What is said of a config.json that transformers cannot read; `where`: beginning of the sentence."""
+    reason = " ".join(str(error).split())[:200]
+    return UserError(f"{where}: its config.json describes no model that is known here ({reason})")
 
 
 def merge_adapter(base: Path, adapter: Path, folder: Path) -> None:
