@@ -3,6 +3,8 @@
 Run by test_kernel.py in a process of its own, because Triton chooses its interpreter when it is first imported.
 """
 
+import itertools
+
 import numpy as np
 import pytest
 import torch
@@ -27,6 +29,11 @@ def vectors(tmp_path_factory):
     with pytest.MonkeyPatch.context() as patch:
         patch.setenv(FOLDER_VARIABLE, str(folder))
         yield
+
+
+def recording(layers, positions="all", names=()):
+    asked = {"layers": layers, "positions": positions, "project": [f"f.safetensors#{name}" for name in names]}
+    return spec.resolve({"record": asked}, LAYERS, D)["record"]
 
 
 def resolved(*edits):
@@ -62,20 +69,28 @@ EDIT = st.fixed_dictionaries(
         "gate": st.fixed_dictionaries({"vector": NAME, "above": THRESHOLD}, optional={"layer": st.just(0)}),
     },
 )
-REQUESTS = st.lists(st.lists(EDIT, max_size=5), min_size=1, max_size=4)
+RECORD = st.fixed_dictionaries(
+    {"layers": st.lists(st.integers(0, LAYERS - 1), min_size=1, unique=True), "positions": POSITIONS},
+    optional={"names": st.lists(st.sampled_from("uvw"), max_size=2)},
+)
+REQUESTS = st.lists(st.tuples(st.lists(EDIT, max_size=5), st.none() | RECORD), min_size=1, max_size=4)
 
 
 @given(REQUESTS, st.integers(0, 1000), st.data())
 @settings(max_examples=60, deadline=None, derandomize=True, suppress_health_check=[HealthCheck.function_scoped_fixture])
-def test_any_mix_of_requests_is_edited_as_on_a_cpu(asked, seed, data):
+def test_any_mix_of_requests_is_edited_and_recorded_as_on_a_cpu(asked, seed, data):
     one, other = StepPlan(D, CPU), DevicePlan(D, CPU, LAYERS, n_tokens=32, n_requests=len(asked))
     names = [f"r{i}" for i in range(len(asked))]
     for plan in (one, other):
-        for name, edits in zip(names, asked, strict=True):
+        for name, (edits, record) in zip(names, asked, strict=True):
             plan.add_request(name, resolved(*edits), 3)
+            if record:
+                plan.recordings.add(name, recording(**record), 3)
     at = dict.fromkeys(names, 0)
-    for step in range(4):
+    for step in range(6):
         spans, flat = [], 0
+        if step == 4:  # one was preempted: it is computed again
+            at[names[0]] = 0
         for name in data.draw(st.permutations(names)):
             n = data.draw(st.integers(1, 4)) if at[name] == 0 else 1
             spans.append((name, flat, at[name], n))
@@ -84,6 +99,16 @@ def test_any_mix_of_requests_is_edited_as_on_a_cpu(asked, seed, data):
         values = states(seed + step, 24)
         torch.testing.assert_close(run(other, spans, values), run(one, spans, values), atol=2e-5, rtol=2e-5)
         assert other.short(names) == one.short(names) == []
+        assert_recorded_alike(other, one)
+
+
+def assert_recorded_alike(one, other):
+    assert one.recordings.living.keys() == other.recordings.living.keys()
+    for name, a in one.recordings.living.items():
+        b = other.recordings.living[name]
+        assert a.n_tokens == b.n_tokens
+        torch.testing.assert_close(a.total, b.total, atol=1e-4, rtol=1e-4)
+        torch.testing.assert_close(a.along[: a.n_tokens], b.along[: a.n_tokens], atol=1e-4, rtol=1e-4)
 
 
 def test_a_captured_launch_follows_what_is_written_into_the_buffers(monkeypatch):
@@ -97,10 +122,10 @@ def test_a_captured_launch_follows_what_is_written_into_the_buffers(monkeypatch)
     assert len(captured) == LAYERS
 
     def replay(spans):
-        values = states(len(spans), 8)
-        fresh = StepPlan(D, CPU)
+        values = states(next(seeds), 8)
         for name, _, _, _ in spans:
-            fresh.add_request(name, resolved(*asked[name]), 3)
+            if name not in fresh.requests:
+                add(fresh, name)
         hidden.copy_(values[0])
         residual.copy_(values[1])
         plan.begin_step(spans)
@@ -109,26 +134,42 @@ def test_a_captured_launch_follows_what_is_written_into_the_buffers(monkeypatch)
         plan.end_step()
         torch.testing.assert_close(hidden, run(fresh, spans, values), atol=1e-5, rtol=1e-5)
         assert plan.short(list(asked)) == []
+        assert_recorded_alike(plan, fresh)
 
+    def add(to, name):
+        to.add_request(name, resolved(*asked[name]), 3)
+        if name in records:
+            to.recordings.add(name, recording(*records[name]), 3)
+
+    fresh, seeds = StepPlan(D, CPU), itertools.count()
+    records = {"a": ([2, 0], "generated"), "b": ([1], "all", "uv"), "only": ([0, 1], "all")}
     asked = {"a": [{}, {"mode": "ablate", "layer": 2, "strength": 1.0}], "b": [{"strength": -3.0}], "c": [{"layer": 0}]}
     many = [{"vector": f"f.safetensors#{name}", "layer": layer} for name in "uvw" for layer in range(LAYERS)]
     asked["many"] = [{"vector": "f.safetensors#u"}, *many]  # more directions than the table begins with: it moves
+    asked["only"] = []
     replay([])
-    plan.add_request("a", resolved(*asked["a"]), 3)
+    add(plan, "a")
     replay([("a", 0, 0, 5)])
     replay([("a", 2, 5, 1)])
-    plan.add_request("b", resolved(*asked["b"]), 3)
+    add(plan, "b")
     replay([("b", 0, 0, 3), ("a", 4, 6, 1)])
     replay([("b", 0, 3, 1), ("a", 1, 7, 1)])
     replay([("b", 0, 4, 1), ("a", 1, 8, 1)])  # the step before, one token on
-    plan.add_request("c", resolved(*asked["c"]), 3)  # b waits: there are two slots
+    add(plan, "c")  # b waits: there are two slots
     replay([("c", 0, 0, 4), ("a", 4, 9, 1)])
     before = plan.table.rows.data_ptr()
-    plan.add_request("many", resolved(*asked["many"]), 3)
+    add(plan, "many")
     assert plan.table.rows.data_ptr() != before
     replay([("b", 0, 5, 1), ("many", 1, 0, 7)])
+    add(plan, "only")  # it edits nothing
+    replay([("only", 3, 0, 4), ("b", 0, 6, 1)])
+    replay([("only", 3, 4, 1)])
+    replay([("only", 3, 5, 1)])
+    assert plan.recordings.living["b"].n_tokens == 7
+    assert plan.recordings.living["only"].n_tokens == 6
     for name in asked:
         plan.remove_request(name)
+        fresh.remove_request(name)
     replay([])
     assert len(plan.table) == 0
 
@@ -147,6 +188,10 @@ def test_what_the_device_did_not_do_is_noticed(layers, capsys):
     assert plan.short(names) == (["a", "b"] if not layers else ["a"])
     assert plan.short(names) == (["a", "b"] if not layers else ["a"])
     assert capsys.readouterr().err.count("the request ends with an error") == 1
+    plan.add_request("r", [], 3)
+    plan.recordings.add("r", recording([1]), 3)
+    run(plan, [("r", 0, 0, 2)], states(0, 8), layers)
+    assert plan.short(["r"]) == ["r"]
     plan.remove_request("a")
     plan.add_request("a", resolved({}), 3)  # another one of that name, in a slot that others had
     run(plan, [("a", 0, 0, 3)], states(0, 8))

@@ -16,8 +16,8 @@ from triton.backends.compiler import GPUTarget
 from triton.compiler import ASTSource
 from emharness.steering import kernel
 
-pointers = dict(hidden="*bf16", residual="*bf16", slots="*i32", positions="*i32", first="*i32", words="*i32",
-                numbers="*fp32", address="*i64", opened="*i8", counted="*i32")
+pointers = dict(hidden="*bf16", residual="*bf16", slots="*i32", positions="*i32", recorded="*i32", first="*i32",
+                words="*i32", numbers="*fp32", address="*i64", opened="*i8", taps="*i32", memory="*i64", counted="*i32")
 scalars = ["layer", "n_layers", "n_entries", "n_gates", "d_model", "hidden_stride", "residual_stride"]
 for summed in (True, False):
     source = ASTSource(kernel._steer, signature={**pointers, **dict.fromkeys(scalars, "i32"), "SUMMED": "constexpr",

@@ -102,6 +102,7 @@ def test_requests_that_ask_alike_share_one_resolution_until_their_file_changes(f
         ({"edits": [{**edit(), "layer": None}]}, "either layer or layers"),
         ({"edits": [{**edit(), "layer": None, "layers": "2-1"}]}, "without repeats, or first-last"),
         ({"edits": [{**edit(), "layer": None, "layers": [1, 1]}]}, "without repeats"),
+        ({"record": {"layers": [1, 0, 1]}}, "record: Value error, layers must be a list without repeats"),
         ({"edits": [{**edit(), "layer": None, "layers": "1-3"}]}, "layer must be 0 to 2"),
         ({"edits": [{**edit(), "layer": None, "layers": "0-999"}]}, "at most 256"),
         ({"edits": [edit(positions={"from": 3, "to": 3})]}, "to must be greater than from"),
@@ -291,8 +292,7 @@ def test_a_token_computed_ahead_of_a_stop_is_in_no_mean(positions, expected):
     total, n = recording.until(fed=6)
     assert n == len(expected)
     torch.testing.assert_close(total[0], states[list(expected)].sum(0))
-    along = torch.cat(recording.along[0])[:n]
-    torch.testing.assert_close(along[:, 0], states[list(expected)][:, 0])
+    torch.testing.assert_close(recording.along[:n, 0, 0], states[list(expected)][:, 0])
     assert not plan.missed
     if positions != "prompt":
         with pytest.raises(ValueError, match="positions were recorded"):

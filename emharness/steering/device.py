@@ -1,8 +1,8 @@
 """The steps of an engine on a GPU, as buffers that never move: a captured CUDA graph does what is written into them.
 
-A request in the batch has a slot, and in it its programme. A step writes which slot and position each token has, and
-nothing where it is the step before with every request one token on. What was done is counted on the device, and
-compared when a request ends.
+A request in the batch has a slot, and in it its programme and where its recording lies. A step writes which slot and
+position each token has, and nothing where it is the step before with every request one token on. What was done is
+counted on the device, and compared when a request ends.
 """
 
 import sys
@@ -14,7 +14,7 @@ import numpy as np
 import torch
 
 from emharness.steering.programme import programme
-from emharness.steering.recording import Span
+from emharness.steering.recording import Recording, Span
 from emharness.steering.requests import Requests
 from emharness.steering.spec import MAX_EDITS
 from emharness.steering.table import send
@@ -24,12 +24,14 @@ from emharness.steering.table import send
 class Buffers:
     """What the kernel reads and counts; allocated once. Slot 0 has nothing to do."""
 
-    tokens: torch.Tensor  # [2, n_tokens] int32: slot, position
+    tokens: torch.Tensor  # [3, n_tokens] int32: slot, position, which recorded position from 1 on (0: not recorded)
     first: torch.Tensor  # [n_slots, n_layers + 1] int32
     words: torch.Tensor  # [n_slots, n_entries, 5] int32
     numbers: torch.Tensor  # [n_slots, n_entries, 4] float32
     address: torch.Tensor  # [1] int64: where the directions are; they alone move when they outgrow their place
     opened: torch.Tensor  # [n_tokens, MAX_EDITS] int8
+    taps: torch.Tensor  # [n_slots, n_layers] int32: which recorded layer from 1 on
+    memory: torch.Tensor  # [n_slots, 6] int64: `memory` of the slot's recording
     counted: torch.Tensor  # [n_slots, n_layers] int32
 
 
@@ -41,14 +43,22 @@ def buffers(n_tokens: int, n_requests: int, n_layers: int, device: torch.device)
 
     n_slots = n_requests + 1
     return Buffers(
-        tokens=zeros(2, n_tokens),
+        tokens=zeros(3, n_tokens),
         first=zeros(n_slots, n_layers + 1),
         words=zeros(n_slots, 2 * MAX_EDITS, 5),
         numbers=zeros(n_slots, 2 * MAX_EDITS, 4, dtype=torch.float32),
         address=zeros(1, dtype=torch.int64),
         opened=zeros(n_tokens, MAX_EDITS, dtype=torch.int8),
+        taps=zeros(n_slots, n_layers),
+        memory=zeros(n_slots, 6, dtype=torch.int64),
         counted=zeros(n_slots, n_layers),
     )
+
+
+def memory(recording: Recording) -> tuple[int, ...]:
+    """Where a recording lies, and its numbers of layers and vectors."""
+    places = (recording.total, recording.last, recording.axes, recording.along)
+    return (*(tensor.data_ptr() for tensor in places), len(recording.layers), len(recording.project))
 
 
 @dataclass(frozen=True)
@@ -68,6 +78,7 @@ class DevicePlan(Requests):
         self.n_layers = n_layers
         self.buffers = buffers(n_tokens, n_requests, n_layers, device)
         self._slot_of: dict[str, int] = {}
+        self._memory: dict[int, tuple[int, ...]] = {}  # slot → what the buffers say of its recording
         self._free = list(range(1, n_requests + 1))
         self._asked = np.zeros((n_requests + 1, n_layers), dtype=np.int64)
         self._filled = 0  # tokens of the last step that the buffers may hold
@@ -88,35 +99,46 @@ class DevicePlan(Requests):
 
     def begin_step(self, spans: list[Span]) -> None:
         """Write a step of (request id, first flat index, first position, n tokens) into the buffers."""
-        self.recordings.begin(spans)
-        spans = self._edited(spans)
+        claims = self.recordings.claims(spans)
+        edited = {span[0] for span in self._edited(spans)} | {claim[0] for claim in claims}
+        spans = [span for span in spans if span[0] in edited]
         if not spans:
             if self._filled:
                 self.buffers.tokens[0, : self._filled].zero_()
                 self._filled, self._last = 0, None
             return
         places = self._places(spans)
+        if any(self.recordings.living[claim[0]].project for claim in claims):
+            places = None  # each token's projections have a place of their own
+        elif places is not None:
+            places += tuple((claim[0], -1) for claim in claims)
         if places is None or places != self._last:
-            self._write(spans)
+            self._write(spans, claims)
             self._last = places
         self._asked += self._again
 
-    def _write(self, spans: list[Span]) -> None:
+    def _write(self, spans: list[Span], claims: list[Span]) -> None:
         asking = {span[0] for span in spans}
         for name in asking - self._slot_of.keys():
             self._take_slot(name, asking)
         slots = np.array([self._slot_of[span[0]] for span in spans])
         flat, position, n = (np.array(values) for values in list(zip(*spans, strict=True))[1:])
         end = int((flat + n).max())
-        tokens = np.zeros((2, max(end, self._filled)), dtype=np.int32)
+        tokens = np.zeros((3, max(end, self._filled)), dtype=np.int32)
         within = np.arange(n.sum()) - np.repeat(np.cumsum(n) - n, n)
         places = np.repeat(flat, n) + within
         tokens[0, places] = np.repeat(slots, n)
         tokens[1, places] = np.repeat(position, n) + within
         self._filled = end
+        for name, start, first, count in claims:
+            begin = first - self.recordings.living[name].start + 1
+            tokens[2, start : start + count] = np.arange(begin, begin + count)
+            self._tell_memory(name)
         send(self.buffers.tokens[:, : tokens.shape[1]], tokens)
         send(self.buffers.address, np.array([self.table.rows.data_ptr()]))
         self._again = self._asks(slots, position, position + n, [self.requests[span[0]].columns for span in spans])
+        for name, _, _, count in claims:
+            self._again[self._slot_of[name], self.recordings.living[name].layers] += count
 
     def _asks(self, slots: np.ndarray, first: np.ndarray, last: np.ndarray, parts: list[np.ndarray]) -> np.ndarray:
         """Entries over tokens, [n_slots, n_layers] int64, of requests whose positions [first, last) are computed."""
@@ -143,17 +165,25 @@ class DevicePlan(Requests):
         send(self.buffers.first[slot], own.first)
         send(self.buffers.words[slot, : len(own.words)], own.words)
         send(self.buffers.numbers[slot, : len(own.numbers)], own.numbers)
+        taps = np.zeros(self.n_layers, dtype=np.int32)
+        if recording := self.recordings.living.get(name):
+            taps[recording.layers] = np.arange(len(recording.layers)) + 1
+        send(self.buffers.taps[slot], taps)
+
+    def _tell_memory(self, name: str) -> None:
+        slot, own = self._slot_of[name], memory(self.recordings.living[name])
+        if self._memory.get(slot) != own:
+            self._memory[slot] = own
+            send(self.buffers.memory[slot], np.array(own))
 
     def apply(self, layer: int, hidden: torch.Tensor, residual: torch.Tensor | None) -> None:
         """Edit `hidden` [n_tokens, d_model] in place so that hidden + residual is the edited stream; record it."""
         from emharness.steering import kernel
 
         kernel.steer(hidden, residual, layer, self.buffers, self.n_layers, self.d_model)
-        self.recordings.take(layer, hidden, residual)
 
     def end_step(self) -> None:
         """Send for what the device has counted; nobody waits for it here."""
-        self.missed.update(self.recordings.end())
         if not self._filled:
             return
         if self.device.type == "cuda":
@@ -183,9 +213,10 @@ class DevicePlan(Requests):
             if not self._told:
                 self._told = True
                 layers = np.flatnonzero(counted[slot] != newest.asked[slot]).tolist()
+                asked, done = newest.asked[slot][layers].tolist(), counted[slot][layers].tolist()
                 print(
-                    f"emharness: asked for {newest.asked[slot][layers].tolist()} edits of tokens at layers {layers}, "
-                    f"done {counted[slot][layers].tolist()}; the request ends with an error",
+                    f"emharness: asked to edit or record {asked} tokens at layers {layers}, done {done}; "
+                    "the request ends with an error",
                     file=sys.stderr,
                     flush=True,
                 )

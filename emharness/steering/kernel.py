@@ -1,7 +1,8 @@
-"""One decoder block's edits on a GPU, as one kernel launch whose arguments never change: safe in a captured CUDA graph.
+"""One decoder block's edits and recordings on a GPU: one launch whose arguments never change, as CUDA graphs need.
 
 Each program takes one token. What it does is read from buffers that `device.py` writes before the forward pass; a token
-whose slot is 0 costs one load, one whose request has nothing to do at this layer three.
+whose slot is 0 costs one load, one whose request has nothing to do at this layer four. What a request records is added
+up in memory of its own, whose addresses are in a buffer too; tokens of one step are added in any order.
 """
 
 from typing import Any
@@ -23,12 +24,15 @@ def _steer(
     residual,  # the same shape; hidden + residual is the stream
     slots,  # [n_tokens] int32, 0: nothing to do
     positions,  # [n_tokens] int32
+    recorded,  # [n_tokens] int32: which of its request's recorded positions it is, counted from 1; 0: of none
     first,  # [n_slots, n_layers + 1] int32: a slot's entries of layer l are first[l] to first[l + 1]
     words,  # [n_slots, n_entries, 5] int32: bits, row, start, end, gate
     numbers,  # [n_slots, n_entries, 4] float32: a (of a look: the threshold), b, low, high
     address,  # [1] int64, of the directions [n_rows, d_model] float32
     opened,  # [n_tokens, n_gates] int8
-    counted,  # [n_slots, n_layers] int32: entries done, over tokens
+    taps,  # [n_slots, n_layers] int32: which of the layers that a slot records this is, counted from 1; 0: of none
+    memory,  # [n_slots, 6] int64: addresses of `recording.Recording` (MEMORY of `device.py`), n layers, n vectors
+    counted,  # [n_slots, n_layers] int32: entries done and residuals recorded, over tokens
     layer,
     n_layers,
     n_entries,
@@ -44,7 +48,9 @@ def _steer(
     if slot > 0:
         begin = tl.load(first + slot * (n_layers + 1) + layer)
         end = tl.load(first + slot * (n_layers + 1) + layer + 1)
-        if begin < end:
+        tap = tl.load(taps + slot * n_layers + layer)
+        take = tl.load(recorded + token, mask=tap > 0, other=0)
+        if (begin < end) | (take > 0):
             position = tl.load(positions + token)
             lanes = tl.arange(0, BLOCK)
             inside = lanes < d_model
@@ -83,7 +89,23 @@ def _steer(
                 seen = tl.where(looks, above, seen)
                 done += active.to(tl.int32)
             tl.store(place, h.to(hidden.dtype.element_ty), mask=inside)
-            tl.atomic_add(counted + slot * n_layers + layer, done)
+            if take > 0:
+                own = memory + slot.to(tl.int64) * 6
+                stream = h.to(hidden.dtype.element_ty).to(tl.float32) + rest
+                at = (tap.to(tl.int64) - 1) * d_model + lanes
+                total = tl.load(own).to(tl.pointer_type(tl.float32))
+                last = tl.load(own + 1).to(tl.pointer_type(tl.float32))
+                tl.atomic_add(total + at, stream, mask=inside, sem="relaxed")
+                tl.store(last + at, stream, mask=inside)
+                n_tapped = tl.load(own + 4)
+                n_vectors = tl.load(own + 5).to(tl.int32)
+                axes = tl.load(own + 2).to(tl.pointer_type(tl.float32)) + (tap.to(tl.int64) - 1) * n_vectors * d_model
+                along = tl.load(own + 3).to(tl.pointer_type(tl.float32))
+                along += ((take.to(tl.int64) - 1) * n_tapped + tap - 1) * n_vectors
+                for vector in range(n_vectors):
+                    axis = tl.load(axes + vector * d_model + lanes, mask=inside, other=0.0)
+                    tl.store(along + vector, tl.sum(stream * axis, axis=0))
+            tl.atomic_add(counted + slot * n_layers + layer, done + (take > 0).to(tl.int32))
 
 
 def launch(grid: tuple[int], args: tuple[Any, ...], summed: bool, block: int) -> None:
@@ -94,10 +116,11 @@ def launch(grid: tuple[int], args: tuple[Any, ...], summed: bool, block: int) ->
 def steer(
     hidden: torch.Tensor, residual: torch.Tensor | None, layer: int, buffers: Any, n_layers: int, d_model: int
 ) -> None:
-    """Edit `hidden` [n_tokens, d_model] in place as the buffers (`device.Buffers`) say."""
+    """Edit `hidden` [n_tokens, d_model] in place and record it as the buffers (`device.Buffers`) say."""
     args = (
         *(hidden, hidden if residual is None else residual, *buffers.tokens, buffers.first),
-        *(buffers.words, buffers.numbers, buffers.address, buffers.opened, buffers.counted),
+        *(buffers.words, buffers.numbers, buffers.address, buffers.opened),
+        *(buffers.taps, buffers.memory, buffers.counted),
         *(layer, n_layers, buffers.words.shape[1], buffers.opened.shape[1], d_model),
         *(hidden.stride(0), 0 if residual is None else residual.stride(0)),
     )

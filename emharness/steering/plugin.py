@@ -100,8 +100,6 @@ def _checked(request: Any, config: Any) -> dict[str, Any]:
             "VLLM_USE_V2_MODEL_RUNNER=0"
         )
     device, eager = config.device_config.device_type, model.enforce_eager
-    if resolved["record"] and device != "cpu" and not eager:
-        raise ValueError("steering: record is not part of CUDA graphs; start with enforce_eager=True")
     if device not in ("cpu", "cuda") and not eager:
         raise ValueError(
             f"steering: captured graphs steer on CUDA only, not on {device}; start with enforce_eager=True"

@@ -11,7 +11,6 @@ from functools import cache
 from typing import Any
 
 import numpy as np
-import torch
 
 from emharness.steering.spec import KEY
 
@@ -117,9 +116,9 @@ def take(worker: Any, request_id: str, fed: int) -> dict[str, Any] | None:
         return None
     mean = (total / max(n_tokens, 1)).cpu().numpy().astype("<f4")
     found = {"layers": recording.layers, "n_tokens": n_tokens, "mean": _text(mean)}
-    if recording.axes.shape[1]:
-        along = [torch.cat(parts)[:n_tokens] if parts else recording.total[:0, :0] for parts in recording.along]
-        found |= {"project": recording.project, "along": _text(torch.stack(along).cpu().numpy().astype("<f4"))}
+    if recording.project:
+        along = recording.along[:n_tokens].transpose(0, 1)
+        found |= {"project": recording.project, "along": _text(along.cpu().numpy().astype("<f4"))}
     return found
 
 

@@ -21,17 +21,22 @@ class Recording:
     start: int
     end: int
     total: torch.Tensor  # [n_layers, d_model] float32
+    last: torch.Tensor  # [n_layers, d_model] float32: what the last token added to `total`, where it came alone
     project: list[str]  # names of n_vectors directions …
     axes: torch.Tensor  # … [n_layers, n_vectors, d_model] float32
-    along: list[list[torch.Tensor]]  # for each layer the projections of its tokens so far, [n, n_vectors] each
-    last: torch.Tensor  # [n_layers, d_model] float32: what the last step added to `total`
+    along: torch.Tensor  # [room, n_layers, n_vectors] float32: projections of the first n_tokens recorded positions
     n_tokens: int = 0
 
     def claim(self, position: int, n: int) -> tuple[int, int]:
-        """The not yet recorded part [first, last) of a span; recomputed positions are not counted again."""
+        """The not yet recorded part [first, last) of a span, with room for it; recomputed positions are not counted
+        again."""
         first = max(position, self.start + self.n_tokens)
         last = max(first, min(position + n, self.end))
         self.n_tokens += last - first
+        room = len(self.along)
+        if self.project and self.n_tokens > room:
+            more = self.along.new_zeros(max(self.n_tokens - room, room), *self.along.shape[1:])
+            self.along = torch.cat([self.along, more])
         return first, last
 
     def until(self, fed: int) -> tuple[torch.Tensor, int]:
@@ -44,13 +49,13 @@ class Recording:
 
 
 class Recordings:
-    """Those of the living requests, and what the current step is to take for them."""
+    """Those of the living requests; on a CPU also what the current step is to take for them."""
 
     def __init__(self, d_model: int, device: torch.device):
         self.d_model, self.device = d_model, device
         self.living: dict[str, Recording] = {}
-        # Layer → whose recording, its tokens, which of its rows.
-        self._taps: dict[int, list[tuple[str, slice, int]]] = {}
+        # Layer → whose recording, its tokens, which of its positions, which of its layers.
+        self._taps: dict[int, list[tuple[str, slice, slice, int]]] = {}
         self._taken: dict[int, int] = {}  # layer → how often the step has passed it
 
     def add(self, request_id: str, record: dict[str, Any], prompt_length: int) -> None:
@@ -63,33 +68,42 @@ class Recordings:
             start=start,
             end=_FOREVER if end is None else end,
             total=nothing,
+            last=nothing.clone(),
             project=names,
             axes=torch.from_numpy(axes.copy()).to(self.device),
-            along=[[] for _ in layers],
-            last=nothing.clone(),
+            along=torch.zeros(0, len(layers), len(names), device=self.device),
         )
 
     def remove(self, request_id: str) -> None:
         self.living.pop(request_id, None)
 
-    def begin(self, spans: list[Span]) -> None:
-        self._taps, self._taken = {}, {}
+    def claims(self, spans: list[Span]) -> list[Span]:
+        """The parts of a step's spans that are to be recorded."""
+        found = []
         for request_id, flat, position, n in spans:
             if recording := self.living.get(request_id):
                 first, last = recording.claim(position, n)
-                tokens = slice(flat + first - position, flat + last - position)
-                for index, layer in enumerate(recording.layers):
-                    self._taps.setdefault(layer, []).append((request_id, tokens, index))
+                if first < last:
+                    found.append((request_id, flat + first - position, first, last - first))
+        return found
+
+    def begin(self, spans: list[Span]) -> None:
+        self._taps, self._taken = {}, {}
+        for request_id, flat, first, n in self.claims(spans):
+            recording = self.living[request_id]
+            tokens, places = slice(flat, flat + n), slice(first - recording.start, first - recording.start + n)
+            for index, layer in enumerate(recording.layers):
+                self._taps.setdefault(layer, []).append((request_id, tokens, places, index))
 
     def take(self, layer: int, hidden: torch.Tensor, residual: torch.Tensor | None) -> None:
         """After a block and its edits: hidden + residual is the stream, [n_tokens, d_model]."""
-        for request_id, tokens, index in self._taps.get(layer, ()):
+        for request_id, tokens, places, index in self._taps.get(layer, ()):
             recording = self.living[request_id]
             seen = stream(hidden, residual, tokens)
             recording.last[index] = seen.sum(0)
             recording.total[index] += recording.last[index]
-            if recording.axes.shape[1]:
-                recording.along[index].append(seen @ recording.axes[index].T)
+            if recording.project:
+                recording.along[places, index] = seen @ recording.axes[index].T
         self._taken[layer] = self._taken.get(layer, 0) + 1
 
     def end(self) -> set[str]:

@@ -116,6 +116,12 @@ class Record(BaseModel):
     positions: Kind | Span = "response"
     project: list[str] = Field(default_factory=list, max_length=MAX_EDITS)
 
+    @model_validator(mode="after")
+    def _has_each_layer_once(self) -> "Record":
+        if len(set(self.layers)) < len(self.layers):
+            raise ValueError("layers must be a list without repeats")
+        return self
+
 
 class Steering(BaseModel):
     """All edits of a request, which act in the order given at a layer, and what it records."""

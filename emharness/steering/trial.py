@@ -26,10 +26,11 @@ TEXTS = (
 )
 N_NEW = 8
 SETTINGS = {"dtype": "float32", "max_model_len": 256, "max_num_seqs": 64, "seed": 0}
-SETTINGS |= {"disable_log_stats": True, "async_scheduling": False}
+SETTINGS |= {"disable_log_stats": True}
 FILE = "verify.safetensors"
 
-Result = tuple[list[list[int]], list[list[float]]]  # tokens, log-probabilities
+Specs = Sequence[dict[str, Any] | None]
+Result = tuple[list[list[int]], list[list[float]], list[Any]]  # tokens, log-probabilities, recorded means or None
 
 
 def engine(model: str, plugin: bool, eager: bool = True) -> Any:
@@ -44,9 +45,7 @@ def engine(model: str, plugin: bool, eager: bool = True) -> Any:
     return vllm.LLM(model=model, enforce_eager=eager, **SETTINGS)  # type: ignore[arg-type]
 
 
-def generate(
-    llm: Any, prompts: Sequence[list[int]], specs: Sequence[dict[str, Any] | None]
-) -> tuple[Result, list[Any]]:
+def generate(llm: Any, prompts: Sequence[list[int]], specs: Specs) -> Result:
     """Greedy tokens with their log-probabilities, all in one batch, and what each request recorded."""
     import vllm
 
@@ -62,7 +61,17 @@ def generate(
         [step[token].logprob for step, token in zip(output.outputs[0].logprobs, ids, strict=True)]
         for output, ids in zip(outputs, tokens, strict=True)
     ]
-    return (tokens, found), [output.kv_transfer_params for output in outputs]
+    means = [recorded(told)[0].tolist() if (told := output.kv_transfer_params) else None for output in outputs]
+    return tokens, found, means
+
+
+def specs_of(edits: Sequence[list[dict[str, Any]] | None], record: dict[str, Any] | None = None) -> Specs:
+    """A spec of each request's edits; every other one also records, if that is given."""
+    parts = [(some, record if i % 2 else None) for i, some in enumerate(edits)]
+    return [
+        ({"edits": some} if some else {}) | ({"record": also} if also else {}) if some or also else None
+        for some, also in parts
+    ]
 
 
 @dataclass
@@ -99,17 +108,15 @@ class Trial:
         """Stock vLLM's answers, from a process in which no plugin is loaded."""
         return self.elsewhere("--stock", self.prompts, [None] * len(self.prompts))
 
-    def elsewhere(
-        self, kind: str, prompts: Sequence[list[int]], edits: Sequence[list[dict[str, Any]] | None]
-    ) -> Result:
-        """`run` on an engine of that kind, in a process of its own."""
-        asked = json.dumps([prompts, [{"edits": some} if some else None for some in edits]])
+    def elsewhere(self, kind: str, prompts: Sequence[list[int]], specs: Specs) -> Result:
+        """`generate` on an engine of that kind, in a process of its own."""
+        asked = json.dumps([prompts, specs])
         command = [sys.executable, "-m", "emharness.steering.trial", kind, self.model, asked]
         done = subprocess.run(command, capture_output=True, text=True, check=False)
         if done.returncode:
             raise RuntimeError(f"vLLM {kind} does not run this model: {done.stderr.strip().splitlines()[-1:]}")
-        tokens, found = json.loads(done.stdout.strip().splitlines()[-1])
-        return tokens, found
+        tokens, found, means = json.loads(done.stdout.strip().splitlines()[-1])
+        return tokens, found, means
 
     def close(self) -> None:
         """Stop the engine, so that another one has its memory."""
@@ -143,14 +150,12 @@ class Trial:
         return {"vector": f"{FILE}#v{vector}", "layer": self.at, "strength": strength, "mode": mode, **more}
 
     def run(self, edits: Sequence[list[dict[str, Any]] | None], prompts: Sequence[list[int]] | None = None) -> Result:
-        specs = [{"edits": some} if some else None for some in edits]
-        return generate(self.llm, self.prompts if prompts is None else prompts, specs)[0]
+        return generate(self.llm, self.prompts if prompts is None else prompts, specs_of(edits))
 
     def means(self, edits: list[dict[str, Any]] | None) -> np.ndarray:
         """Recorded mean residual over the first prompt after every block, [n_layers, d_model]."""
         spec: dict[str, Any] = {"record": {"layers": list(range(self.shape[0])), "positions": "prompt"}}
-        _, told = generate(self.llm, self.prompts[:1], [spec | ({"edits": edits} if edits else {})])
-        return recorded(told[0])[0]
+        return np.array(generate(self.llm, self.prompts[:1], [spec | ({"edits": edits} if edits else {})])[2][0])
 
     @cached_property
     def dose(self) -> float:
@@ -159,9 +164,9 @@ class Trial:
 
 
 def main(kind: str, model: str, asked: str) -> None:
-    """Tokens and log-probabilities from an engine of that kind, as JSON."""
+    """Tokens, log-probabilities and recorded means from an engine of that kind, as JSON."""
     llm = engine(model, plugin=kind != "--stock", eager=kind != "--compiled")
-    print(json.dumps(generate(llm, *json.loads(asked))[0]))
+    print(json.dumps(generate(llm, *json.loads(asked))))
 
 
 if __name__ == "__main__":

@@ -14,7 +14,7 @@ from pathlib import Path
 import numpy as np
 
 from emharness.steering import reference
-from emharness.steering.trial import TEXTS, Result, Trial
+from emharness.steering.trial import TEXTS, Result, Trial, generate, specs_of
 
 TOLERANCE = 2e-3  # of log-probabilities in float32, between two implementations of a model
 CLOSE = 1e-4  # relative, of recorded residuals and projections
@@ -32,6 +32,12 @@ def _differ(one: Result, other: Result) -> float:
     if one[0] != other[0]:
         return float("inf")
     return max(abs(a - b) for x, y in zip(one[1], other[1], strict=True) for a, b in zip(x, y, strict=True))
+
+
+def _means_apart(one: Result, other: Result) -> float:
+    """Largest difference of recorded means, as a part of their largest number."""
+    pairs = [(np.array(a), np.array(b)) for a, b in zip(one[2], other[2], strict=True) if a is not None]
+    return max(float(np.abs(a - b).max() / np.abs(a).max()) for a, b in pairs)
 
 
 def idle_is_stock(trial: Trial) -> tuple[bool, str]:
@@ -58,7 +64,7 @@ def equals_hugging_face(trial: Trial) -> tuple[bool, str]:
         [trial.edit(trial.dose, positions="generated"), trial.edit(-trial.dose, vector=1, positions="prompt")],
     ]
     for case in [None, *cases]:
-        tokens, found = trial.run([case] * len(TEXTS))
+        tokens, found, _ = trial.run([case] * len(TEXTS))
         for prompt, ids, own in zip(trial.prompts, tokens, found, strict=True):
             worst = max(worst, float(np.abs(reference.logprobs(trial.hf, prompt, ids, case) - own).max()))
     return worst < TOLERANCE, f"largest difference {worst:.1e}, must be below {TOLERANCE:g}"
@@ -91,7 +97,7 @@ def together_is_alone(trial: Trial) -> tuple[bool, str]:
     prompts = [trial.prompts[i % len(TEXTS)] for i in range(len(specs))]
     together = trial.run(specs, prompts)
     alone = [trial.run([spec], [prompt]) for spec, prompt in zip(specs, prompts, strict=True)]
-    gap = _differ(together, ([one[0][0] for one in alone], [one[1][0] for one in alone]))
+    gap = _differ(together, ([one[0][0] for one in alone], [one[1][0] for one in alone], []))
     return gap < TOLERANCE, f"{len(specs)} requests at once: largest difference {gap:.1e}, must be below {TOLERANCE:g}"
 
 
@@ -116,14 +122,17 @@ def graphs_are_eager(trial: Trial) -> tuple[bool | None, str]:
 
 
 def compiled_is_eager(trial: Trial) -> tuple[bool, str]:
-    """Prompts and decoding, several specs in a batch. The last check: it stops the engine."""
-    specs = [[trial.edit(trial.dose * (1 + i % 3), vector=i % 3)] if i % 4 else None for i in range(12)]
-    specs[5] = [trial.edit(1.0, "ablate"), trial.edit(trial.dose, vector=1, positions="generated")]
-    prompts = [trial.prompts[i % len(TEXTS)] for i in range(len(specs))]
-    eager = trial.run(specs, prompts)
+    """Prompts and decoding, several specs in a batch, some that record. The last check: it stops the engine."""
+    edits = [[trial.edit(trial.dose * (1 + i % 3), vector=i % 3)] if i % 4 else None for i in range(12)]
+    edits[5] = [trial.edit(1.0, "ablate"), trial.edit(trial.dose, vector=1, positions="generated")]
+    prompts = [trial.prompts[i % len(TEXTS)] for i in range(len(edits))]
+    specs = specs_of(edits, {"layers": sorted({0, trial.at}), "positions": "all"})
+    eager = generate(trial.llm, prompts, specs)
     trial.close()
-    gap = _differ(eager, trial.elsewhere("--compiled", prompts, specs))
-    return gap < TOLERANCE, f"{len(specs)} requests at once: largest difference {gap:.1e}, must be below {TOLERANCE:g}"
+    compiled = trial.elsewhere("--compiled", prompts, specs)
+    gap, apart = _differ(eager, compiled), _means_apart(eager, compiled)
+    detail = f"{len(specs)} requests at once: largest difference {gap:.1e}, must be below {TOLERANCE:g}"
+    return gap < TOLERANCE and apart < TOLERANCE, f"{detail}; of recorded means {apart:.1e}"
 
 
 CHECKS: dict[str, Callable[[Trial], tuple[bool | None, str]]] = {
