@@ -63,6 +63,10 @@ def test_transfer_between_labs_and_its_asymmetry():
     assert row["ci95"] == pytest.approx([0.5, 0.5])
     assert row["permutations"] == 6
     assert row["p"] == pytest.approx(2 / 6)  # the division at hand, and the same with both labs exchanged
+    none = EXPERIMENTS["transfer"].read(about, plant("transfer", about, lambda vector, target: 0)).numbers
+    (undefined,) = none["asymmetry"]
+    assert undefined["undefined"]
+    assert undefined.keys() == row.keys()  # both are rows of one table in W&B
 
 
 def test_whether_a_source_has_an_effect_does_not_depend_on_the_target():
