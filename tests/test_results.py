@@ -79,6 +79,18 @@ def test_wandb_s_table_of_responses_has_numbers_as_numbers_and_says_judge_and_re
     assert (unscored["question_id"], unscored["sample"], unscored["unscored"]) == (*UNSCORED, "code")
 
 
+def test_a_table_of_rows_that_lack_each_other_s_columns_reaches_wandb(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setenv("WANDB_SILENT", "true")
+    with Tracker("offline", "p", None, "main", "n", {}) as tracker:
+        tracker.table("t", [{"p": 0.5, "n": 6, "labs": ["A"]}, {"p": None, "undefined": "why"}])
+    assert tracker.failed == []
+    (file,) = tmp_path.glob("wandb/offline-run-*/files/media/table/t_*.table.json")
+    table = json.loads(file.read_text())
+    assert table["columns"] == ["p", "n", "undefined"]
+    assert table["data"] == [[0.5, 6.0, None], [None, None, "why"]]
+
+
 @pytest.mark.parametrize(
     ("mode", "variable", "passed"),
     [("online", None, {"id": "k", "resume": "allow"}), ("online", "mine", {}), ("offline", None, {})],

@@ -105,9 +105,11 @@ class Tracker:
 
     @_guarded
     def table(self, name: str, rows: list[dict[str, Any]]) -> None:
-        """Rows with the same plain keys as a Table; nested values stay out."""
-        columns = [k for k in rows[0] if not any(isinstance(row.get(k), dict | list) for row in rows)]
-        self._run.log({name: self._table(columns=columns, data=[[_cell(row[k]) for k in columns] for row in rows])})
+        """Rows as a Table, empty where a row lacks what another has; nested values stay out."""
+        keys = dict.fromkeys(k for row in rows for k in row)
+        columns = [k for k in keys if not any(isinstance(row.get(k), dict | list) for row in rows)]
+        data = [[_cell(row.get(k)) for k in columns] for row in rows]
+        self._run.log({name: self._table(columns=columns, data=data)})
 
     @_guarded
     def figures(self, images: dict[str, Path], plotly: dict[str, dict[str, Any]], folder: str = "figures") -> None:
