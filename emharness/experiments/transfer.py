@@ -143,8 +143,8 @@ def asymmetry(gains: Mapping[tuple[str, str], np.ndarray], labs: Mapping[str, st
     for (a, first), (b, second) in combinations(_members(labs).items(), 2):
         there, back = _between(gains, first, second), _between(gains, second, first)
         reason = ratio(*there)[2] or ratio(*back)[2]
-        row: dict[str, Any] = {"labs": [a, b], "difference": None, "ci95": None, "p": None, "permutations": None}
-        row["undefined"] = reason
+        row: dict[str, Any] = dict.fromkeys(("labs", "difference", "ci95", "p", "permutations", "undefined"))
+        row |= {"labs": [a, b], "undefined": reason}
         if reason is None:
             with np.errstate(divide="ignore", invalid="ignore"):
                 drawn = there[0] / there[1] - back[0] / back[1]

@@ -31,7 +31,7 @@ class Buffers:
     address: torch.Tensor  # [1] int64: where the directions are; they alone move when they outgrow their place
     opened: torch.Tensor  # [n_tokens, MAX_EDITS] int8
     taps: torch.Tensor  # [n_slots, n_layers] int32: which recorded layer from 1 on
-    memory: torch.Tensor  # [n_slots, 6] int64: `memory` of the slot's recording
+    memory: torch.Tensor  # [n_slots, 6] int64: what `memory` says of its recording
     counted: torch.Tensor  # [n_slots, n_layers] int32
 
 
@@ -100,8 +100,8 @@ class DevicePlan(Requests):
     def begin_step(self, spans: list[Span]) -> None:
         """Write a step of (request id, first flat index, first position, n tokens) into the buffers."""
         claims = self.recordings.claims(spans)
-        edited = {span[0] for span in self._edited(spans)} | {claim[0] for claim in claims}
-        spans = [span for span in spans if span[0] in edited]
+        asking = {span[0] for span in [*self._edited(spans), *claims]}
+        spans = [span for span in spans if span[0] in asking]
         if not spans:
             if self._filled:
                 self.buffers.tokens[0, : self._filled].zero_()
@@ -111,7 +111,7 @@ class DevicePlan(Requests):
         if any(self.recordings.living[claim[0]].project for claim in claims):
             places = None  # each token's projections have a place of their own
         elif places is not None:
-            places += tuple((claim[0], -1) for claim in claims)
+            places += tuple((claim[0], -1) for claim in claims)  # -1: no place, it is recorded
         if places is None or places != self._last:
             self._write(spans, claims)
             self._last = places

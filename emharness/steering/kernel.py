@@ -31,7 +31,7 @@ def _steer(
     address,  # [1] int64, of the directions [n_rows, d_model] float32
     opened,  # [n_tokens, n_gates] int8
     taps,  # [n_slots, n_layers] int32: which of the layers that a slot records this is, counted from 1; 0: of none
-    memory,  # [n_slots, 6] int64: addresses of `recording.Recording` (MEMORY of `device.py`), n layers, n vectors
+    memory,  # [n_slots, 6] int64: addresses of total, last, axes, along of its `Recording`; n layers, n vectors
     counted,  # [n_slots, n_layers] int32: entries done and residuals recorded, over tokens
     layer,
     n_layers,

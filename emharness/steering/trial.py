@@ -25,8 +25,7 @@ TEXTS = (
     "at once. One day a stranger came in, looked at the walls, and asked",
 )
 N_NEW = 8
-SETTINGS = {"dtype": "float32", "max_model_len": 256, "max_num_seqs": 64, "seed": 0}
-SETTINGS |= {"disable_log_stats": True}
+SETTINGS = {"dtype": "float32", "max_model_len": 256, "max_num_seqs": 64, "seed": 0, "disable_log_stats": True}
 FILE = "verify.safetensors"
 
 Specs = Sequence[dict[str, Any] | None]
@@ -65,13 +64,9 @@ def generate(llm: Any, prompts: Sequence[list[int]], specs: Specs) -> Result:
     return tokens, found, means
 
 
-def specs_of(edits: Sequence[list[dict[str, Any]] | None], record: dict[str, Any] | None = None) -> Specs:
-    """A spec of each request's edits; every other one also records, if that is given."""
-    parts = [(some, record if i % 2 else None) for i, some in enumerate(edits)]
-    return [
-        ({"edits": some} if some else {}) | ({"record": also} if also else {}) if some or also else None
-        for some, also in parts
-    ]
+def spec_of(edits: list[dict[str, Any]] | None, record: dict[str, Any] | None = None) -> dict[str, Any] | None:
+    """A request's spec; None where it asks for nothing."""
+    return {key: value for key, value in (("edits", edits), ("record", record)) if value} or None
 
 
 @dataclass
@@ -150,12 +145,12 @@ class Trial:
         return {"vector": f"{FILE}#v{vector}", "layer": self.at, "strength": strength, "mode": mode, **more}
 
     def run(self, edits: Sequence[list[dict[str, Any]] | None], prompts: Sequence[list[int]] | None = None) -> Result:
-        return generate(self.llm, self.prompts if prompts is None else prompts, specs_of(edits))
+        return generate(self.llm, self.prompts if prompts is None else prompts, [spec_of(some) for some in edits])
 
     def means(self, edits: list[dict[str, Any]] | None) -> np.ndarray:
         """Recorded mean residual over the first prompt after every block, [n_layers, d_model]."""
-        spec: dict[str, Any] = {"record": {"layers": list(range(self.shape[0])), "positions": "prompt"}}
-        return np.array(generate(self.llm, self.prompts[:1], [spec | ({"edits": edits} if edits else {})])[2][0])
+        spec = spec_of(edits, {"layers": list(range(self.shape[0])), "positions": "prompt"})
+        return np.array(generate(self.llm, self.prompts[:1], [spec])[2][0])
 
     @cached_property
     def dose(self) -> float:
