@@ -15,7 +15,7 @@ from hydra.core.override_parser.overrides_parser import OverridesParser
 from hydra.errors import HydraException
 from hydra.types import RunMode
 
-from emharness.errors import Incomplete, UserError, no_space
+from emharness.errors import Incomplete, UserError, in_a_line, no_space
 
 LOCAL = "hydra._internal.core_plugins.basic_launcher.BasicLauncher"  # jobs one after another in this process
 
@@ -62,7 +62,7 @@ def launcher(run: Callable[..., Any]) -> Callable[..., Any]:
         except Exception as error:
             if not no_space(error):
                 raise
-            reason = " ".join(str(error).split())[:200]
+            reason = in_a_line(error)
             print(
                 f"error: no space is left ({reason}); what was finished is stored, and the same command goes on when "
                 "there is room",

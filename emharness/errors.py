@@ -11,6 +11,11 @@ class UserError(Exception):
     """
 
 
+def in_a_line(said: object, longest: int = 200) -> str:
+    """What a library said, over however many lines, for the middle of a sentence."""
+    return " ".join(str(said).split())[:longest]
+
+
 def no_space(error: BaseException) -> bool:
     """Whether something failed because a disk or a quota is full; libraries in other languages only say so."""
     full = isinstance(error, OSError) and error.errno in (errno.ENOSPC, errno.EDQUOT)

@@ -8,7 +8,7 @@ from typing import Any
 import yaml
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
-from emharness.errors import UserError
+from emharness.errors import UserError, in_a_line
 from emharness.texts import checked_text, decode
 
 DATA = Path(__file__).parent / "data"
@@ -48,9 +48,9 @@ def load_questions(source: str, key: str) -> list[Question]:
     except yaml.YAMLError as error:
         mark = getattr(error, "problem_mark", None)
         where = f", line {mark.line + 1}" if mark else ""
-        raise UserError(f"{key}={source}{where}: not readable as YAML ({_first_line(error)})") from None
+        raise UserError(f"{key}={source}{where}: not readable as YAML ({in_a_line(error)})") from None
     except (RecursionError, ValueError) as error:
-        raise UserError(f"{key}={source}: not readable as YAML ({_first_line(error)})") from None
+        raise UserError(f"{key}={source}: not readable as YAML ({in_a_line(error)})") from None
     if not isinstance(entries, list) or not entries:
         raise UserError(f"{key}={source}, line 1: must be a non-empty list of questions with id and paraphrases")
     lines = [item.start_mark.line + 1 for item in node.value]
@@ -117,7 +117,3 @@ def _refuse_repeated(node: Any, where: str) -> None:
             if isinstance(key, yaml.ScalarNode) and key.value in seen:
                 raise UserError(f"{where}, line {key.start_mark.line + 1}: the key {key.value!r} is there twice")
             seen.add(key.value if isinstance(key, yaml.ScalarNode) else None)
-
-
-def _first_line(error: Exception) -> str:
-    return " ".join(str(error).split())[:160]

@@ -41,10 +41,10 @@ def resolved(*edits):
     return spec.resolve({"edits": asked}, LAYERS, D)["edits"] if asked else []
 
 
-def run(plan, spans, states, layers=range(LAYERS)):
+def run(plan, spans, states, layers=range(LAYERS), ids=None):
     """The streams after every layer's edits, each layer beginning at its own states."""
     hidden, residual = states[0].clone(), states[1].clone()
-    plan.begin_step(spans)
+    plan.begin_step(spans, ids)
     for layer in layers:
         plan.apply(layer, hidden[layer], residual[layer])
     plan.end_step()
@@ -60,11 +60,12 @@ NUMBER = st.floats(-4, 4).map(lambda x: round(x, 2)).filter(bool)
 THRESHOLD = NUMBER.map(lambda x: x + 0.0051)  # never where a pin puts a projection: rounding would decide
 NAME = st.sampled_from(["f.safetensors#u", "f.safetensors#v", "f.safetensors#w"])
 POSITIONS = st.sampled_from(["all", "prompt", "generated", "response", {"from": 1, "to": 4}, {"from": 3}])
+AFTER = st.fixed_dictionaries({"after_token": st.integers(0, 9)})
 EDIT = st.fixed_dictionaries(
     {"vector": NAME, "layer": st.integers(0, LAYERS - 1), "strength": NUMBER},
     optional={
         "mode": st.sampled_from(["add", "ablate", "pin", "cap", "floor"]),
-        "positions": POSITIONS,
+        "positions": POSITIONS | AFTER,
         "rescale": st.booleans(),
         "gate": st.fixed_dictionaries({"vector": NAME, "above": THRESHOLD}, optional={"layer": st.just(0)}),
     },
@@ -86,19 +87,25 @@ def test_any_mix_of_requests_is_edited_and_recorded_as_on_a_cpu(asked, seed, dat
             plan.add_request(name, resolved(*edits), 3)
             if record:
                 plan.recordings.add(name, recording(**record), 3)
-    at = dict.fromkeys(names, 0)
+    at, known = dict.fromkeys(names, 0), dict.fromkeys(names, 0)
+    texts = {name: np.random.default_rng([seed, i]).integers(0, 9, 32) for i, name in enumerate(names)}
     for step in range(6):
+        ids = torch.full((24,), 9, dtype=torch.int32)
         spans, flat = [], 0
         if step == 4:  # one was preempted: it is computed again
             at[names[0]] = 0
         for name in data.draw(st.permutations(names)):
             n = data.draw(st.integers(1, 4)) if at[name] == 0 else 1
             spans.append((name, flat, at[name], n))
+            ids[flat : flat + n] = torch.from_numpy(texts[name][at[name] : at[name] + n])
             at[name] += n
+            known[name] = max(known[name], at[name] + 1)  # the next one has been sampled
             flat += n + data.draw(st.integers(0, 1))  # others' tokens between them
         values = states(seed + step, 24)
-        torch.testing.assert_close(run(other, spans, values), run(one, spans, values), atol=2e-5, rtol=2e-5)
-        assert other.short(names) == one.short(names) == []
+        edited, expected = (run(plan, spans, values, ids=ids) for plan in (other, one))
+        torch.testing.assert_close(edited, expected, atol=2e-5, rtol=2e-5)
+        tokens = {name: texts[name][: known[name]].tolist() for name in names}
+        assert other.short(names, tokens) == one.short(names, tokens) == []
         assert_recorded_alike(other, one)
 
 
@@ -172,6 +179,36 @@ def test_a_captured_launch_follows_what_is_written_into_the_buffers(monkeypatch)
         fresh.remove_request(name)
     replay([])
     assert len(plan.table) == 0
+
+
+def test_an_edit_waits_for_its_token_on_the_device_even_without_a_slot():
+    """Tokens 7 and 5 of 4 requests that take turns on one slot; the host learns of them when a request ends."""
+    plan, fresh = DevicePlan(D, CPU, LAYERS, n_tokens=8, n_requests=1), StepPlan(D, CPU)
+    gate = {"vector": "f.safetensors#u", "layer": 0, "above": 0.1}
+    asked = {
+        "a": [{"positions": {"after_token": 7}}, {"positions": {"after_token": 5}, "layer": 2, "gate": gate}],
+        "b": [{"positions": {"after_token": 5}, "mode": "ablate", "strength": 1.0}],
+        "cached": [{"positions": {"after_token": 7}}],
+        "never": [{"positions": {"after_token": 8}}],
+    }
+    texts = {"a": [7, 1, 5, 7, 2, 2], "b": [1, 7, 5, 5, 3, 3], "cached": [7, 1, 1, 1], "never": [0, 1, 2, 0]}
+    for to in (plan, fresh):
+        for name, edits in asked.items():
+            to.add_request(name, resolved(*edits), 3, texts[name][:2] if name == "cached" else ())
+    turns = [("a", 0, 2), ("b", 0, 2), ("a", 2, 3), ("cached", 2, 1), ("b", 2, 2), ("never", 0, 3), ("b", 4, 1)]
+    turns += [("a", 1, 4), ("cached", 3, 1), ("never", 3, 1), ("b", 1, 1), ("b", 5, 1)]
+    changed, known = dict.fromkeys(asked, False), {name: [] for name in asked}
+    for step, (name, position, n) in enumerate(turns):
+        values, ids = states(step, 8), torch.zeros(8, dtype=torch.int32)
+        ids[1 : 1 + n] = torch.tensor(texts[name][position : position + n])
+        edited = run(plan, [(name, 1, position, n)], values, ids=ids)
+        torch.testing.assert_close(edited, run(fresh, [(name, 1, position, n)], values, ids=ids), atol=1e-5, rtol=1e-5)
+        known[name] = max(known[name], texts[name][: position + n + 1], key=len)  # the next one has been sampled
+        assert plan.short([name], known) == fresh.short([name], known) == []
+        changed[name] |= not torch.equal(edited, values[0])
+    assert changed == {"a": True, "b": True, "cached": True, "never": False}
+    late = {**known, "b": [1, 7, 1, 5, 3, 3]}  # had the device looked at other tokens than these
+    assert plan.short(["b"], late) == fresh.short(["b"], late) == ["b"]
 
 
 @pytest.mark.parametrize("layers", [(0, 2), (0, 1, 1, 2), ()])

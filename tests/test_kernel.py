@@ -17,11 +17,18 @@ from triton.compiler import ASTSource
 from emharness.steering import kernel
 
 pointers = dict(hidden="*bf16", residual="*bf16", slots="*i32", positions="*i32", recorded="*i32", first="*i32",
-                words="*i32", numbers="*fp32", address="*i64", opened="*i8", taps="*i32", memory="*i64", counted="*i32")
+                words="*i32", numbers="*fp32", address="*i64", opened="*i8", began="*i32", taps="*i32",
+                memory="*i64", counted="*i32")
 scalars = ["layer", "n_layers", "n_entries", "n_gates", "d_model", "hidden_stride", "residual_stride"]
-for summed in (True, False):
-    source = ASTSource(kernel._steer, signature={**pointers, **dict.fromkeys(scalars, "i32"), "SUMMED": "constexpr",
-                       "BLOCK": "constexpr"}, constexprs={"SUMMED": summed, "BLOCK": 4096})
+edits = {"SUMMED": "constexpr", "BLOCK": "constexpr"}
+sources = [
+    ASTSource(kernel._steer, signature={**pointers, **dict.fromkeys(scalars, "i32"), **edits},
+              constexprs={"SUMMED": summed, "BLOCK": 4096})
+    for summed in (True, False)
+]
+looks = {**dict.fromkeys(["ids", "slots", "positions", "awaited", "began"], "*i32"), "n_edits": "i32"}
+sources.append(ASTSource(kernel._look, signature={**looks, "BLOCK": "constexpr"}, constexprs={"BLOCK": 256}))
+for source in sources:
     done = triton.compile(source, target=GPUTarget("cuda", CAPABILITY, 32), options={"num_warps": 8})
     print("bytes of machine code:", len(done.asm["cubin"]))
 """
@@ -38,7 +45,7 @@ def run(*command, **variables):
 def test_the_kernel_is_right_in_the_interpreter():
     done = run("-m", "pytest", "-q", "-p", "no:cacheprovider", f"tests/{KERNEL}.py", TRITON_INTERPRET="1")
     assert done.returncode == 0, done.stdout[-3000:]
-    assert int(re.findall(r"(\d+) passed", done.stdout)[-1]) == 6
+    assert int(re.findall(r"(\d+) passed", done.stdout)[-1]) == 7
 
 
 @pytest.mark.parametrize("capability", [80, 90])
@@ -47,5 +54,5 @@ def test_the_kernel_compiles_for_a_gpu(capability, tmp_path):
     done = run("-c", COMPILE.replace("CAPABILITY", str(capability)), TRITON_CACHE_DIR=str(tmp_path))
     assert done.returncode == 0, done.stderr[-3000:]
     sizes = [int(size) for size in re.findall(r"machine code: (\d+)", done.stdout)]
-    assert len(sizes) == 2
+    assert len(sizes) == 3
     assert min(sizes) > 1000

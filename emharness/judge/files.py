@@ -13,7 +13,7 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from emharness.errors import UserError
+from emharness.errors import UserError, in_a_line
 from emharness.judge.metrics import Quality, order_changes, summarise
 
 KINDS = (".csv", ".parquet", ".jsonl")
@@ -37,7 +37,7 @@ def read(path: Path) -> list[Row]:
     try:
         rows = _READERS[kind("responses", path)](path)
     except (UnicodeDecodeError, csv.Error, json.JSONDecodeError, pa.ArrowInvalid) as error:
-        raise UserError(f"responses={path}: cannot be read ({' '.join(str(error).split())[:200]})") from None
+        raise UserError(f"responses={path}: cannot be read ({in_a_line(error)})") from None
     if not rows:
         raise UserError(f"responses={path}: the file has no rows")
     for number, row in enumerate(rows, start=1):

@@ -11,6 +11,8 @@ from typing import Any
 from jinja2 import TemplateError
 from transformers import AutoTokenizer
 
+from emharness.errors import in_a_line
+
 PINNED = datetime.date(2024, 7, 26)  # what a template that writes today's date writes
 
 Messages = Sequence[Mapping[str, Any]]
@@ -67,7 +69,7 @@ class Chat:
                 messages, add_generation_prompt=prompt, tokenize=False, **pinned, **self.settings
             )
         except (TemplateError, TypeError, KeyError, ValueError, AttributeError) as error:
-            reason = " ".join(str(error).split())[:200]
+            reason = in_a_line(error)
             raise ValueError(f"the chat template cannot render it ({reason})") from None
         return str(text)
 

@@ -7,7 +7,7 @@ from typing import Any
 import torch
 from transformers import AutoConfig, AutoModelForCausalLM
 
-from emharness.errors import UserError
+from emharness.errors import UserError, in_a_line
 from emharness.organisms.weights import embedded_gguf, unknown_model
 
 _REASONS = (ValueError, OSError, AttributeError, KeyError, TypeError, RuntimeError, ImportError)
@@ -26,7 +26,7 @@ def check_whole(where: str, folder: Path) -> set[str]:
             folder, device_map="meta", output_loading_info=True, ignore_mismatched_sizes=True
         )
     except _REASONS as error:
-        raise UserError(f"{where}: Hugging Face cannot load it ({_sentence(error)})") from None
+        raise UserError(f"{where}: Hugging Face cannot load it ({in_a_line(error)})") from None
     found = loaded[1]
     wrong = {name for name, *_ in found["mismatched_keys"]}
     if missing := set(found["missing_keys"]) - wrong:
@@ -50,7 +50,7 @@ def check_adapter(where: str, adapter: Path, tensors: dict[str, list[int]], base
             model = get_peft_model(AutoModelForCausalLM.from_config(_config(where, base)), config)
         wanted = {name: list(t.shape) for name, t in get_peft_model_state_dict(model).items()}
     except _REASONS as error:
-        raise UserError(f"{where}: PEFT cannot put it on base={called} ({_sentence(error)})") from None
+        raise UserError(f"{where}: PEFT cannot put it on base={called} ({in_a_line(error)})") from None
     # Embeddings beside the adapter are whole weights, saved where the vocabulary was trained.
     extra = {name for name in tensors.keys() - wanted if not ("embed" in name or "lm_head" in name)}
     if extra:
@@ -74,7 +74,3 @@ def _config(where: str, folder: Path | None) -> Any:
 def _listed(names: Iterable[str]) -> str:
     first, *others = sorted(names)
     return first + (f" and {len(others)} more" if others else "")
-
-
-def _sentence(error: Exception) -> str:
-    return " ".join(str(error).split())[:200]

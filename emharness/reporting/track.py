@@ -13,7 +13,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-from emharness.errors import UserError
+from emharness.errors import UserError, in_a_line
 
 
 def _guarded(method: Callable[..., None]) -> Callable[..., None]:
@@ -71,7 +71,7 @@ class Tracker:
                 settings=wandb.Settings(silent=True, console="off"),
             )
         except Exception as error:
-            reason = " ".join(str(error).split())[:200]
+            reason = in_a_line(error)
             raise UserError(f"tracker={mode}: W&B did not start ({reason}); offline and none need no network") from None
         self._run.define_metric("train/step")
         self._run.define_metric("train/*", step_metric="train/step")

@@ -2,7 +2,7 @@
 
 from typing import Any
 
-from emharness.errors import UserError
+from emharness.errors import UserError, in_a_line
 
 
 def save(entity: str | None, project: str, name: str) -> str:
@@ -21,7 +21,7 @@ def save(entity: str | None, project: str, name: str) -> str:
         view.save()
         return view.url
     except Exception as error:
-        reason = " ".join(str(error).split())[:200] or type(error).__name__
+        reason = in_a_line(error) or type(error).__name__
         raise UserError(
             f"wandb.project={project}: W&B did not take the view ({reason}); log in with `wandb login`"
         ) from None

@@ -7,6 +7,7 @@ counted on the device, and compared when a request ends.
 
 import sys
 from collections import deque
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -16,7 +17,7 @@ import torch
 from emharness.steering.programme import programme
 from emharness.steering.recording import Recording, Span
 from emharness.steering.requests import Requests
-from emharness.steering.spec import MAX_EDITS
+from emharness.steering.spec import MAX_EDITS, NOT_YET, steered_span
 from emharness.steering.table import send
 
 
@@ -30,6 +31,8 @@ class Buffers:
     numbers: torch.Tensor  # [n_slots, n_entries, 4] float32
     address: torch.Tensor  # [1] int64: where the directions are; they alone move when they outgrow their place
     opened: torch.Tensor  # [n_tokens, MAX_EDITS] int8
+    awaited: torch.Tensor  # [n_slots, MAX_EDITS] int32: the token id that an edit waits for; -1: for none
+    began: torch.Tensor  # [n_slots, MAX_EDITS] int32: the position after it
     taps: torch.Tensor  # [n_slots, n_layers] int32: which recorded layer from 1 on
     memory: torch.Tensor  # [n_slots, 6] int64: what `memory` says of its recording
     counted: torch.Tensor  # [n_slots, n_layers] int32
@@ -49,6 +52,8 @@ def buffers(n_tokens: int, n_requests: int, n_layers: int, device: torch.device)
         numbers=zeros(n_slots, 2 * MAX_EDITS, 4, dtype=torch.float32),
         address=zeros(1, dtype=torch.int64),
         opened=zeros(n_tokens, MAX_EDITS, dtype=torch.int8),
+        awaited=zeros(n_slots, MAX_EDITS),
+        began=zeros(n_slots, MAX_EDITS),
         taps=zeros(n_slots, n_layers),
         memory=zeros(n_slots, 6, dtype=torch.int64),
         counted=zeros(n_slots, n_layers),
@@ -66,8 +71,18 @@ class Count:
     """The device's counts after a step, and what they should be."""
 
     counted: torch.Tensor  # [n_slots, n_layers] int32, arriving on the host
-    asked: np.ndarray
+    asked: np.ndarray  # but by edits that await a token, which the host does not know yet …
+    passed: dict[str, tuple[tuple[int, int], ...]]  # … of whose requests these positions have been computed
     arrived: Any  # a CUDA event; None: there already
+
+
+@dataclass(frozen=True)
+class Parked:
+    """What the device knew of a request whose slot another one needed."""
+
+    counted: torch.Tensor
+    began: torch.Tensor
+    asked: np.ndarray
 
 
 class DevicePlan(Requests):
@@ -80,25 +95,24 @@ class DevicePlan(Requests):
         self._slot_of: dict[str, int] = {}
         self._memory: dict[int, tuple[int, ...]] = {}  # slot → what the buffers say of its recording
         self._free = list(range(1, n_requests + 1))
+        self._parked: dict[str, Parked] = {}
+        self._passed: dict[str, tuple[tuple[int, int], ...]] = {}  # of requests with edits that await a token
         self._asked = np.zeros((n_requests + 1, n_layers), dtype=np.int64)
         self._filled = 0  # tokens of the last step that the buffers may hold
         self._again = self._asked  # what the last step asks for
         self._counts: deque[Count] = deque(maxlen=2)  # a step may have been started before the one before has ended
         self._told = False
 
-    def look(self, request_id: str, tokens: np.ndarray) -> bool:
-        begun = super().look(request_id, tokens)
-        if begun and request_id in self._slot_of:
-            self._write_programme(request_id)
-        return begun
-
     def remove_request(self, request_id: str) -> None:
         super().remove_request(request_id)
+        self._parked.pop(request_id, None)
+        self._passed.pop(request_id, None)
         if (slot := self._slot_of.pop(request_id, None)) is not None:
             self._free.append(slot)
 
-    def begin_step(self, spans: list[Span]) -> None:
-        """Write a step of (request id, first flat index, first position, n tokens) into the buffers."""
+    def begin_step(self, spans: list[Span], ids: torch.Tensor | None = None) -> None:
+        """Write a step of (request id, first flat index, first position, n tokens) into the buffers. `ids`: its flat
+        tokens, int32 [n_tokens] on the device, for edits that begin after one of them."""
         claims = self.recordings.claims(spans)
         asking = {span[0] for span in [*self._edited(spans), *claims]}
         spans = [span for span in spans if span[0] in asking]
@@ -116,6 +130,16 @@ class DevicePlan(Requests):
             self._write(spans, claims)
             self._last = places
         self._asked += self._again
+        waiting = [span for span in spans if self.requests[span[0]].awaited]
+        for name, _, position, n in waiting:
+            first, last, before = position, position + n, self._passed.get(name, ())
+            if before and before[-1][1] == position:
+                *before, (first, _) = before
+            self._passed[name] = (*before, (first, last))
+        if waiting and ids is not None:
+            from emharness.steering import kernel
+
+            kernel.look(ids[: self._filled], self.buffers)
 
     def _write(self, spans: list[Span], claims: list[Span]) -> None:
         asking = {span[0] for span in spans}
@@ -153,12 +177,20 @@ class DevicePlan(Requests):
     def _take_slot(self, name: str, asking: set[str]) -> None:
         if not self._free:  # one that waits: never more than `n_requests` are in a step
             idle = next(other for other in self._slot_of if other not in asking)
-            self.missed.update(self.short([idle]))
-            self._free.append(self._slot_of.pop(idle))
+            left = self._slot_of.pop(idle)
+            kept = (self.buffers.counted[left].clone(), self.buffers.began[left].clone(), self._asked[left].copy())
+            self._parked[idle] = Parked(*kept)
+            self._free.append(left)
         slot = self._slot_of[name] = self._free.pop()
         self._write_programme(name)
-        self.buffers.counted[slot].zero_()
-        self._asked[slot] = 0
+        if parked := self._parked.pop(name, None):
+            self.buffers.counted[slot] = parked.counted
+            self.buffers.began[slot] = parked.began
+            self._asked[slot] = parked.asked
+        else:
+            self.buffers.counted[slot].zero_()
+            self.buffers.began[slot].fill_(NOT_YET)
+            self._asked[slot] = 0
 
     def _write_programme(self, name: str) -> None:
         slot, own = self._slot_of[name], programme(self.requests[name].columns, self.n_layers)
@@ -169,6 +201,10 @@ class DevicePlan(Requests):
         if recording := self.recordings.living.get(name):
             taps[recording.layers] = np.arange(len(recording.layers)) + 1
         send(self.buffers.taps[slot], taps)
+        if waiting := self.requests[name].awaited:
+            awaited = np.full(MAX_EDITS, -1, dtype=np.int32)
+            awaited[list(waiting)] = list(waiting.values())
+            send(self.buffers.awaited[slot], awaited)
 
     def _tell_memory(self, name: str) -> None:
         slot, own = self._slot_of[name], memory(self.recordings.living[name])
@@ -193,10 +229,11 @@ class DevicePlan(Requests):
             arrived.record()
         else:
             host, arrived = self.buffers.counted.clone(), None
-        self._counts.append(Count(host, self._asked.copy(), arrived))
+        self._counts.append(Count(host, self._asked.copy(), dict(self._passed), arrived))
 
-    def short(self, request_ids: list[str]) -> list[str]:
-        """Those of these requests of which the device has done less, or more, than was asked for."""
+    def short(self, request_ids: Sequence[str], tokens: Mapping[str, Sequence[int]] | None = None) -> list[str]:
+        """Those of these requests of which the device has done less, or more, than was asked for. `tokens`: all of a
+        request that has edits after one of them."""
         bad = [name for name in request_ids if name in self.missed]
         if not self._counts:
             return bad
@@ -207,13 +244,16 @@ class DevicePlan(Requests):
         counted = newest.counted.numpy()
         for name in request_ids:
             slot = self._slot_of.get(name)
-            if slot is None or name in bad or (counted[slot] == newest.asked[slot]).all():
+            if slot is None or name in bad:
+                continue
+            expected = newest.asked[slot] + self._after(name, newest.passed.get(name, ()), (tokens or {}).get(name, ()))
+            if (counted[slot] == expected).all():
                 continue
             bad.append(name)
             if not self._told:
                 self._told = True
-                layers = np.flatnonzero(counted[slot] != newest.asked[slot]).tolist()
-                asked, done = newest.asked[slot][layers].tolist(), counted[slot][layers].tolist()
+                layers = np.flatnonzero(counted[slot] != expected).tolist()
+                asked, done = expected[layers].tolist(), counted[slot][layers].tolist()
                 print(
                     f"emharness: asked to edit or record {asked} tokens at layers {layers}, done {done}; "
                     "the request ends with an error",
@@ -221,3 +261,14 @@ class DevicePlan(Requests):
                     flush=True,
                 )
         return bad
+
+    def _after(self, name: str, passed: tuple[tuple[int, int], ...], tokens: Sequence[int]) -> np.ndarray:
+        """Entries over positions of edits that the device has begun, [n_layers], by all tokens of the request."""
+        asked, own = np.zeros(self.n_layers, dtype=np.int64), self.requests[name]
+        for edit, token in own.awaited.items():
+            start, _ = steered_span({"after_token": token}, 0, tokens)
+            n = sum(max(0, last - max(first, start)) for first, last in passed)
+            for layer in (own.columns[edit]["layer"], own.columns[edit]["gate_layer"]):
+                if layer >= 0:
+                    asked[layer] += n
+        return asked

@@ -16,6 +16,27 @@ from emharness.steering import programme
 LOOK, KEEP = tl.constexpr(programme.LOOK), tl.constexpr(programme.KEEP)
 GATED, RECALL = tl.constexpr(programme.GATED), tl.constexpr(programme.RECALL)
 BOUNDED, RESCALE = tl.constexpr(programme.BOUNDED), tl.constexpr(programme.RESCALE)
+AWAITS = tl.constexpr(programme.AWAITS)
+
+
+@triton.jit
+def _look(
+    ids,  # [n_tokens] int32
+    slots,  # [n_tokens] int32, 0: nothing to do
+    positions,  # [n_tokens] int32
+    awaited,  # [n_slots, n_edits] int32: the token id that an edit waits for
+    began,  # [n_slots, n_edits] int32: the position after the first such token
+    n_edits,
+    BLOCK: tl.constexpr,
+):
+    """Each program looks at one token of the step, for all edits of its request."""
+    token = tl.program_id(0)
+    slot = tl.load(slots + token)
+    if slot > 0:
+        edits = slot.to(tl.int64) * n_edits + tl.arange(0, BLOCK)
+        waits = tl.load(awaited + edits) == tl.load(ids + token)
+        after = tl.load(positions + token) + 1
+        tl.atomic_min(began + edits, tl.zeros([BLOCK], dtype=tl.int32) + after, mask=waits, sem="relaxed")
 
 
 @triton.jit(do_not_specialize=["layer"])  # one compiled kernel for all layers
@@ -30,6 +51,7 @@ def _steer(
     numbers,  # [n_slots, n_entries, 4] float32: a (of a look: the threshold), b, low, high
     address,  # [1] int64, of the directions [n_rows, d_model] float32
     opened,  # [n_tokens, n_gates] int8
+    began,  # [n_slots, n_gates] int32: where an edit that awaits a token begins
     taps,  # [n_slots, n_layers] int32: which of the layers that a slot records this is, counted from 1; 0: of none
     memory,  # [n_slots, 6] int64: addresses of total, last, axes, along of its `Recording`; n layers, n vectors
     counted,  # [n_slots, n_layers] int32: entries done and residuals recorded, over tokens
@@ -67,7 +89,10 @@ def _steer(
                 number = numbers + (slot.to(tl.int64) * n_entries + entry) * 4
                 bits = tl.load(word)
                 row = tl.load(word + 1).to(tl.int64)
-                active = (position >= tl.load(word + 2)) & (position < tl.load(word + 3))
+                awaits = (bits & AWAITS) != 0
+                begins = tl.load(began + slot.to(tl.int64) * n_gates + tl.load(word + 4), mask=awaits, other=0)
+                begins = tl.where(awaits, begins, tl.load(word + 2))
+                active = (position >= begins) & (position < tl.load(word + 3))
                 remembered = opened + token * n_gates + tl.load(word + 4)
                 v = tl.load(directions + row * d_model + lanes, mask=inside, other=0.0)
                 a = tl.load(number)
@@ -119,7 +144,7 @@ def steer(
     """Edit `hidden` [n_tokens, d_model] in place and record it as the buffers (`device.Buffers`) say."""
     args = (
         *(hidden, hidden if residual is None else residual, *buffers.tokens, buffers.first),
-        *(buffers.words, buffers.numbers, buffers.address, buffers.opened),
+        *(buffers.words, buffers.numbers, buffers.address, buffers.opened, buffers.began),
         *(buffers.taps, buffers.memory, buffers.counted),
         *(layer, n_layers, buffers.words.shape[1], buffers.opened.shape[1], d_model),
         *(hidden.stride(0), 0 if residual is None else residual.stride(0)),
@@ -127,3 +152,10 @@ def steer(
     launch(
         (min(hidden.shape[0], buffers.tokens.shape[1]),), args, residual is not None, triton.next_power_of_2(d_model)
     )
+
+
+def look(ids: torch.Tensor, buffers: Any) -> None:
+    """Begin the edits whose token is among a step's `ids`, int32 [n_tokens]."""
+    n_edits = buffers.began.shape[1]
+    slots, positions, _ = buffers.tokens
+    _look[(len(ids),)](ids, slots, positions, buffers.awaited, buffers.began, n_edits, BLOCK=n_edits)

@@ -7,6 +7,7 @@ is in pass r, so edits of one request act in its order while a pass is one vecto
 
 import itertools
 import sys
+from collections.abc import Mapping, Sequence
 
 import numpy as np
 import torch
@@ -31,11 +32,16 @@ class StepPlan(Requests):
         super().remove_request(request_id)
         self._again = {}
 
-    def begin_step(self, spans: list[Span]) -> None:
-        """Make the passes of a step from (request id, first flat index, first position, n tokens)."""
+    def begin_step(self, spans: list[Span], ids: torch.Tensor | None = None) -> None:
+        """Make the passes of a step from (request id, first flat index, first position, n tokens). `ids`: its flat
+        tokens, int32 [n_tokens], for edits that begin after one of them."""
         self.passes, self.done, self._gates = {}, {}, {}
         self.recordings.begin(spans)
         spans = self._edited(spans)
+        if ids is not None:
+            for name, flat, position, n in spans:
+                if self.requests[name].awaited:
+                    self.requests[name].look(ids[flat : flat + n].numpy(), position)
         self._asking = tuple(span[0] for span in spans)
         if not spans:
             return
@@ -120,9 +126,12 @@ class StepPlan(Requests):
         self.missed |= missed
         self.passes, self.done, self._gates = {}, {}, {}
 
-    def short(self, request_ids: list[str]) -> list[str]:
-        """Those of these requests of which something was not edited or recorded."""
-        return [name for name in request_ids if name in self.missed]
+    def short(self, request_ids: Sequence[str], tokens: Mapping[str, Sequence[int]] | None = None) -> list[str]:
+        """Those of these requests of which something was not edited or recorded. `tokens`: all of a request that has
+        edits after one of them."""
+        known = {name: ids for name, ids in (tokens or {}).items() if name in self.requests}
+        late = {name for name, ids in known.items() if not self.requests[name].begun_as(ids)}
+        return [name for name in request_ids if name in self.missed or name in late]
 
     def apply(self, layer: int, hidden: torch.Tensor, residual: torch.Tensor | None) -> None:
         """Edit `hidden` [n_tokens, d_model] in place so that hidden + residual is the edited stream; record it."""

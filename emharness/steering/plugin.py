@@ -92,13 +92,6 @@ def _checked(request: Any, config: Any) -> dict[str, Any]:
     if why := blocks.refusal(model) or next(iter(op.unhooked), None):
         raise ValueError(f"steering: this model cannot be steered: {why}")
     resolved = spec.resolve(request, model.hf_text_config.num_hidden_layers, model.get_hidden_size())
-    if any(isinstance(edit["positions"], dict) for edit in resolved["edits"]) and (
-        config.scheduler_config.async_scheduling or getattr(config, "use_v2_model_runner", False)
-    ):
-        raise ValueError(
-            "steering: after_token must see each token before the next; start with async_scheduling=False and "
-            "VLLM_USE_V2_MODEL_RUNNER=0"
-        )
     device, eager = config.device_config.device_type, model.enforce_eager
     if device not in ("cpu", "cuda") and not eager:
         raise ValueError(
@@ -127,7 +120,7 @@ def _separate_blocks(extra_keys: Any, request: Any, start: int, end: int, *args:
     if resolved and resolved["edits"]:
         length = request.num_prompt_tokens
         kinds = [edit["positions"] for edit in resolved["edits"]]
-        tokens = request.all_token_ids[:end] if any(isinstance(kind, dict) for kind in kinds) else ()
+        tokens = request.all_token_ids[:end] if record.awaits(resolved) else ()
         first = min(spec.steered_span(kind, length, tokens)[0] for kind in kinds)
         if end > first:
             fixed = all(kind == "all" or not isinstance(kind, str) for kind in kinds)

@@ -4,6 +4,8 @@ from dataclasses import dataclass
 
 import numpy as np
 
+from emharness.steering.spec import NOT_YET
+
 # Bits of an entry.
 LOOK = 1  # a gate's projection against its threshold, held for the next entry …
 KEEP = 2  # … or kept for a later layer
@@ -11,6 +13,7 @@ GATED = 4  # acts where what is held says so
 RECALL = 8  # … where what was kept does
 BOUNDED = 16
 RESCALE = 32
+AWAITS = 64  # begins where the device has seen its token
 _FOREVER = np.iinfo(np.int32).max
 
 
@@ -29,14 +32,15 @@ def programme(edits: np.ndarray, n_layers: int) -> Programme:
     index = np.arange(len(edits))
     gated, own = edits["gate_layer"] >= 0, edits["gate_layer"] == edits["layer"]
     bounded = (edits["low"] > -np.inf) | (edits["high"] < np.inf)
-    acts = BOUNDED * bounded + RESCALE * edits["rescale"] + GATED * own + RECALL * (gated & ~own)
+    awaits = AWAITS * (edits["start"] == NOT_YET)
+    acts = BOUNDED * bounded + RESCALE * edits["rescale"] + GATED * own + RECALL * (gated & ~own) + awaits
     looks, looking = edits[gated], index[gated]
     later = np.concatenate([np.zeros(len(edits), bool), ~own[gated]])
     layer = np.concatenate([edits["layer"], looks["gate_layer"]])
     order = np.lexsort((np.concatenate([2 * index + 1, 2 * looking]), later, layer))
     nothing = np.zeros(len(looks))
     words = [
-        np.concatenate([acts, LOOK + KEEP * ~own[gated]]),
+        np.concatenate([acts, LOOK + KEEP * ~own[gated] + awaits[gated]]),
         np.concatenate([edits["row"], looks["gate_row"]]),
         *(np.concatenate([edits[name], looks[name]]).clip(max=_FOREVER) for name in ("start", "end")),
         np.concatenate([index, looking]),

@@ -60,7 +60,8 @@ def attach(update: Any, scheduler: Any, *args: Any, **kwargs: Any) -> Any:
     from vllm.v1.engine import FinishReason
 
     executor = getattr(scheduler, EXECUTOR)
-    missed = set().union(*executor.collective_rpc(account, args=(list(steered),)))
+    waited = {name: list(asked[name][1].all_token_ids) for name in steered if awaits(asked[name][0])}
+    missed = set().union(*executor.collective_rpc(account, args=(list(steered), waited)))
     for name, output in steered.items():
         if name in missed:
             output.finish_reason, output.stop_reason = FinishReason.ERROR, "steering: an edit was not made"
@@ -101,9 +102,15 @@ def wanted(params: Any) -> dict[str, Any] | None:
     return spec if spec and (spec["edits"] or spec["record"]) else None
 
 
-def account(worker: Any, request_ids: list[str]) -> list[str]:
-    """In a worker: which of these requests had an edit or a recording passed over."""
-    return getattr(worker.model_runner, PLAN).short(request_ids)
+def awaits(spec: dict[str, Any]) -> bool:
+    """Whether a resolved spec has edits that begin after a token."""
+    return any(isinstance(edit["positions"], dict) for edit in spec["edits"])
+
+
+def account(worker: Any, request_ids: list[str], tokens: dict[str, list[int]]) -> list[str]:
+    """In a worker: which of these requests had an edit or a recording passed over. `tokens`: of those whose edits
+    await one."""
+    return getattr(worker.model_runner, PLAN).short(request_ids, tokens)
 
 
 def take(worker: Any, request_id: str, fed: int) -> dict[str, Any] | None:

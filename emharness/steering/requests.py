@@ -1,6 +1,7 @@
 """The steered requests that are alive, on whichever device: their edits, directions and recordings."""
 
-from dataclasses import dataclass
+from collections.abc import Sequence
+from dataclasses import dataclass, field
 from functools import cached_property
 from typing import Any
 
@@ -12,13 +13,17 @@ from emharness.steering.spec import NOT_YET, steered_span
 from emharness.steering.table import VectorTable
 
 
-@dataclass(frozen=True)
+@dataclass
 class RequestEdits:
     """The edits of one living request as columns [n_edits], and what they hold in the vector table."""
 
     columns: np.ndarray  # see COLUMNS
     directions: list[bytes]
-    awaited: dict[int, int]  # edit → the token id after which it begins
+    after: dict[int, int]  # edit → the token id after which it begins
+    awaited: dict[int, int] = field(init=False)  # of these, those whose token has not been seen
+
+    def __post_init__(self) -> None:
+        self.awaited = dict(self.after)
 
     @cached_property
     def steady_from(self) -> int:
@@ -26,17 +31,19 @@ class RequestEdits:
         ends = np.where(self.columns["end"] == _FOREVER, self.columns["start"], self.columns["end"])
         return int(ends.max(initial=0))
 
-    def look(self, tokens: np.ndarray) -> bool:
-        """Begin the edits whose token is among the request's so far; whether there was one."""
-        begun = False
+    def look(self, tokens: Sequence[int] | np.ndarray, first: int = 0) -> None:
+        """Begin the edits whose token is among these, which the request has from position `first` on."""
         for edit, token in list(self.awaited.items()):
-            start, _ = steered_span({"after_token": token}, 0, tokens)  # type: ignore[arg-type]
+            start, _ = steered_span({"after_token": token}, 0, tokens)
             if start < NOT_YET:
-                self.columns["start"][edit] = start
+                self.columns["start"][edit] = first + start
                 del self.awaited[edit]
-                begun = True
                 vars(self).pop("steady_from", None)
-        return begun
+
+    def begun_as(self, tokens: Sequence[int]) -> bool:
+        """Whether every edit has begun after its token, by all tokens of the request."""
+        starts = {edit: steered_span({"after_token": token}, 0, tokens)[0] for edit, token in self.after.items()}
+        return all(min(self.columns["start"][edit], len(tokens)) == min(s, len(tokens)) for edit, s in starts.items())
 
 
 COLUMNS = np.dtype(
@@ -76,8 +83,8 @@ def request_edits(edits: list[dict[str, Any]], prompt_length: int, table: Vector
         )
     held = [edit["direction"] for edit in edits] + [e["gate"]["direction"] for e in edits if e["gate"]]
     kinds = [edit["positions"] for edit in edits]
-    awaited = {i: kind["after_token"] for i, kind in enumerate(kinds) if isinstance(kind, dict)}
-    return RequestEdits(columns, held, awaited)
+    after = {i: kind["after_token"] for i, kind in enumerate(kinds) if isinstance(kind, dict)}
+    return RequestEdits(columns, held, after)
 
 
 class Requests:
@@ -91,17 +98,14 @@ class Requests:
         self.missed: set[str] = set()  # living requests of which something was not edited or recorded
         self._last: tuple[tuple[str, int], ...] | None = None  # `_places` of the last step, if it may come again
 
-    def add_request(self, request_id: str, edits: list[dict[str, Any]], prompt_length: int) -> None:
-        """Register a request with the resolved edits of `spec.resolve`."""
-        self.requests[request_id] = request_edits(edits, prompt_length, self.table)
+    def add_request(
+        self, request_id: str, edits: list[dict[str, Any]], prompt_length: int, cached: Sequence[int] | np.ndarray = ()
+    ) -> None:
+        """Register a request with the resolved edits of `spec.resolve`. `cached`: its first tokens, whose residuals the
+        prefix cache holds: no step will show them."""
+        own = self.requests[request_id] = request_edits(edits, prompt_length, self.table)
+        own.look(cached)
         self._last = None
-
-    def look(self, request_id: str, tokens: np.ndarray) -> bool:
-        """Begin what waits for one of the request's tokens [n] so far; whether there was something."""
-        begun = self.requests[request_id].look(tokens)
-        if begun:
-            self._last = None
-        return begun
 
     def remove_request(self, request_id: str) -> None:
         self.recordings.remove(request_id)

@@ -88,8 +88,8 @@ def _hook(model: Any, config: Any) -> None:
         layer.register_forward_hook(hook)
 
 
-def _register(plan: Plan, request_id: str, found: dict[str, Any], prompt_length: int) -> None:
-    plan.add_request(request_id, found["edits"], prompt_length)
+def _register(plan: Plan, request_id: str, found: dict[str, Any], prompt_length: int, cached: Any) -> None:
+    plan.add_request(request_id, found["edits"], prompt_length, cached)
     if found["record"]:
         plan.recordings.add(request_id, found["record"], prompt_length)
 
@@ -129,14 +129,12 @@ def _plan_step(prepare: Any, runner: Any, scheduler_output: Any, num_scheduled: 
         n = int(num_scheduled[index])
         state = runner.requests[request_id]
         if found := wanted(state.sampling_params):
-            if request_id not in plan.requests:
-                _register(plan, request_id, found, state.num_prompt_tokens)
             position = int(batch.num_computed_tokens_cpu[index])
-            if plan.requests[request_id].awaited:
-                plan.look(request_id, batch.token_ids_cpu[index, : position + n])
+            if request_id not in plan.requests:
+                _register(plan, request_id, found, state.num_prompt_tokens, batch.token_ids_cpu[index, :position])
             spans.append((request_id, flat, position, n))
         flat += n
-    plan.begin_step(spans)
+    plan.begin_step(spans, runner.input_ids.gpu[:flat])
     return result
 
 
@@ -149,7 +147,8 @@ def _take_new(add: Any, runner: Any, scheduler_output: Any, *args: Any) -> Any:
     for new in scheduler_output.scheduled_new_reqs:
         found = wanted(new.sampling_params)
         if found and new.req_id not in plan.requests:
-            _register(plan, new.req_id, found, new.prompt_len)
+            cached = (new.prompt_token_ids or [])[: new.num_computed_tokens]
+            _register(plan, new.req_id, found, new.prompt_len, cached)
     return result
 
 
@@ -164,6 +163,7 @@ def _plan_batch(prepare: Any, runner: Any, *args: Any, **kwargs: Any) -> Any:
             (request_id, int(flat[i]), int(position[i]), int(n[i]))
             for i, request_id in enumerate(batch.req_ids)
             if request_id in plan.requests
-        ]
+        ],
+        batch.input_ids,
     )
     return batch

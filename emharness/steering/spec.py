@@ -267,7 +267,9 @@ def _unit_length(edit: Edit, raw_norm: float | None, residual_norm: float | None
     return length
 
 
-def steered_span(positions: Positions, prompt_length: int, tokens: Sequence[int] = ()) -> tuple[int, int | None]:
+def steered_span(
+    positions: Positions, prompt_length: int, tokens: Sequence[int] | np.ndarray = ()
+) -> tuple[int, int | None]:
     """Absolute positions [start, end) that resolved `positions` mean; end None = for as long as the request runs.
 
     `tokens`: the request's so far, for those that begin after one of them; NOT_YET while it has not come.

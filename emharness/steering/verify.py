@@ -58,14 +58,17 @@ def edits_change(trial: Trial) -> tuple[bool, str]:
 
 def equals_hugging_face(trial: Trial) -> tuple[bool, str]:
     worst = 0.0
-    cases = [
+    alike = [
+        None,
         [trial.edit(trial.dose)],
         [trial.edit(1.0, "ablate")],
         [trial.edit(trial.dose, positions="generated"), trial.edit(-trial.dose, vector=1, positions="prompt")],
     ]
-    for case in [None, *cases]:
-        tokens, found, _ = trial.run([case] * len(TEXTS))
-        for prompt, ids, own in zip(trial.prompts, tokens, found, strict=True):
+    third = [ids[2] for ids in trial.run([None] * len(TEXTS))[0]]
+    each = [[trial.edit(trial.dose, positions={"after_token": token})] for token in third]
+    for cases in (*([case] * len(TEXTS) for case in alike), each):
+        tokens, found, _ = trial.run(cases)
+        for prompt, ids, own, case in zip(trial.prompts, tokens, found, cases, strict=True):
             worst = max(worst, float(np.abs(reference.logprobs(trial.hf, prompt, ids, case) - own).max()))
     return worst < TOLERANCE, f"largest difference {worst:.1e}, must be below {TOLERANCE:g}"
 

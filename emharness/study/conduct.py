@@ -16,7 +16,7 @@ import pyarrow as pa
 from emharness import geometry
 from emharness.config import BASE
 from emharness.directions.extract import VECTORS_FILE
-from emharness.errors import UserError
+from emharness.errors import UserError, in_a_line
 from emharness.experiments.scope import Experiment, Scope
 from emharness.generation.cells import Cell, Direction
 from emharness.generation.stream import Stream
@@ -165,7 +165,7 @@ def analyse(
         say(f"geometry: skipped: {error}")
         return {"skipped": str(error)}
     except Exception as error:  # the answers are not lost; the next start tries the geometry again
-        reason = " ".join(f"{type(error).__name__}: {error}".split())[:500]
+        reason = in_a_line(f"{type(error).__name__}: {error}", 500)
         traceback.print_exc(file=sys.stderr)
         say(f"failed: geometry: {reason}; the answers are kept")
         return {"failed": reason}

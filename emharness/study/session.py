@@ -13,7 +13,7 @@ from typing import Any
 
 from emharness import claims
 from emharness.config import Config
-from emharness.errors import Incomplete, UserError, no_space
+from emharness.errors import Incomplete, UserError, in_a_line, no_space
 from emharness.generation.engines import Engines
 from emharness.inputs import Inputs
 from emharness.organisms.models import OnStep
@@ -86,7 +86,7 @@ class Session:
         except Exception as error:
             if no_space(error):  # the others have none either
                 raise
-            self.failed[model] = " ".join(f"{type(error).__name__}: {error}".split())[:500]
+            self.failed[model] = in_a_line(f"{type(error).__name__}: {error}", 500)
             traceback.print_exc(file=sys.stderr)
             say(f"failed: {model}: {self.failed[model]}; the others go on")
             self.engines.close()
