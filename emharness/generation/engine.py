@@ -11,6 +11,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from emharness import memory
 from emharness.errors import UserError
 from emharness.generation.cells import Request
 from emharness.steering.blocks import decoder_layers
@@ -201,6 +202,7 @@ class Engine:
         self._llm.llm_engine.engine_core.shutdown()
         del self._llm
         cleanup_dist_env_and_memory()
+        memory.give_back()
 
     def __enter__(self) -> Engine:
         return self
