@@ -18,7 +18,7 @@ def keep_freed() -> bool:
 
 
 def give_back() -> None:
-    """Return what is kept to the system: after a model, which other processes may need the room of."""
+    """Return what is kept to the system: before something large that does not come from it."""
     if trim := _glibc("malloc_trim"):
         trim(0)
 

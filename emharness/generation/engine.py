@@ -93,6 +93,7 @@ class Engine:
         whole: dict[str, Any] = {"enable_chunked_prefill": False, "block_size": 32}
         defaults = whole if current_platform.is_cpu() else {}
         self._max_num_seqs, self._streams = config.max_num_seqs, 0
+        memory.give_back()  # what training or another engine has left: the cache of this one is mapped by itself
         self._final_only = RequestOutputKind.FINAL_ONLY
         self._llm = vllm.LLM(
             model=str(model),
@@ -202,7 +203,6 @@ class Engine:
         self._llm.llm_engine.engine_core.shutdown()
         del self._llm
         cleanup_dist_env_and_memory()
-        memory.give_back()
 
     def __enter__(self) -> Engine:
         return self
