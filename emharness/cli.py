@@ -15,7 +15,6 @@ from hydra.core.override_parser.overrides_parser import OverridesParser
 from hydra.errors import HydraException
 from hydra.types import RunMode
 
-from emharness import memory
 from emharness.errors import Incomplete, UserError, in_a_line, no_space
 
 LOCAL = "hydra._internal.core_plugins.basic_launcher.BasicLauncher"  # jobs one after another in this process
@@ -50,7 +49,6 @@ def launcher(run: Callable[..., Any]) -> Callable[..., Any]:
     @functools.wraps(run)
     def wrapped(cfg: Any) -> Any:
         quiet()
-        memory.keep_freed()
         try:
             return run(cfg)
         except (UserError, Incomplete) as error:
