@@ -35,7 +35,6 @@ print(first, second, kept - resident())
 def test_memory_that_is_freed_is_taken_again_until_it_is_given_back():
     done = subprocess.run([sys.executable, "-c", PROGRAMME], cwd=ROOT, capture_output=True, text=True, check=True)
     first, second, returned = map(int, done.stdout.split())
-    pages = SIZE * TIMES // 4096
-    assert first > 0.9 * pages or first >= TIMES  # or the system maps huge pages, each of which is faulted in anew
+    assert first >= TIMES  # far more, but where the system maps huge pages
     assert second < TIMES / 2
     assert returned > 0.9 * SIZE

@@ -93,9 +93,9 @@ class Engine:
         whole: dict[str, Any] = {"enable_chunked_prefill": False, "block_size": 32}
         defaults = whole if current_platform.is_cpu() else {}
         self._max_num_seqs, self._streams = config.max_num_seqs, 0
+        self._final_only = RequestOutputKind.FINAL_ONLY
         memory.keep_freed()
         memory.give_back()  # what another engine has left: the cache of this one is mapped by itself
-        self._final_only = RequestOutputKind.FINAL_ONLY
         self._llm = vllm.LLM(
             model=str(model),
             dtype=config.dtype,  # type: ignore[arg-type]

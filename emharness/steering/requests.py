@@ -1,7 +1,7 @@
 """The steered requests that are alive, on whichever device: their edits, directions and recordings."""
 
 from collections.abc import Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from functools import cached_property
 from typing import Any
 
@@ -13,17 +13,18 @@ from emharness.steering.spec import NOT_YET, steered_span
 from emharness.steering.table import VectorTable
 
 
-@dataclass
+@dataclass(frozen=True)
 class RequestEdits:
     """The edits of one living request as columns [n_edits], and what they hold in the vector table."""
 
     columns: np.ndarray  # see COLUMNS
     directions: list[bytes]
     after: dict[int, int]  # edit → the token id after which it begins
-    awaited: dict[int, int] = field(init=False)  # of these, those whose token has not been seen
 
-    def __post_init__(self) -> None:
-        self.awaited = dict(self.after)
+    @property
+    def awaited(self) -> dict[int, int]:
+        """Of `after`, those whose token has not been seen."""
+        return {edit: token for edit, token in self.after.items() if self.columns["start"][edit] == NOT_YET}
 
     @cached_property
     def steady_from(self) -> int:
@@ -33,11 +34,10 @@ class RequestEdits:
 
     def look(self, tokens: Sequence[int] | np.ndarray, first: int = 0) -> None:
         """Begin the edits whose token is among these, which the request has from position `first` on."""
-        for edit, token in list(self.awaited.items()):
+        for edit, token in self.awaited.items():
             start, _ = steered_span({"after_token": token}, 0, tokens)
             if start < NOT_YET:
                 self.columns["start"][edit] = first + start
-                del self.awaited[edit]
                 vars(self).pop("steady_from", None)
 
     def begun_as(self, tokens: Sequence[int]) -> bool:
