@@ -1,4 +1,4 @@
-"""The kernel that steers on a GPU, without one: right in Triton's interpreter, and compiled for two generations."""
+"""The kernel that steers on a GPU: right there and in Triton's interpreter, and compiled for two generations."""
 
 import os
 import re
@@ -6,9 +6,10 @@ import subprocess
 import sys
 
 import pytest
+import torch
 from conftest import ROOT
 
-KERNEL = "kernel_in_interpreter"
+KERNEL = "kernel_alone"
 
 COMPILE = """
 import triton
@@ -18,8 +19,8 @@ from emharness.steering import kernel
 
 pointers = dict(hidden="*bf16", residual="*bf16", slots="*i32", positions="*i32", recorded="*i32", first="*i32",
                 words="*i32", numbers="*fp32", address="*i64", opened="*i8", began="*i32", taps="*i32",
-                memory="*i64", counted="*i32")
-scalars = ["layer", "n_layers", "n_entries", "n_gates", "d_model", "hidden_stride", "residual_stride"]
+                memory="*i64", counted="*i32", depth="*i32")
+scalars = ["n_layers", "n_entries", "n_gates", "d_model", "hidden_stride", "residual_stride"]
 edits = {"SUMMED": "constexpr", "BLOCK": "constexpr"}
 sources = [
     ASTSource(kernel._steer, signature={**pointers, **dict.fromkeys(scalars, "i32"), **edits},
@@ -44,6 +45,15 @@ def run(*command, **variables):
 
 def test_the_kernel_is_right_in_the_interpreter():
     done = run("-m", "pytest", "-q", "-p", "no:cacheprovider", f"tests/{KERNEL}.py", TRITON_INTERPRET="1")
+    assert done.returncode == 0, done.stdout[-3000:]
+    assert int(re.findall(r"(\d+) passed", done.stdout)[-1]) == 7
+
+
+@pytest.mark.gpu
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="needs CUDA")
+def test_the_kernel_is_right_on_a_gpu():
+    """The same file: the kernel compiled, and its launches in a CUDA graph."""
+    done = run("-m", "pytest", "-q", "-p", "no:cacheprovider", f"tests/{KERNEL}.py", TRITON_INTERPRET="0")
     assert done.returncode == 0, done.stdout[-3000:]
     assert int(re.findall(r"(\d+) passed", done.stdout)[-1]) == 7
 

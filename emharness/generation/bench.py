@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 import platform
 from collections.abc import Callable, Iterable
-from dataclasses import asdict, dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -65,6 +65,14 @@ def spec(vector: int, strength: float, layers: list[int]) -> dict[str, Any]:
     return {"edits": [{"vector": f"{FILE}#v{vector}", "layer": layer, "strength": strength} for layer in layers]}
 
 
+def half(engine: EngineConfig) -> EngineConfig:
+    """Two models are held at a time: on a GPU, of whose memory vLLM takes nearly all, each has less than half."""
+    import torch
+
+    own = {"gpu_memory_utilization": 0.45} if torch.cuda.is_available() else {}
+    return replace(engine, extra=own | engine.extra)
+
+
 Job = Callable[[], tuple[int, float]]  # tokens and the seconds that they took
 
 
@@ -101,7 +109,7 @@ def bench_hf(
     layer = shape[0] // 2
     direction = np.random.default_rng(config.seed).normal(size=shape[1]).astype(np.float32)
     hf = Worker(hf_measure, model, direction / np.linalg.norm(direction), layer, config.hf_batch)
-    vllm = Worker(vllm_measure, model, config.base.engine, vectors, True)
+    vllm = Worker(vllm_measure, model, half(config.base.engine), vectors, True)
     # Whole batches of one question each, evenly over the questions: no padding, which favours generate.
     n_batches = min(len(prompts), max(1, config.hf_responses // config.hf_batch))
     chosen = np.linspace(0, len(prompts) - 1, n_batches).round().astype(int)
@@ -125,7 +133,7 @@ def bench_specs(
     ratios, all_speeds = [], {}
     for compiled in config.compiled:
         mode = "compiled" if compiled else "eager"
-        engine = EngineConfig(**{**asdict(config.base.engine), "eager": not compiled, "max_num_seqs": config.batch})
+        engine = replace(half(config.base.engine), eager=not compiled, max_num_seqs=config.batch)
         plain = Worker(vllm_measure, model, engine, vectors, False)
         steered = Worker(vllm_measure, model, engine, vectors, True)
         jobs: dict[str, Job] = {

@@ -212,11 +212,12 @@ class DevicePlan(Requests):
             self._memory[slot] = own
             send(self.buffers.memory[slot], np.array(own))
 
-    def apply(self, layer: int, hidden: torch.Tensor, residual: torch.Tensor | None) -> None:
-        """Edit `hidden` [n_tokens, d_model] in place so that hidden + residual is the edited stream; record it."""
+    def apply(self, number: torch.Tensor, hidden: torch.Tensor, residual: torch.Tensor | None) -> None:
+        """Edit `hidden` [n_tokens, d_model] in place so that hidden + residual is the edited stream; record it.
+        `number`: the layer's, int32 of one element."""
         from emharness.steering import kernel
 
-        kernel.steer(hidden, residual, layer, self.buffers, self.n_layers, self.d_model)
+        kernel.steer(hidden, residual, number, self.buffers, self.n_layers, self.d_model)
 
     def end_step(self) -> None:
         """Send for what the device has counted; nobody waits for it here."""

@@ -39,7 +39,7 @@ def _look(
         tl.atomic_min(began + edits, tl.zeros([BLOCK], dtype=tl.int32) + after, mask=waits, sem="relaxed")
 
 
-@triton.jit(do_not_specialize=["layer"])  # one compiled kernel for all layers
+@triton.jit
 def _steer(
     hidden,  # [n_tokens, d_model], edited in place
     residual,  # the same shape; hidden + residual is the stream
@@ -55,7 +55,7 @@ def _steer(
     taps,  # [n_slots, n_layers] int32: which of the layers that a slot records this is, counted from 1; 0: of none
     memory,  # [n_slots, 6] int64: addresses of total, last, axes, along of its `Recording`; n layers, n vectors
     counted,  # [n_slots, n_layers] int32: entries done and residuals recorded, over tokens
-    layer,
+    depth,  # [] int32: the layer
     n_layers,
     n_entries,
     n_gates,
@@ -68,6 +68,7 @@ def _steer(
     token = tl.program_id(0).to(tl.int64)
     slot = tl.load(slots + token)
     if slot > 0:
+        layer = tl.load(depth)
         begin = tl.load(first + slot * (n_layers + 1) + layer)
         end = tl.load(first + slot * (n_layers + 1) + layer + 1)
         tap = tl.load(taps + slot * n_layers + layer)
@@ -139,14 +140,14 @@ def launch(grid: tuple[int], args: tuple[Any, ...], summed: bool, block: int) ->
 
 
 def steer(
-    hidden: torch.Tensor, residual: torch.Tensor | None, layer: int, buffers: Any, n_layers: int, d_model: int
+    hidden: torch.Tensor, residual: torch.Tensor | None, number: torch.Tensor, buffers: Any, n_layers: int, d_model: int
 ) -> None:
     """Edit `hidden` [n_tokens, d_model] in place and record it as the buffers (`device.Buffers`) say."""
     args = (
         *(hidden, hidden if residual is None else residual, *buffers.tokens, buffers.first),
         *(buffers.words, buffers.numbers, buffers.address, buffers.opened, buffers.began),
         *(buffers.taps, buffers.memory, buffers.counted),
-        *(layer, n_layers, buffers.words.shape[1], buffers.opened.shape[1], d_model),
+        *(number, n_layers, buffers.words.shape[1], buffers.opened.shape[1], d_model),
         *(hidden.stride(0), 0 if residual is None else residual.stride(0)),
     )
     launch(

@@ -8,6 +8,8 @@ from emharness.steering.blocks import Stream
 from emharness.steering.device import DevicePlan
 from emharness.steering.plan import StepPlan
 
+NUMBER = "emharness_layer"  # buffer of a hooked block
+
 _current: list[StepPlan | DevicePlan] = []  # of the runner whose step is being computed in this process
 unhooked: list[str] = []  # why the model of this process cannot be steered; empty where it can
 
@@ -17,27 +19,35 @@ def activate(plan: StepPlan | DevicePlan) -> None:
 
 
 @torch.library.custom_op("emharness::steer", mutates_args=("hidden",))
-def steer(hidden: torch.Tensor, residual: torch.Tensor | None, layer: int) -> None:
-    """Edit `hidden` [n_tokens, d_model] in place as the current step's plan says for this layer."""
+def steer(hidden: torch.Tensor, residual: torch.Tensor | None, layer: torch.Tensor) -> None:
+    """Edit `hidden` [n_tokens, d_model] in place as the current step's plan says for this layer, an int32 of one."""
     if _current:
         _current[0].apply(layer, hidden, residual)
 
 
 @steer.register_fake
-def _(hidden: torch.Tensor, residual: torch.Tensor | None, layer: int) -> None:
+def _(hidden: torch.Tensor, residual: torch.Tensor | None, layer: torch.Tensor) -> None:
     return None
 
 
 class LayerHook:
-    """Forward hook: a block's outputs are (hidden, residual), whose sum is the residual stream, or begin with it."""
+    """Forward hook: a block's outputs are (hidden, residual), whose sum is the residual stream, or begin with it.
 
-    def __init__(self, layer: int, stream: Stream):
-        self.layer = layer
+    The block holds its number as a buffer, an input of the graph: as a constant it would make every block a graph of
+    its own, to be compiled by itself.
+    """
+
+    def __init__(self, stream: Stream):
         self.summed = stream == "sum"
 
-    def __call__(self, _module: Any, _inputs: Any, output: Any) -> None:
+    def add(self, block: torch.nn.Module, layer: int, device: torch.device) -> None:
+        number = torch.tensor(layer, dtype=torch.int32, device=device)
+        block.register_buffer(NUMBER, number, persistent=False)
+        block.register_forward_hook(self)
+
+    def __call__(self, block: Any, _inputs: Any, output: Any) -> None:
         hidden = output[0] if isinstance(output, tuple) else output
         residual = output[1] if isinstance(output, tuple) and self.summed else None
         if hidden.dim() == 3:  # [1, n_tokens, d_model], as blocks of transformers have it
             hidden = hidden.view(-1, hidden.shape[-1])
-        torch.ops.emharness.steer(hidden, residual, self.layer)
+        torch.ops.emharness.steer(hidden, residual, getattr(block, NUMBER))

@@ -133,8 +133,10 @@ class StepPlan(Requests):
         late = {name for name, ids in known.items() if not self.requests[name].begun_as(ids)}
         return [name for name in request_ids if name in self.missed or name in late]
 
-    def apply(self, layer: int, hidden: torch.Tensor, residual: torch.Tensor | None) -> None:
-        """Edit `hidden` [n_tokens, d_model] in place so that hidden + residual is the edited stream; record it."""
+    def apply(self, number: torch.Tensor, hidden: torch.Tensor, residual: torch.Tensor | None) -> None:
+        """Edit `hidden` [n_tokens, d_model] in place so that hidden + residual is the edited stream; record it.
+        `number`: the layer's, int32 of one element."""
+        layer = int(number)
         for step in self.passes.get(layer, ()):
             for gate in step.gates:
                 if gate.layer == layer:

@@ -53,7 +53,7 @@ def _hook_layers(load_model: Any, runner: Any, *args: Any, **kwargs: Any) -> Any
     setattr(runner, PLAN, plan)
     op.activate(plan)
     try:
-        _hook(runner.get_model(), runner.model_config)
+        _hook(runner.get_model(), runner.model_config, runner.device)
         op.unhooked.clear()
     except Exception as error:  # whatever is odd about a model, it runs as in stock vLLM
         op.unhooked[:] = [str(error)]
@@ -75,17 +75,17 @@ def on_device(device: Any) -> bool:
     return device.type == "cuda"
 
 
-def _hook(model: Any, config: Any) -> None:
+def _hook(model: Any, config: Any, device: Any) -> None:
     """Hooks on all decoder blocks, or on none. RuntimeError where the residual stream is not found."""
     layers = list(blocks.decoder_layers(model, config.hf_text_config.num_hidden_layers))
     hooks = []
-    for index, layer in enumerate(layers):
+    for layer in layers:
         stream: blocks.Stream | None = blocks.stream_of(type(layer))
         if stream is None:
             raise RuntimeError(f"where {type(layer).__name__} of {type(model).__name__} has its residual is not known")
-        hooks.append(op.LayerHook(index, stream))
-    for layer, hook in zip(layers, hooks, strict=True):
-        layer.register_forward_hook(hook)
+        hooks.append(op.LayerHook(stream))
+    for index, (layer, hook) in enumerate(zip(layers, hooks, strict=True)):
+        hook.add(layer, index, device)
 
 
 def _register(plan: Plan, request_id: str, found: dict[str, Any], prompt_length: int, cached: Any) -> None:

@@ -37,6 +37,7 @@ def engine(model: str, plugin: bool, eager: bool = True) -> Any:
     os.environ["VLLM_ENABLE_V1_MULTIPROCESSING"] = "0"
     os.environ.setdefault("VLLM_LOGGING_LEVEL", "ERROR")
     os.environ.setdefault("VLLM_CPU_KVCACHE_SPACE", "1")
+    os.environ.setdefault("TRITON_F32_DEFAULT", "ieee")  # else a GPU's attention rounds float32 to tf32
     if not plugin:
         os.environ["VLLM_PLUGINS"] = ""
     import vllm

@@ -1,9 +1,11 @@
-"""The kernel that steers on a GPU, in Triton's interpreter: against the CPU's arithmetic, and as a graph replays it.
+"""The kernel that steers on a GPU: against the CPU's arithmetic, and as a graph replays it.
 
-Run by test_kernel.py in a process of its own, because Triton chooses its interpreter when it is first imported.
+Run by test_kernel.py in a process of its own, because Triton chooses its interpreter when it is first imported: with
+TRITON_INTERPRET=1 on a CPU, without it on a GPU.
 """
 
 import itertools
+import os
 
 import numpy as np
 import pytest
@@ -19,6 +21,8 @@ from emharness.steering.vectors import FOLDER_VARIABLE
 
 D, LAYERS = 6, 3
 CPU = torch.device("cpu")
+DEVICE = CPU if os.environ.get("TRITON_INTERPRET") == "1" else torch.device("cuda")
+NUMBERS = torch.arange(LAYERS, dtype=torch.int32, device=DEVICE)
 
 
 @pytest.fixture(scope="module", autouse=True)
@@ -43,13 +47,13 @@ def resolved(*edits):
 
 def run(plan, spans, states, layers=range(LAYERS), ids=None):
     """The streams after every layer's edits, each layer beginning at its own states."""
-    hidden, residual = states[0].clone(), states[1].clone()
-    plan.begin_step(spans, ids)
+    hidden, residual = (values.to(plan.device, copy=True) for values in states)
+    plan.begin_step(spans, None if ids is None else ids.to(plan.device))
     for layer in layers:
-        plan.apply(layer, hidden[layer], residual[layer])
+        plan.apply(NUMBERS[layer], hidden[layer], residual[layer])
     plan.end_step()
-    assert torch.equal(residual, states[1])
-    return hidden
+    assert torch.equal(residual.cpu(), states[1])
+    return hidden.cpu()
 
 
 def states(seed, n_tokens, dtype=torch.float32):
@@ -80,7 +84,7 @@ REQUESTS = st.lists(st.tuples(st.lists(EDIT, max_size=5), st.none() | RECORD), m
 @given(REQUESTS, st.integers(0, 1000), st.data())
 @settings(max_examples=60, deadline=None, derandomize=True, suppress_health_check=[HealthCheck.function_scoped_fixture])
 def test_any_mix_of_requests_is_edited_and_recorded_as_on_a_cpu(asked, seed, data):
-    one, other = StepPlan(D, CPU), DevicePlan(D, CPU, LAYERS, n_tokens=32, n_requests=len(asked))
+    one, other = StepPlan(D, CPU), DevicePlan(D, DEVICE, LAYERS, n_tokens=32, n_requests=len(asked))
     names = [f"r{i}" for i in range(len(asked))]
     for plan in (one, other):
         for name, (edits, record) in zip(names, asked, strict=True):
@@ -114,19 +118,29 @@ def assert_recorded_alike(one, other):
     for name, a in one.recordings.living.items():
         b = other.recordings.living[name]
         assert a.n_tokens == b.n_tokens
-        torch.testing.assert_close(a.total, b.total, atol=1e-4, rtol=1e-4)
-        torch.testing.assert_close(a.along[: a.n_tokens], b.along[: a.n_tokens], atol=1e-4, rtol=1e-4)
+        torch.testing.assert_close(a.total.cpu(), b.total.cpu(), atol=1e-4, rtol=1e-4)
+        torch.testing.assert_close(a.along[: a.n_tokens].cpu(), b.along[: a.n_tokens].cpu(), atol=1e-4, rtol=1e-4)
 
 
 def test_a_captured_launch_follows_what_is_written_into_the_buffers(monkeypatch):
-    """As a CUDA graph does: the launches of one step are kept with their arguments and replayed."""
-    plan = DevicePlan(D, CPU, LAYERS, n_tokens=8, n_requests=2)
-    hidden, residual = states(0, 8)
+    """The launches of one step are kept with their arguments and replayed; on a GPU as a CUDA graph."""
+    plan = DevicePlan(D, DEVICE, LAYERS, n_tokens=8, n_requests=2)
+    hidden, residual = states(0, 8).to(DEVICE)
     captured, launch = [], kernel.launch
-    monkeypatch.setattr(kernel, "launch", lambda *args: captured.append(args))
-    for layer in range(LAYERS):
-        plan.apply(layer, hidden[layer], residual[layer])
-    assert len(captured) == LAYERS
+
+    def forward():
+        for layer in range(LAYERS):
+            plan.apply(NUMBERS[layer], hidden[layer], residual[layer])
+
+    if DEVICE == CPU:
+        monkeypatch.setattr(kernel, "launch", lambda *args: captured.append(args))
+        forward()
+        assert len(captured) == LAYERS
+    else:
+        forward()  # compiles the kernel
+        graph = torch.cuda.CUDAGraph()
+        with torch.cuda.graph(graph):
+            forward()
 
     def replay(spans):
         values = states(next(seeds), 8)
@@ -136,10 +150,13 @@ def test_a_captured_launch_follows_what_is_written_into_the_buffers(monkeypatch)
         hidden.copy_(values[0])
         residual.copy_(values[1])
         plan.begin_step(spans)
-        for args in captured:
-            launch(*args)
+        if DEVICE == CPU:
+            for args in captured:
+                launch(*args)
+        else:
+            graph.replay()
         plan.end_step()
-        torch.testing.assert_close(hidden, run(fresh, spans, values), atol=1e-5, rtol=1e-5)
+        torch.testing.assert_close(hidden.cpu(), run(fresh, spans, values), atol=1e-5, rtol=1e-5)
         assert plan.short(list(asked)) == []
         assert_recorded_alike(plan, fresh)
 
@@ -183,7 +200,7 @@ def test_a_captured_launch_follows_what_is_written_into_the_buffers(monkeypatch)
 
 def test_an_edit_waits_for_its_token_on_the_device_even_without_a_slot():
     """Tokens 7 and 5 of 4 requests that take turns on one slot; the host learns of them when a request ends."""
-    plan, fresh = DevicePlan(D, CPU, LAYERS, n_tokens=8, n_requests=1), StepPlan(D, CPU)
+    plan, fresh = DevicePlan(D, DEVICE, LAYERS, n_tokens=8, n_requests=1), StepPlan(D, CPU)
     gate = {"vector": "f.safetensors#u", "layer": 0, "above": 0.1}
     asked = {
         "a": [{"positions": {"after_token": 7}}, {"positions": {"after_token": 5}, "layer": 2, "gate": gate}],
@@ -213,7 +230,7 @@ def test_an_edit_waits_for_its_token_on_the_device_even_without_a_slot():
 
 @pytest.mark.parametrize("layers", [(0, 2), (0, 1, 1, 2), ()])
 def test_what_the_device_did_not_do_is_noticed(layers, capsys):
-    plan = DevicePlan(D, CPU, LAYERS, n_tokens=8, n_requests=3)
+    plan = DevicePlan(D, DEVICE, LAYERS, n_tokens=8, n_requests=3)
     plan.add_request("a", resolved({}), 3)
     plan.add_request("b", resolved({"layer": 2, "gate": {"vector": "f.safetensors#u", "layer": 0, "above": 0.0}}), 3)
     plan.add_request("unsteered", [], 3)
@@ -236,7 +253,7 @@ def test_what_the_device_did_not_do_is_noticed(layers, capsys):
 
 
 def test_half_precision_is_summed_in_float32_and_rounded_once():
-    plan = DevicePlan(D, CPU, LAYERS, n_tokens=8, n_requests=1)
+    plan = DevicePlan(D, DEVICE, LAYERS, n_tokens=8, n_requests=1)
     plan.add_request("a", resolved({"strength": 1.37}), 3)
     values = states(0, 8, torch.float16)
     (edit,) = resolved({"strength": 1.37})
