@@ -22,7 +22,6 @@ from emharness.steering.vectors import FOLDER_VARIABLE
 D, LAYERS = 6, 3
 CPU = torch.device("cpu")
 DEVICE = CPU if os.environ.get("TRITON_INTERPRET") == "1" else torch.device("cuda")
-NUMBERS = torch.arange(LAYERS, dtype=torch.int32, device=DEVICE)
 
 
 @pytest.fixture(scope="module", autouse=True)
@@ -48,12 +47,22 @@ def resolved(*edits):
 def run(plan, spans, states, layers=range(LAYERS), ids=None):
     """The streams after every layer's edits, each layer beginning at its own states."""
     hidden, residual = (values.to(plan.device, copy=True) for values in states)
-    plan.begin_step(spans, None if ids is None else ids.to(plan.device))
+    begin(plan, spans, None if ids is None else ids.to(plan.device))
     for layer in layers:
-        plan.apply(NUMBERS[layer], hidden[layer], residual[layer])
+        plan.apply(layer, hidden[layer], residual[layer])
     plan.end_step()
     assert torch.equal(residual.cpu(), states[1])
     return hidden.cpu()
+
+
+def begin(plan, spans, ids=None):
+    """A step as an engine tells of it, with others' tokens in the gaps between the spans."""
+    names, flat, position = [], [0], []
+    for name, at, first, n in sorted(spans, key=lambda span: span[1]):
+        if at > flat[-1]:
+            names, flat, position = [*names, "another"], [*flat, at], [*position, spans[0][2]]
+        names, flat, position = [*names, name], [*flat, at + n], [*position, first]
+    plan.begin_batch(names, np.array(flat), np.array(position), ids)
 
 
 def states(seed, n_tokens, dtype=torch.float32):
@@ -130,7 +139,7 @@ def test_a_captured_launch_follows_what_is_written_into_the_buffers(monkeypatch)
 
     def forward():
         for layer in range(LAYERS):
-            plan.apply(NUMBERS[layer], hidden[layer], residual[layer])
+            plan.apply_compiled(plan.numbers[layer], hidden[layer], residual[layer])
 
     if DEVICE == CPU:
         monkeypatch.setattr(kernel, "launch", lambda *args: captured.append(args))
@@ -149,7 +158,7 @@ def test_a_captured_launch_follows_what_is_written_into_the_buffers(monkeypatch)
                 add(fresh, name)
         hidden.copy_(values[0])
         residual.copy_(values[1])
-        plan.begin_step(spans)
+        begin(plan, spans)
         if DEVICE == CPU:
             for args in captured:
                 launch(*args)
@@ -196,6 +205,53 @@ def test_a_captured_launch_follows_what_is_written_into_the_buffers(monkeypatch)
         fresh.remove_request(name)
     replay([])
     assert len(plan.table) == 0
+
+
+def test_a_step_that_comes_again_is_done_again_without_being_told():
+    plan, alone = DevicePlan(D, DEVICE, LAYERS, n_tokens=16, n_requests=3), StepPlan(D, CPU)
+    told = {"device": [], "cpu": []}
+    for name, one in (("device", plan), ("cpu", alone)):
+        one.begin_step = lambda spans, ids=None, name=name, do=one.begin_step: (
+            told[name].append(spans),
+            do(spans, ids),
+        )
+    asked = {
+        "a": [{}, {"mode": "ablate", "layer": 2, "strength": 1.0, "positions": {"from": 0, "to": 5}}],
+        "b": [{"positions": "generated", "gate": {"vector": "f.safetensors#u", "layer": 0, "above": 0.1}}],
+        "c": [{"layer": 0}],
+    }
+    steps = [
+        [("a", 0, 0, 4), ("b", 5, 0, 2)],
+        *([("a", 0, 4 + i, 1), ("b", 2, 2 + i, 1)] for i in range(4)),  # told: the first two, as an edit of a ends
+        *([("a", 0, 8 + i, 1), ("b", 1, 6 + i, 1)] for i in range(2)),  # the one between them has left
+        *([("b", 1, 8 + i, 1)] for i in range(2)),  # a waits
+        *([("a", 0, 10 + i, 1), ("b", 1, 10 + i, 1)] for i in range(2)),
+        [("b", 0, 13, 1)],  # b goes on at another position
+    ]
+    for one in (plan, alone):
+        for name in "ab":
+            one.add_request(name, resolved(*asked[name]), 2)
+    again = [3, 4, 6, 8, 10]
+    for step, spans in enumerate(steps):
+        fresh = StepPlan(D, CPU)
+        for name, *_ in spans:
+            fresh.add_request(name, resolved(*asked[name]), 2)
+        values, before = states(step, 8), {name: len(calls) for name, calls in told.items()}
+        edited = run(plan, spans, values)
+        torch.testing.assert_close(edited, run(fresh, spans, values), atol=1e-5, rtol=1e-5)
+        assert torch.equal(run(alone, spans, values), run(fresh, spans, values))
+        assert plan.short(["a", "b"]) == alone.short(["a", "b"]) == []
+        assert {name: len(calls) - before[name] for name, calls in told.items()} == dict.fromkeys(
+            told, step not in again
+        )
+    for one in (plan, alone):
+        for position in (20, 21, 22):  # nothing of what was done comes again for one that asks for nothing
+            one.begin_batch(["another"], np.array([0, 1]), np.array([position]))
+            hidden, residual = (part.to(one.device, copy=True) for part in values)
+            for layer in range(LAYERS):
+                one.apply(layer, hidden[layer], residual[layer])
+            one.end_step()
+            assert torch.equal(hidden.cpu(), values[0])
 
 
 def test_an_edit_waits_for_its_token_on_the_device_even_without_a_slot():

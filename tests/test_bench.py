@@ -9,7 +9,7 @@ from conftest import ROOT
 from hydra import compose, initialize_config_dir
 from transformers import AutoConfig, AutoModelForCausalLM
 
-from emharness.generation import bench
+from emharness.generation import bench, measure
 from emharness.organisms import weights
 from emharness.organisms.chat import load_chat
 
@@ -39,6 +39,32 @@ def test_jobs_are_measured_in_turns_after_a_warm_up():
     assert order == ["a", "b"] * 3
     assert bench.in_turns(jobs, 1, [jobs["b"]]) == {"a": [5.0], "b": [3.0]}
     assert order[6:] == ["b", "a", "b"]
+
+
+def fails_when_asked():
+    def answer(wanted):
+        if wanted == "seconds":
+            return 1, 2.0
+        raise ValueError("no such thing")
+
+    return answer
+
+
+def test_a_process_that_fails_ends_with_the_others():
+    started = []
+
+    def ask():
+        with measure.Worker(fails_when_asked) as idle, measure.Worker(fails_when_asked) as asked:
+            started.extend([idle._process, asked._process])
+            assert asked.measure("seconds") == (1, 2.0)
+            asked.measure("else")
+
+    with pytest.raises(RuntimeError, match="no such thing"):
+        ask()
+    assert [process.is_alive() for process in started] == [False, False]
+    with measure.Worker(fails_when_asked) as worker:
+        assert worker.measure("seconds") == (1, 2.0)
+    assert worker._process.exitcode == 0
 
 
 @pytest.mark.parametrize("base", sorted(path.stem for path in (ROOT / "conf/base").glob("*.yaml")))

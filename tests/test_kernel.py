@@ -17,17 +17,17 @@ from triton.backends.compiler import GPUTarget
 from triton.compiler import ASTSource
 from emharness.steering import kernel
 
-pointers = dict(hidden="*bf16", residual="*bf16", slots="*i32", positions="*i32", recorded="*i32", first="*i32",
-                words="*i32", numbers="*fp32", address="*i64", opened="*i8", began="*i32", taps="*i32",
-                memory="*i64", counted="*i32", depth="*i32")
-scalars = ["n_layers", "n_entries", "n_gates", "d_model", "hidden_stride", "residual_stride"]
+pointers = dict(hidden="*bf16", residual="*bf16", slots="*i32", positions="*i32", recorded="*i32", rows="*i32",
+                floats="*fp32", address="*i64", opened="*i8", memory="*i64", counted="*i32", depth="*i32")
+scalars = ["n_layers", "width", "n_gates", "d_model", "hidden_stride", "residual_stride"]
 edits = {"SUMMED": "constexpr", "BLOCK": "constexpr"}
 sources = [
     ASTSource(kernel._steer, signature={**pointers, **dict.fromkeys(scalars, "i32"), **edits},
               constexprs={"SUMMED": summed, "BLOCK": 4096})
     for summed in (True, False)
 ]
-looks = {**dict.fromkeys(["ids", "slots", "positions", "awaited", "began"], "*i32"), "n_edits": "i32"}
+looks = {**dict.fromkeys(["ids", "slots", "positions", "rows"], "*i32"),
+         **dict.fromkeys(["width", "began", "n_edits"], "i32")}
 sources.append(ASTSource(kernel._look, signature={**looks, "BLOCK": "constexpr"}, constexprs={"BLOCK": 256}))
 for source in sources:
     done = triton.compile(source, target=GPUTarget("cuda", CAPABILITY, 32), options={"num_warps": 8})
@@ -46,7 +46,7 @@ def run(*command, **variables):
 def test_the_kernel_is_right_in_the_interpreter():
     done = run("-m", "pytest", "-q", "-p", "no:cacheprovider", f"tests/{KERNEL}.py", TRITON_INTERPRET="1")
     assert done.returncode == 0, done.stdout[-3000:]
-    assert int(re.findall(r"(\d+) passed", done.stdout)[-1]) == 7
+    assert int(re.findall(r"(\d+) passed", done.stdout)[-1]) == 8
 
 
 @pytest.mark.gpu
@@ -55,7 +55,7 @@ def test_the_kernel_is_right_on_a_gpu():
     """The same file: the kernel compiled, and its launches in a CUDA graph."""
     done = run("-m", "pytest", "-q", "-p", "no:cacheprovider", f"tests/{KERNEL}.py", TRITON_INTERPRET="0")
     assert done.returncode == 0, done.stdout[-3000:]
-    assert int(re.findall(r"(\d+) passed", done.stdout)[-1]) == 7
+    assert int(re.findall(r"(\d+) passed", done.stdout)[-1]) == 8
 
 
 @pytest.mark.parametrize("capability", [80, 90])

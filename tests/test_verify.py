@@ -8,7 +8,7 @@ import pytest
 import torch
 from conftest import ROOT
 
-from emharness.steering import verify
+from emharness.steering import trial, verify
 from emharness.steering.trial import Trial
 
 pytestmark = pytest.mark.engine
@@ -34,6 +34,24 @@ def test_a_compiled_engine_is_compared_with_the_eager_one(tiny, tmp_path):
     passed, detail = verify.compiled_is_eager(trial)
     assert passed, detail
     assert "llm" not in vars(trial)
+
+
+@pytest.mark.parametrize("fails", ["elsewhere", "engine"])
+def test_a_model_that_vllm_does_not_run_is_tried_once(fails, tiny, monkeypatch):
+    tried = []
+
+    def start(*args, **kwargs):
+        tried.append(args)
+        raise (trial.NoEngine("stock vLLM does not run it") if fails == "elsewhere" else ValueError("no memory"))
+
+    monkeypatch.setattr(*((Trial, "stock", property(start)) if fails == "elsewhere" else (trial, "engine", start)))
+    if fails == "engine":
+        monkeypatch.setattr(Trial, "stock", ([], [], []))
+    found = verify.verify(str(tiny))
+    assert len(tried) == 1
+    assert [check.passed for check in found] == [False] + [None] * (len(verify.CHECKS) - 1)
+    assert [check.name for check in found] == list(verify.CHECKS)
+    assert ("stock vLLM does not run it" if fails == "elsewhere" else "no memory") in found[0].detail
 
 
 class Broken(Trial):

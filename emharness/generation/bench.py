@@ -108,19 +108,19 @@ def bench_hf(
     """1,160 steered responses in vLLM against generate with a hook, natural ends, the base's own sampling."""
     layer = shape[0] // 2
     direction = np.random.default_rng(config.seed).normal(size=shape[1]).astype(np.float32)
-    hf = Worker(hf_measure, model, direction / np.linalg.norm(direction), layer, config.hf_batch)
-    vllm = Worker(vllm_measure, model, half(config.base.engine), vectors, True)
     # Whole batches of one question each, evenly over the questions: no padding, which favours generate.
     n_batches = min(len(prompts), max(1, config.hf_responses // config.hf_batch))
     chosen = np.linspace(0, len(prompts) - 1, n_batches).round().astype(int)
     some = [prompts[i] for i in chosen for _ in range(config.hf_batch)]
-    jobs = {
-        "vllm steered": lambda: vllm.measure(prompts, config.samples, config.base.sampling, spec(0, 1.0, [layer])),
-        "hf generate with hook": lambda: hf.measure(some, config.base.sampling),
-    }
-    speeds = in_turns(jobs, config.repetitions)
-    hf.close()
-    vllm.close()
+    with (
+        Worker(hf_measure, model, direction / np.linalg.norm(direction), layer, config.hf_batch) as hf,
+        Worker(vllm_measure, model, half(config.base.engine), vectors, True) as vllm,
+    ):
+        jobs: dict[str, Job] = {
+            "vllm steered": lambda: vllm.measure(prompts, config.samples, config.base.sampling, spec(0, 1.0, [layer])),
+            "hf generate with hook": lambda: hf.measure(some, config.base.sampling),
+        }
+        speeds = in_turns(jobs, config.repetitions)
     return [ratio("speedup_vs_hf", *speeds.values())], speeds
 
 
@@ -134,21 +134,21 @@ def bench_specs(
     for compiled in config.compiled:
         mode = "compiled" if compiled else "eager"
         engine = replace(half(config.base.engine), eager=not compiled, max_num_seqs=config.batch)
-        plain = Worker(vllm_measure, model, engine, vectors, False)
-        steered = Worker(vllm_measure, model, engine, vectors, True)
-        jobs: dict[str, Job] = {
-            f"plugin-free {mode}": lambda plain=plain: plain.measure(batch, 1, sampling),
-            f"idle {mode}": lambda steered=steered: steered.measure(batch, 1, sampling),
-        }
-        for where, layers in (("one layer", [shape[0] // 2]), ("all layers", list(range(shape[0])))):
-            for k in config.specs:
-                specs = [spec(i % k, 0.01 * (1 + i % k), layers) for i in range(config.batch)]
-                jobs[f"k{k} {where} {mode}"] = lambda steered=steered, specs=specs: steered.measure(
-                    batch, 1, sampling, specs
-                )
-        speeds = in_turns(jobs, config.repetitions)
-        plain.close()
-        steered.close()
+        with (
+            Worker(vllm_measure, model, engine, vectors, False) as plain,
+            Worker(vllm_measure, model, engine, vectors, True) as steered,
+        ):
+            jobs: dict[str, Job] = {
+                f"plugin-free {mode}": lambda plain=plain: plain.measure(batch, 1, sampling),
+                f"idle {mode}": lambda steered=steered: steered.measure(batch, 1, sampling),
+            }
+            for where, layers in (("one layer", [shape[0] // 2]), ("all layers", list(range(shape[0])))):
+                for k in config.specs:
+                    specs = [spec(i % k, 0.01 * (1 + i % k), layers) for i in range(config.batch)]
+                    jobs[f"k{k} {where} {mode}"] = lambda steered=steered, specs=specs: steered.measure(
+                        batch, 1, sampling, specs
+                    )
+            speeds = in_turns(jobs, config.repetitions)
         reference = speeds[f"plugin-free {mode}"]
         others = {name: values for name, values in speeds.items() if values is not reference}
         ratios += [ratio(f"ratio_{name}", values, reference) for name, values in others.items()]
@@ -165,18 +165,16 @@ def bench_grid(
     specs = [spec(0, s, [shape[0] // 2]) for s in strengths]
 
     def one_call() -> tuple[int, float]:
-        worker = Worker(vllm_measure, model, config.base.engine, vectors, True)
         every = [s for s in specs for _ in prompts]
-        tokens, seconds = worker.measure(prompts * len(specs), n, sampling, every)
-        worker.close()
+        with Worker(vllm_measure, model, config.base.engine, vectors, True) as worker:
+            tokens, seconds = worker.measure(prompts * len(specs), n, sampling, every)
         return tokens, worker.start_seconds + seconds
 
     def one_start_each() -> tuple[int, float]:
         tokens, seconds = 0, 0.0
         for one in specs:
-            worker = Worker(vllm_measure, model, config.base.engine, vectors, True)
-            some, spent = worker.measure(prompts, n, sampling, one)
-            worker.close()
+            with Worker(vllm_measure, model, config.base.engine, vectors, True) as worker:
+                some, spent = worker.measure(prompts, n, sampling, one)
             tokens, seconds = tokens + some, seconds + worker.start_seconds + spent
         return tokens, seconds
 
@@ -195,18 +193,17 @@ def bench_stream(
 
     Strengths are small, so that answers stay as long as unsteered ones.
     """
-    worker = Worker(stream_measure, model, config.base.engine, vectors)
     steered = [spec(0, 0.01 * (1 + k), [shape[0] // 2]) for k in range(config.grid_strengths)]
-    half = [prompts[i] for i in range(0, len(prompts), 2)]
+    half_as_many = [prompts[i] for i in range(0, len(prompts), 2)]
     n, sampling = config.stream_samples, config.base.sampling
-    jobs = {
-        "stream steered": lambda: worker.measure(prompts, n, sampling, steered),
-        "stream unsteered": lambda: worker.measure(prompts, n, sampling, [None] * len(steered)),
-        "stream steered, half as many": lambda: worker.measure(half, n, sampling, steered),
-    }
-    # The whole grid of 7 × 1,160 takes ten minutes on two cores: one sample of each question warms up as well.
-    speeds = in_turns(jobs, config.repetitions, [lambda: worker.measure(prompts, 1, sampling, steered)])
-    worker.close()
+    with Worker(stream_measure, model, config.base.engine, vectors) as worker:
+        jobs: dict[str, Job] = {
+            "stream steered": lambda: worker.measure(prompts, n, sampling, steered),
+            "stream unsteered": lambda: worker.measure(prompts, n, sampling, [None] * len(steered)),
+            "stream steered, half as many": lambda: worker.measure(half_as_many, n, sampling, steered),
+        }
+        # The whole grid of 7 × 1,160 takes ten minutes on two cores: one sample of each question warms up as well.
+        speeds = in_turns(jobs, config.repetitions, [lambda: worker.measure(prompts, 1, sampling, steered)])
     whole, unsteered, less = speeds.values()
     return [ratio("stream_steered", whole, unsteered), ratio("stream_linear", whole, less)], speeds
 

@@ -135,6 +135,16 @@ class Worker:
         self._pipe.send(None)
         self._process.join()
 
+    def __enter__(self) -> Worker:
+        return self
+
+    def __exit__(self, kind: Any, *_: object) -> None:
+        if kind is None:
+            self.close()
+        else:  # it may be in the middle of something
+            self._process.kill()
+            self._process.join()
+
 
 def _serve(pipe: Any, make: Callable[..., Measure], args: tuple[Any, ...]) -> None:
     try:

@@ -14,56 +14,12 @@ from typing import Any
 import numpy as np
 import torch
 
-from emharness.steering.programme import programme
-from emharness.steering.recording import Recording, Span
+from emharness.steering.buffers import Layout, buffers, memory
+from emharness.steering.programme import ENTRY, programme
+from emharness.steering.recording import Span
 from emharness.steering.requests import Requests
-from emharness.steering.spec import MAX_EDITS, NOT_YET, steered_span
+from emharness.steering.spec import NOT_YET, steered_span
 from emharness.steering.table import send
-
-
-@dataclass(frozen=True)
-class Buffers:
-    """What the kernel reads and counts; allocated once. Slot 0 has nothing to do."""
-
-    tokens: torch.Tensor  # [3, n_tokens] int32: slot, position, which recorded position from 1 on (0: not recorded)
-    first: torch.Tensor  # [n_slots, n_layers + 1] int32
-    words: torch.Tensor  # [n_slots, n_entries, 5] int32
-    numbers: torch.Tensor  # [n_slots, n_entries, 4] float32
-    address: torch.Tensor  # [1] int64: where the directions are; they alone move when they outgrow their place
-    opened: torch.Tensor  # [n_tokens, MAX_EDITS] int8
-    awaited: torch.Tensor  # [n_slots, MAX_EDITS] int32: the token id that an edit waits for; -1: for none
-    began: torch.Tensor  # [n_slots, MAX_EDITS] int32: the position after it
-    taps: torch.Tensor  # [n_slots, n_layers] int32: which recorded layer from 1 on
-    memory: torch.Tensor  # [n_slots, 6] int64: what `memory` says of its recording
-    counted: torch.Tensor  # [n_slots, n_layers] int32
-
-
-def buffers(n_tokens: int, n_requests: int, n_layers: int, device: torch.device) -> Buffers:
-    """For at most so many tokens and requests in a step."""
-
-    def zeros(*shape: int, dtype: torch.dtype = torch.int32) -> torch.Tensor:
-        return torch.zeros(shape, dtype=dtype, device=device)
-
-    n_slots = n_requests + 1
-    return Buffers(
-        tokens=zeros(3, n_tokens),
-        first=zeros(n_slots, n_layers + 1),
-        words=zeros(n_slots, 2 * MAX_EDITS, 5),
-        numbers=zeros(n_slots, 2 * MAX_EDITS, 4, dtype=torch.float32),
-        address=zeros(1, dtype=torch.int64),
-        opened=zeros(n_tokens, MAX_EDITS, dtype=torch.int8),
-        awaited=zeros(n_slots, MAX_EDITS),
-        began=zeros(n_slots, MAX_EDITS),
-        taps=zeros(n_slots, n_layers),
-        memory=zeros(n_slots, 6, dtype=torch.int64),
-        counted=zeros(n_slots, n_layers),
-    )
-
-
-def memory(recording: Recording) -> tuple[int, ...]:
-    """Where a recording lies, and its numbers of layers and vectors."""
-    places = (recording.total, recording.last, recording.axes, recording.along)
-    return (*(tensor.data_ptr() for tensor in places), len(recording.layers), len(recording.project))
 
 
 @dataclass(frozen=True)
@@ -90,7 +46,8 @@ class DevicePlan(Requests):
 
     def __init__(self, d_model: int, device: torch.device, n_layers: int, n_tokens: int, n_requests: int):
         super().__init__(d_model, device)
-        self.n_layers = n_layers
+        self.n_layers, self.layout = n_layers, Layout(n_layers)
+        self.numbers = list(torch.arange(n_layers, dtype=torch.int32, device=device))
         self.buffers = buffers(n_tokens, n_requests, n_layers, device)
         self._slot_of: dict[str, int] = {}
         self._memory: dict[int, tuple[int, ...]] = {}  # slot → what the buffers say of its recording
@@ -102,6 +59,8 @@ class DevicePlan(Requests):
         self._again = self._asked  # what the last step asks for
         self._counts: deque[Count] = deque(maxlen=2)  # a step may have been started before the one before has ended
         self._told = False
+        self._busy = [True] * n_layers  # whether a layer has anything to do in this step
+        self._address = 0  # of the directions, as the device knows it
 
     def remove_request(self, request_id: str) -> None:
         super().remove_request(request_id)
@@ -111,15 +70,13 @@ class DevicePlan(Requests):
             self._free.append(slot)
 
     def begin_step(self, spans: list[Span], ids: torch.Tensor | None = None) -> None:
-        """Write a step of (request id, first flat index, first position, n tokens) into the buffers. `ids`: its flat
-        tokens, int32 [n_tokens] on the device, for edits that begin after one of them."""
         claims = self.recordings.claims(spans)
         asking = {span[0] for span in [*self._edited(spans), *claims]}
         spans = [span for span in spans if span[0] in asking]
         if not spans:
             if self._filled:
                 self.buffers.tokens[0, : self._filled].zero_()
-                self._filled, self._last = 0, None
+            self._filled, self._last, self._busy = 0, None, [False] * self.n_layers
             return
         places = self._places(spans)
         if any(self.recordings.living[claim[0]].project for claim in claims):
@@ -141,6 +98,14 @@ class DevicePlan(Requests):
 
             kernel.look(ids[: self._filled], self.buffers)
 
+    def _repeat(self) -> None:
+        self._asked += self._again
+
+    def begin_dummy(self) -> None:
+        """A pass with nobody's tokens, in which every layer's kernel is started: it is compiled, or captured."""
+        self.begin_step([])
+        self._busy = [True] * self.n_layers
+
     def _write(self, spans: list[Span], claims: list[Span]) -> None:
         asking = {span[0] for span in spans}
         for name in asking - self._slot_of.keys():
@@ -159,52 +124,54 @@ class DevicePlan(Requests):
             tokens[2, start : start + count] = np.arange(begin, begin + count)
             self._tell_memory(name)
         send(self.buffers.tokens[:, : tokens.shape[1]], tokens)
-        send(self.buffers.address, np.array([self.table.rows.data_ptr()]))
-        self._again = self._asks(slots, position, position + n, [self.requests[span[0]].columns for span in spans])
+        if self._address != self.table.rows.data_ptr():
+            self._address = self.table.rows.data_ptr()
+            send(self.buffers.address, np.array([self._address]))
+        self._again = np.zeros_like(self._asked)
+        busy = np.zeros(self.n_layers, dtype=bool)
+        for name, _, start, count in spans:
+            own = self.requests[name]
+            self._again[self._slot_of[name]] = own.asks(start, start + count, self.n_layers)
+            for edit in own.awaited:
+                busy[own.columns[edit]["layer"]] = True
+                busy[max(own.columns[edit]["gate_layer"], 0)] |= own.columns[edit]["gate_layer"] >= 0
         for name, _, _, count in claims:
             self._again[self._slot_of[name], self.recordings.living[name].layers] += count
-
-    def _asks(self, slots: np.ndarray, first: np.ndarray, last: np.ndarray, parts: list[np.ndarray]) -> np.ndarray:
-        """Entries over tokens, [n_slots, n_layers] int64, of requests whose positions [first, last) are computed."""
-        edits, n = np.concatenate(parts), [len(part) for part in parts]
-        count = np.minimum(np.repeat(last, n), edits["end"]) - np.maximum(np.repeat(first, n), edits["start"])
-        count, row = np.maximum(count, 0), np.repeat(slots, n) * self.n_layers
-        gated = edits["gate_layer"] >= 0
-        where = np.concatenate([row + edits["layer"], row[gated] + edits["gate_layer"][gated]])
-        total = np.bincount(where, np.concatenate([count, count[gated]]), self._asked.size)
-        return total.astype(np.int64).reshape(self._asked.shape)
+        self._busy = (busy | self._again.any(axis=0)).tolist()
 
     def _take_slot(self, name: str, asking: set[str]) -> None:
         if not self._free:  # one that waits: never more than `n_requests` are in a step
             idle = next(other for other in self._slot_of if other not in asking)
             left = self._slot_of.pop(idle)
-            kept = (self.buffers.counted[left].clone(), self.buffers.began[left].clone(), self._asked[left].copy())
+            kept = (self.buffers.counted[left].clone(), self._began(left).clone(), self._asked[left].copy())
             self._parked[idle] = Parked(*kept)
             self._free.append(left)
         slot = self._slot_of[name] = self._free.pop()
         self._write_programme(name)
         if parked := self._parked.pop(name, None):
             self.buffers.counted[slot] = parked.counted
-            self.buffers.began[slot] = parked.began
+            self._began(slot).copy_(parked.began)
             self._asked[slot] = parked.asked
         else:
             self.buffers.counted[slot].zero_()
-            self.buffers.began[slot].fill_(NOT_YET)
             self._asked[slot] = 0
 
+    def _began(self, slot: int) -> torch.Tensor:
+        return self.buffers.rows[slot, self.layout.began : self.layout.awaited]
+
     def _write_programme(self, name: str) -> None:
-        slot, own = self._slot_of[name], programme(self.requests[name].columns, self.n_layers)
-        send(self.buffers.first[slot], own.first)
-        send(self.buffers.words[slot, : len(own.words)], own.words)
-        send(self.buffers.numbers[slot, : len(own.numbers)], own.numbers)
-        taps = np.zeros(self.n_layers, dtype=np.int32)
+        own, at = programme(self.requests[name].columns, self.n_layers), self.layout
+        row = np.empty(at.entries + len(own.words) * ENTRY, dtype=np.int32)
+        row[: at.taps] = own.first
+        row[at.taps : at.began] = 0
         if recording := self.recordings.living.get(name):
-            taps[recording.layers] = np.arange(len(recording.layers)) + 1
-        send(self.buffers.taps[slot], taps)
-        if waiting := self.requests[name].awaited:
-            awaited = np.full(MAX_EDITS, -1, dtype=np.int32)
-            awaited[list(waiting)] = list(waiting.values())
-            send(self.buffers.awaited[slot], awaited)
+            row[at.taps + np.array(recording.layers)] = np.arange(len(recording.layers)) + 1
+        row[at.began : at.awaited] = NOT_YET
+        row[at.awaited : at.entries] = -1
+        for edit, token in self.requests[name].awaited.items():
+            row[at.awaited + edit] = token
+        row[at.entries :] = np.concatenate([own.words, own.numbers.view(np.int32)], axis=1).reshape(-1)
+        send(self.buffers.rows[self._slot_of[name], : len(row)], row)
 
     def _tell_memory(self, name: str) -> None:
         slot, own = self._slot_of[name], memory(self.recordings.living[name])
@@ -212,9 +179,13 @@ class DevicePlan(Requests):
             self._memory[slot] = own
             send(self.buffers.memory[slot], np.array(own))
 
-    def apply(self, number: torch.Tensor, hidden: torch.Tensor, residual: torch.Tensor | None) -> None:
-        """Edit `hidden` [n_tokens, d_model] in place so that hidden + residual is the edited stream; record it.
-        `number`: the layer's, int32 of one element."""
+    def apply(self, layer: int, hidden: torch.Tensor, residual: torch.Tensor | None) -> None:
+        """Edit `hidden` [n_tokens, d_model] in place so that hidden + residual is the edited stream; record it."""
+        if self._busy[layer] or (self.device.type == "cuda" and torch.cuda.is_current_stream_capturing()):
+            self.apply_compiled(self.numbers[layer], hidden, residual)
+
+    def apply_compiled(self, number: torch.Tensor, hidden: torch.Tensor, residual: torch.Tensor | None) -> None:
+        """`apply` to the layer of this number, int32 [] on the device, whatever the step is: a graph comes again."""
         from emharness.steering import kernel
 
         kernel.steer(hidden, residual, number, self.buffers, self.n_layers, self.d_model)

@@ -16,7 +16,7 @@ from emharness.steering import programme
 LOOK, KEEP = tl.constexpr(programme.LOOK), tl.constexpr(programme.KEEP)
 GATED, RECALL = tl.constexpr(programme.GATED), tl.constexpr(programme.RECALL)
 BOUNDED, RESCALE = tl.constexpr(programme.BOUNDED), tl.constexpr(programme.RESCALE)
-AWAITS = tl.constexpr(programme.AWAITS)
+AWAITS, ENTRY = tl.constexpr(programme.AWAITS), tl.constexpr(programme.ENTRY)
 
 
 @triton.jit
@@ -24,8 +24,9 @@ def _look(
     ids,  # [n_tokens] int32
     slots,  # [n_tokens] int32, 0: nothing to do
     positions,  # [n_tokens] int32
-    awaited,  # [n_slots, n_edits] int32: the token id that an edit waits for
-    began,  # [n_slots, n_edits] int32: the position after the first such token
+    rows,  # [n_slots, width] int32: see `buffers.Layout`
+    width,
+    began,  # where a row has the positions after the tokens that edits wait for, and behind them these tokens
     n_edits,
     BLOCK: tl.constexpr,
 ):
@@ -33,10 +34,10 @@ def _look(
     token = tl.program_id(0)
     slot = tl.load(slots + token)
     if slot > 0:
-        edits = slot.to(tl.int64) * n_edits + tl.arange(0, BLOCK)
-        waits = tl.load(awaited + edits) == tl.load(ids + token)
+        edits = rows + slot.to(tl.int64) * width + began + tl.arange(0, BLOCK)
+        waits = tl.load(edits + n_edits) == tl.load(ids + token)
         after = tl.load(positions + token) + 1
-        tl.atomic_min(began + edits, tl.zeros([BLOCK], dtype=tl.int32) + after, mask=waits, sem="relaxed")
+        tl.atomic_min(edits, tl.zeros([BLOCK], dtype=tl.int32) + after, mask=waits, sem="relaxed")
 
 
 @triton.jit
@@ -46,18 +47,15 @@ def _steer(
     slots,  # [n_tokens] int32, 0: nothing to do
     positions,  # [n_tokens] int32
     recorded,  # [n_tokens] int32: which of its request's recorded positions it is, counted from 1; 0: of none
-    first,  # [n_slots, n_layers + 1] int32: a slot's entries of layer l are first[l] to first[l + 1]
-    words,  # [n_slots, n_entries, 5] int32: bits, row, start, end, gate
-    numbers,  # [n_slots, n_entries, 4] float32: a (of a look: the threshold), b, low, high
+    rows,  # [n_slots, width] int32: see `buffers.Layout`; words of an entry: bits, row, start, end, gate
+    floats,  # the same memory as float32; numbers of an entry: a (of a look: the threshold), b, low, high
     address,  # [1] int64, of the directions [n_rows, d_model] float32
     opened,  # [n_tokens, n_gates] int8
-    began,  # [n_slots, n_gates] int32: where an edit that awaits a token begins
-    taps,  # [n_slots, n_layers] int32: which of the layers that a slot records this is, counted from 1; 0: of none
     memory,  # [n_slots, 6] int64: addresses of total, last, axes, along of its `Recording`; n layers, n vectors
     counted,  # [n_slots, n_layers] int32: entries done and residuals recorded, over tokens
     depth,  # [] int32: the layer
     n_layers,
-    n_entries,
+    width,
     n_gates,
     d_model,
     hidden_stride,
@@ -69,9 +67,11 @@ def _steer(
     slot = tl.load(slots + token)
     if slot > 0:
         layer = tl.load(depth)
-        begin = tl.load(first + slot * (n_layers + 1) + layer)
-        end = tl.load(first + slot * (n_layers + 1) + layer + 1)
-        tap = tl.load(taps + slot * n_layers + layer)
+        row_of = slot.to(tl.int64) * width
+        begin = tl.load(rows + row_of + layer)
+        end = tl.load(rows + row_of + layer + 1)
+        tap = tl.load(rows + row_of + n_layers + 1 + layer)
+        began = rows + row_of + 2 * n_layers + 1
         take = tl.load(recorded + token, mask=tap > 0, other=0)
         if (begin < end) | (take > 0):
             position = tl.load(positions + token)
@@ -86,12 +86,13 @@ def _steer(
             done = 0
             seen = 0
             for entry in range(begin, end):
-                word = words + (slot.to(tl.int64) * n_entries + entry) * 5
-                number = numbers + (slot.to(tl.int64) * n_entries + entry) * 4
+                at = row_of + 2 * n_layers + 1 + 2 * n_gates + entry * ENTRY
+                word = rows + at
+                number = floats + at + 5
                 bits = tl.load(word)
                 row = tl.load(word + 1).to(tl.int64)
                 awaits = (bits & AWAITS) != 0
-                begins = tl.load(began + slot.to(tl.int64) * n_gates + tl.load(word + 4), mask=awaits, other=0)
+                begins = tl.load(began + tl.load(word + 4), mask=awaits, other=0)
                 begins = tl.where(awaits, begins, tl.load(word + 2))
                 active = (position >= begins) & (position < tl.load(word + 3))
                 remembered = opened + token * n_gates + tl.load(word + 4)
@@ -118,11 +119,11 @@ def _steer(
             if take > 0:
                 own = memory + slot.to(tl.int64) * 6
                 stream = h.to(hidden.dtype.element_ty).to(tl.float32) + rest
-                at = (tap.to(tl.int64) - 1) * d_model + lanes
+                sums = (tap.to(tl.int64) - 1) * d_model + lanes
                 total = tl.load(own).to(tl.pointer_type(tl.float32))
                 last = tl.load(own + 1).to(tl.pointer_type(tl.float32))
-                tl.atomic_add(total + at, stream, mask=inside, sem="relaxed")
-                tl.store(last + at, stream, mask=inside)
+                tl.atomic_add(total + sums, stream, mask=inside, sem="relaxed")
+                tl.store(last + sums, stream, mask=inside)
                 n_tapped = tl.load(own + 4)
                 n_vectors = tl.load(own + 5).to(tl.int32)
                 axes = tl.load(own + 2).to(tl.pointer_type(tl.float32)) + (tap.to(tl.int64) - 1) * n_vectors * d_model
@@ -142,12 +143,11 @@ def launch(grid: tuple[int], args: tuple[Any, ...], summed: bool, block: int) ->
 def steer(
     hidden: torch.Tensor, residual: torch.Tensor | None, number: torch.Tensor, buffers: Any, n_layers: int, d_model: int
 ) -> None:
-    """Edit `hidden` [n_tokens, d_model] in place and record it as the buffers (`device.Buffers`) say."""
+    """Edit `hidden` [n_tokens, d_model] in place and record it as the buffers (`buffers.Buffers`) say."""
     args = (
-        *(hidden, hidden if residual is None else residual, *buffers.tokens, buffers.first),
-        *(buffers.words, buffers.numbers, buffers.address, buffers.opened, buffers.began),
-        *(buffers.taps, buffers.memory, buffers.counted),
-        *(number, n_layers, buffers.words.shape[1], buffers.opened.shape[1], d_model),
+        *(hidden, hidden if residual is None else residual, *buffers.tokens),
+        *(buffers.rows, buffers.floats, buffers.address, buffers.opened, buffers.memory, buffers.counted),
+        *(number, n_layers, buffers.rows.shape[1], buffers.opened.shape[1], d_model),
         *(hidden.stride(0), 0 if residual is None else residual.stride(0)),
     )
     launch(
@@ -157,6 +157,9 @@ def steer(
 
 def look(ids: torch.Tensor, buffers: Any) -> None:
     """Begin the edits whose token is among a step's `ids`, int32 [n_tokens]."""
-    n_edits = buffers.began.shape[1]
+    n_edits = buffers.opened.shape[1]
     slots, positions, _ = buffers.tokens
-    _look[(len(ids),)](ids, slots, positions, buffers.awaited, buffers.began, n_edits, BLOCK=n_edits)
+    n_layers = buffers.counted.shape[1]
+    _look[(len(ids),)](
+        ids, slots, positions, buffers.rows, buffers.rows.shape[1], 2 * n_layers + 1, n_edits, BLOCK=n_edits
+    )

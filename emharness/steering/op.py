@@ -22,7 +22,7 @@ def activate(plan: StepPlan | DevicePlan) -> None:
 def steer(hidden: torch.Tensor, residual: torch.Tensor | None, layer: torch.Tensor) -> None:
     """Edit `hidden` [n_tokens, d_model] in place as the current step's plan says for this layer, an int32 of one."""
     if _current:
-        _current[0].apply(layer, hidden, residual)
+        _current[0].apply_compiled(layer, hidden, residual)
 
 
 @steer.register_fake
@@ -33,15 +33,16 @@ def _(hidden: torch.Tensor, residual: torch.Tensor | None, layer: torch.Tensor) 
 class LayerHook:
     """Forward hook: a block's outputs are (hidden, residual), whose sum is the residual stream, or begin with it.
 
-    The block holds its number as a buffer, an input of the graph: as a constant it would make every block a graph of
-    its own, to be compiled by itself.
+    The block holds its number as a buffer, an input of compiled graphs: as a constant it would make every block a graph
+    of its own, to be compiled by itself.
     """
 
-    def __init__(self, stream: Stream):
+    def __init__(self, layer: int, stream: Stream):
+        self.layer = layer
         self.summed = stream == "sum"
 
-    def add(self, block: torch.nn.Module, layer: int, device: torch.device) -> None:
-        number = torch.tensor(layer, dtype=torch.int32, device=device)
+    def add(self, block: torch.nn.Module, device: torch.device) -> None:
+        number = torch.tensor(self.layer, dtype=torch.int32, device=device)
         block.register_buffer(NUMBER, number, persistent=False)
         block.register_forward_hook(self)
 
@@ -50,4 +51,7 @@ class LayerHook:
         residual = output[1] if isinstance(output, tuple) and self.summed else None
         if hidden.dim() == 3:  # [1, n_tokens, d_model], as blocks of transformers have it
             hidden = hidden.view(-1, hidden.shape[-1])
-        torch.ops.emharness.steer(hidden, residual, getattr(block, NUMBER))
+        if torch.compiler.is_compiling():
+            torch.ops.emharness.steer(hidden, residual, getattr(block, NUMBER))
+        elif _current:
+            _current[0].apply(self.layer, hidden, residual)

@@ -33,8 +33,6 @@ class StepPlan(Requests):
         self._again = {}
 
     def begin_step(self, spans: list[Span], ids: torch.Tensor | None = None) -> None:
-        """Make the passes of a step from (request id, first flat index, first position, n tokens). `ids`: its flat
-        tokens, int32 [n_tokens], for edits that begin after one of them."""
         self.passes, self.done, self._gates = {}, {}, {}
         self.recordings.begin(spans)
         spans = self._edited(spans)
@@ -44,11 +42,11 @@ class StepPlan(Requests):
                     self.requests[name].look(ids[flat : flat + n].numpy(), position)
         self._asking = tuple(span[0] for span in spans)
         if not spans:
+            self._last = None
             return
         places = self._places(spans)
         if places is not None and places == self._last:
-            self.passes = self._again
-            self._gates = _earlier_gates(self.passes)
+            self._repeat()
             return
         self._last = None
         parts = [self.requests[span[0]].columns for span in spans]
@@ -110,6 +108,14 @@ class StepPlan(Requests):
         self._last, self._again = places, self.passes
         self._gates = _earlier_gates(self.passes)
 
+    def _repeat(self) -> None:
+        self.passes, self.done = self._again, {}
+        self._gates = _earlier_gates(self.passes)
+
+    def begin_dummy(self) -> None:
+        """A pass with nobody's tokens."""
+        self.begin_step([])
+
     def end_step(self) -> None:
         """Compare what was edited and recorded with what was asked for: no layer may have been passed over."""
         asked = {layer: sum(p.n for p in passes) for layer, passes in self.passes.items()}
@@ -133,10 +139,8 @@ class StepPlan(Requests):
         late = {name for name, ids in known.items() if not self.requests[name].begun_as(ids)}
         return [name for name in request_ids if name in self.missed or name in late]
 
-    def apply(self, number: torch.Tensor, hidden: torch.Tensor, residual: torch.Tensor | None) -> None:
-        """Edit `hidden` [n_tokens, d_model] in place so that hidden + residual is the edited stream; record it.
-        `number`: the layer's, int32 of one element."""
-        layer = int(number)
+    def apply(self, layer: int, hidden: torch.Tensor, residual: torch.Tensor | None) -> None:
+        """Edit `hidden` [n_tokens, d_model] in place so that hidden + residual is the edited stream; record it."""
         for step in self.passes.get(layer, ()):
             for gate in step.gates:
                 if gate.layer == layer:
@@ -146,6 +150,10 @@ class StepPlan(Requests):
         self.recordings.take(layer, hidden, residual)
         for gate in self._gates.get(layer, ()):
             gate.look(self.table.rows, hidden, residual)
+
+    def apply_compiled(self, number: torch.Tensor, hidden: torch.Tensor, residual: torch.Tensor | None) -> None:
+        """`apply` to the layer of this number, int32 []."""
+        self.apply(int(number), hidden, residual)
 
 
 def _earlier_gates(passes: dict[int, list[Pass]]) -> dict[int, list[Gate]]:

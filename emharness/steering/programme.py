@@ -13,6 +13,7 @@ GATED = 4  # acts where what is held says so
 RECALL = 8  # … where what was kept does
 BOUNDED = 16
 RESCALE = 32
+ENTRY = 9  # numbers of an entry: five words and four floats
 AWAITS = 64  # begins where the device has seen its token
 _FOREVER = np.iinfo(np.int32).max
 

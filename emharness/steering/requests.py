@@ -13,13 +13,14 @@ from emharness.steering.spec import NOT_YET, steered_span
 from emharness.steering.table import VectorTable
 
 
-@dataclass(frozen=True)
+@dataclass
 class RequestEdits:
     """The edits of one living request as columns [n_edits], and what they hold in the vector table."""
 
     columns: np.ndarray  # see COLUMNS
     directions: list[bytes]
     after: dict[int, int]  # edit → the token id after which it begins
+    lasting: np.ndarray | None = None  # `asks` of a token from `steady_from` on
 
     @property
     def awaited(self) -> dict[int, int]:
@@ -32,6 +33,20 @@ class RequestEdits:
         ends = np.where(self.columns["end"] == _FOREVER, self.columns["start"], self.columns["end"])
         return int(ends.max(initial=0))
 
+    def asks(self, first: int, last: int, n_layers: int) -> np.ndarray:
+        """Edits and looks of gates over the positions [first, last), [n_layers] int64; none of `awaited`."""
+        if first >= self.steady_from:
+            if self.lasting is None:
+                self.lasting = self._asks(_FOREVER - 1, _FOREVER, n_layers)
+            return (last - first) * self.lasting
+        return self._asks(first, last, n_layers)
+
+    def _asks(self, first: int, last: int, n_layers: int) -> np.ndarray:
+        count = np.minimum(last, self.columns["end"]) - np.maximum(first, self.columns["start"])
+        count, looking = np.maximum(count, 0), self.columns["gate_layer"] >= 0
+        layer = np.concatenate([self.columns["layer"], self.columns["gate_layer"][looking]])
+        return np.bincount(layer, np.concatenate([count, count[looking]]), n_layers).astype(np.int64)
+
     def look(self, tokens: Sequence[int] | np.ndarray, first: int = 0) -> None:
         """Begin the edits whose token is among these, which the request has from position `first` on."""
         for edit, token in self.awaited.items():
@@ -39,6 +54,7 @@ class RequestEdits:
             if start < NOT_YET:
                 self.columns["start"][edit] = first + start
                 vars(self).pop("steady_from", None)
+                self.lasting = None
 
     def begun_as(self, tokens: Sequence[int]) -> bool:
         """Whether every edit has begun after its token, by all tokens of the request."""
@@ -70,21 +86,30 @@ def request_edits(edits: list[dict[str, Any]], prompt_length: int, table: Vector
     """The columns of the resolved edits of `spec.resolve`, whose directions get rows of the table."""
     rank: dict[int, int] = {}
     columns = np.empty(len(edits), COLUMNS)
+    held = [edit["direction"] for edit in edits] + [e["gate"]["direction"] for e in edits if e["gate"]]
+    rows = table.acquire(held)
+    gate_rows = iter(rows[len(edits) :])
     for i, edit in enumerate(edits):
         layer = edit["layer"]
         rank[layer] = rank.get(layer, -1) + 1
         start, end = steered_span(edit["positions"], prompt_length)
-        row, gate = table.acquire(edit["direction"]), edit["gate"]
-        looks = (gate["layer"], table.acquire(gate["direction"]), gate["above"]) if gate else (-1, row, 0.0)
+        row, gate = rows[i], edit["gate"]
+        looks = (gate["layer"], next(gate_rows), gate["above"]) if gate else (-1, row, 0.0)
         columns[i] = (
             *(layer, rank[layer], row, edit["a"], edit["b"], edit["low"], edit["high"], edit["rescale"]),
             *looks,
             *(start, _FOREVER if end is None else end),
         )
-    held = [edit["direction"] for edit in edits] + [e["gate"]["direction"] for e in edits if e["gate"]]
     kinds = [edit["positions"] for edit in edits]
     after = {i: kind["after_token"] for i, kind in enumerate(kinds) if isinstance(kind, dict)}
     return RequestEdits(columns, held, after)
+
+
+Batch = tuple[list[str], np.ndarray, np.ndarray]  # names, flat and positions as `begin_batch` has them
+
+
+def _one_token_on(before: Batch, now: Batch) -> bool:
+    return before[0] == now[0] and np.array_equal(before[1], now[1]) and np.array_equal(before[2] + 1, now[2])
 
 
 class Requests:
@@ -97,6 +122,7 @@ class Requests:
         self.recordings = Recordings(d_model, device)
         self.missed: set[str] = set()  # living requests of which something was not edited or recorded
         self._last: tuple[tuple[str, int], ...] | None = None  # `_places` of the last step, if it may come again
+        self._batch: Batch | None = None  # of the last step
 
     def add_request(
         self, request_id: str, edits: list[dict[str, Any]], prompt_length: int, cached: Sequence[int] | np.ndarray = ()
@@ -114,6 +140,27 @@ class Requests:
         if removed := self.requests.pop(request_id, None):
             for direction in removed.directions:
                 self.table.release(direction)
+
+    def begin_batch(
+        self, names: Sequence[str], flat: np.ndarray, position: np.ndarray, ids: torch.Tensor | None = None
+    ) -> None:
+        """A step of these requests, steered or not: the tokens of the i-th lie at flat[i] to flat[i + 1] and have
+        positions from position[i] on; [n + 1], [n]. `ids`: see `begin_step`."""
+        before, self._batch = self._batch, (list(names), flat.copy(), position.copy())
+        if before and self._last is not None and not self.recordings.living and _one_token_on(before, self._batch):
+            self._repeat()
+            return
+        each = zip(names, flat[:-1].tolist(), position.tolist(), np.diff(flat).tolist(), strict=True)
+        self.begin_step([span for span in each if span[0] in self.requests], ids)
+
+    def begin_step(self, spans: list[Span], ids: torch.Tensor | None = None) -> None:
+        """A step of (request id, first flat index, first position, n tokens). `ids`: its flat tokens, int32 [n_tokens]
+        on the device, for edits that begin after one of them."""
+        raise NotImplementedError
+
+    def _repeat(self) -> None:
+        """The last step again, every request one token on."""
+        raise NotImplementedError
 
     def _edited(self, spans: list[Span]) -> list[Span]:
         return [span for span in spans if span[0] in self.requests and len(self.requests[span[0]].columns)]

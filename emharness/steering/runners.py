@@ -79,13 +79,13 @@ def _hook(model: Any, config: Any, device: Any) -> None:
     """Hooks on all decoder blocks, or on none. RuntimeError where the residual stream is not found."""
     layers = list(blocks.decoder_layers(model, config.hf_text_config.num_hidden_layers))
     hooks = []
-    for layer in layers:
+    for index, layer in enumerate(layers):
         stream: blocks.Stream | None = blocks.stream_of(type(layer))
         if stream is None:
             raise RuntimeError(f"where {type(layer).__name__} of {type(model).__name__} has its residual is not known")
-        hooks.append(op.LayerHook(stream))
-    for index, (layer, hook) in enumerate(zip(layers, hooks, strict=True)):
-        hook.add(layer, index, device)
+        hooks.append(op.LayerHook(index, stream))
+    for layer, hook in zip(layers, hooks, strict=True):
+        hook.add(layer, device)
 
 
 def _register(plan: Plan, request_id: str, found: dict[str, Any], prompt_length: int, cached: Any) -> None:
@@ -104,7 +104,7 @@ def _forget_finished(update: Any, runner: Any, scheduler_output: Any, *args: Any
 def _before_dummy(run: Any, runner: Any, *args: Any, **kwargs: Any) -> Any:
     """Passes that warm up or are captured carry nobody's tokens."""
     if plan := getattr(runner, PLAN, None):
-        plan.begin_step([])
+        plan.begin_dummy()
     return run(runner, *args, **kwargs)
 
 
@@ -123,18 +123,15 @@ def _plan_step(prepare: Any, runner: Any, scheduler_output: Any, num_scheduled: 
     plan: Plan = getattr(runner, PLAN)
     op.activate(plan)
     batch = runner.input_batch
-    spans = []
-    flat = 0
+    n_requests = len(batch.req_ids)
+    flat = np.concatenate([[0], np.cumsum(num_scheduled[:n_requests])])
+    position = batch.num_computed_tokens_cpu[:n_requests]
     for index, request_id in enumerate(batch.req_ids):
-        n = int(num_scheduled[index])
         state = runner.requests[request_id]
-        if found := wanted(state.sampling_params):
-            position = int(batch.num_computed_tokens_cpu[index])
-            if request_id not in plan.requests:
-                _register(plan, request_id, found, state.num_prompt_tokens, batch.token_ids_cpu[index, :position])
-            spans.append((request_id, flat, position, n))
-        flat += n
-    plan.begin_step(spans, runner.input_ids.gpu[:flat])
+        if request_id not in plan.requests and (found := wanted(state.sampling_params)):
+            cached = batch.token_ids_cpu[index, : position[index]]
+            _register(plan, request_id, found, state.num_prompt_tokens, cached)
+    plan.begin_batch(batch.req_ids, flat, position, runner.input_ids.gpu[: flat[-1]])
     return result
 
 
@@ -148,22 +145,20 @@ def _take_new(add: Any, runner: Any, scheduler_output: Any, *args: Any) -> Any:
         found = wanted(new.sampling_params)
         if found and new.req_id not in plan.requests:
             cached = (new.prompt_token_ids or [])[: new.num_computed_tokens]
-            _register(plan, new.req_id, found, new.prompt_len, cached)
+            _register(plan, new.req_id, found, _prompt_length(new), cached)
     return result
+
+
+def _prompt_length(new: Any) -> int:
+    """vLLM 0.26 knows prompts of V2 as tokens only; later ones say how long any kind of prompt is."""
+    return new.prompt_len if hasattr(new, "prompt_len") else len(new.prompt_token_ids)
 
 
 def _plan_batch(prepare: Any, runner: Any, *args: Any, **kwargs: Any) -> Any:
     batch = prepare(runner, *args, **kwargs)
     plan: Plan = getattr(runner, PLAN)
     op.activate(plan)
-    flat, position = batch.query_start_loc_np, batch.num_computed_tokens_np
-    n = np.diff(flat[: len(batch.req_ids) + 1])
-    plan.begin_step(
-        [
-            (request_id, int(flat[i]), int(position[i]), int(n[i]))
-            for i, request_id in enumerate(batch.req_ids)
-            if request_id in plan.requests
-        ],
-        batch.input_ids,
-    )
+    n_requests = len(batch.req_ids)
+    flat, position = batch.query_start_loc_np[: n_requests + 1], batch.num_computed_tokens_np[:n_requests]
+    plan.begin_batch(batch.req_ids, flat, position, batch.input_ids)
     return batch

@@ -1,13 +1,21 @@
 """The directions that living requests are steered by, side by side on the device."""
 
+from collections.abc import Sequence
+
 import numpy as np
 import torch
 
 _CAPACITY = 8  # rows of an idle vector table
 
 
+def sent(values: np.ndarray, device: torch.device) -> torch.Tensor:
+    """A copy on the device, not waited for: pinned memory is not given out again before the copy is over."""
+    source = torch.from_numpy(values.copy())
+    return source.pin_memory().to(device, non_blocking=True) if device.type == "cuda" else source
+
+
 def send(to: torch.Tensor, values: np.ndarray) -> None:
-    """Copy to the device without waiting for it: pinned memory is not given out again before the copy is over."""
+    """Copy to the device without waiting for it."""
     source = torch.from_numpy(values.copy())
     on_gpu = to.device.type == "cuda"
     to.copy_(source.pin_memory() if on_gpu else source, non_blocking=on_gpu)
@@ -25,17 +33,21 @@ class VectorTable:
     def __len__(self) -> int:
         return len(self._row_of)
 
-    def acquire(self, direction: bytes) -> int:
-        if direction not in self._row_of:
-            if not self._free:
+    def acquire(self, directions: Sequence[bytes]) -> list[int]:
+        """Their rows; what is new among them is sent in one piece."""
+        new = [direction for direction in dict.fromkeys(directions) if direction not in self._row_of]
+        if new:
+            while len(self._free) < len(new):
                 capacity = self.rows.shape[0]
                 self.rows = torch.cat([self.rows, torch.zeros_like(self.rows)])
-                self._free = list(range(capacity, 2 * capacity))
-            row = self._free.pop()
-            send(self.rows[row], np.frombuffer(direction, dtype=np.float32))
-            self._row_of[direction] = row
-        self._count[direction] = self._count.get(direction, 0) + 1
-        return self._row_of[direction]
+                self._free += range(capacity, 2 * capacity)
+            rows = [self._free.pop() for _ in new]
+            values = np.frombuffer(b"".join(new), dtype=np.float32).reshape(len(new), -1)
+            self.rows.index_copy_(0, sent(np.array(rows), self.rows.device), sent(values, self.rows.device))
+            self._row_of.update(zip(new, rows, strict=True))
+        for direction in directions:
+            self._count[direction] = self._count.get(direction, 0) + 1
+        return [self._row_of[direction] for direction in directions]
 
     def release(self, direction: bytes) -> None:
         self._count[direction] -= 1

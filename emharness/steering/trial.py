@@ -70,6 +70,13 @@ def spec_of(edits: list[dict[str, Any]] | None, record: dict[str, Any] | None = 
     return {key: value for key, value in (("edits", edits), ("record", record)) if value} or None
 
 
+KINDS = {"--stock": "stock vLLM", "--compiled": "compiled vLLM"}
+
+
+class NoEngine(RuntimeError):
+    """vLLM itself did not answer."""
+
+
 @dataclass
 class Trial:
     """What the checks share: the model, its prompts, one random unit direction a layer, the steered engine."""
@@ -110,7 +117,10 @@ class Trial:
         command = [sys.executable, "-m", "emharness.steering.trial", kind, self.model, asked]
         done = subprocess.run(command, capture_output=True, text=True, check=False)
         if done.returncode:
-            raise RuntimeError(f"vLLM {kind} does not run this model: {done.stderr.strip().splitlines()[-1:]}")
+            why = next(
+                (line for line in reversed(done.stderr.splitlines()) if "Error" in line), done.stderr.strip()[-200:]
+            )
+            raise NoEngine(f"{KINDS[kind]} does not run this model: {why}")
         tokens, found, means = json.loads(done.stdout.strip().splitlines()[-1])
         return tokens, found, means
 
@@ -130,7 +140,10 @@ class Trial:
         save_file({f"v{i}": unit[i] for i in range(3)}, self.folder / FILE)
         os.environ[FOLDER_VARIABLE] = str(self.folder)
         self.directions = unit
-        return engine(self.model, plugin=True)
+        try:
+            return engine(self.model, plugin=True)
+        except Exception as error:
+            raise NoEngine(f"vLLM with this plugin does not start: {type(error).__name__}: {error}") from error
 
     @cached_property
     def hf(self) -> Any:

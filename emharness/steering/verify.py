@@ -15,7 +15,7 @@ from typing import Any
 import numpy as np
 
 from emharness.steering import reference
-from emharness.steering.trial import TEXTS, Result, Trial, generate, spec_of
+from emharness.steering.trial import TEXTS, NoEngine, Result, Trial, generate, spec_of
 
 TOLERANCE = 2e-3  # of log-probabilities in float32, between two implementations of a model
 CLOSE = 1e-4  # relative, of recorded residuals and projections
@@ -128,6 +128,9 @@ def compiled_is_eager(trial: Trial) -> tuple[bool, str]:
     """Prompts and decoding, several specs in a batch, some that record. The last check: it stops the engine."""
     edits = [[trial.edit(trial.dose * (1 + i % 3), vector=i % 3)] if i % 4 else None for i in range(12)]
     edits[5] = [trial.edit(1.0, "ablate"), trial.edit(trial.dose, vector=1, positions="generated")]
+    third = trial.run([None] * len(TEXTS))[0][6 % len(TEXTS)][2]
+    edits[6] = [trial.edit(trial.dose, positions={"after_token": third})]
+    edits[7] = [trial.edit(trial.dose, gate={"vector": trial.edit(0.0, vector=1)["vector"], "above": 0.0})]
     prompts = [trial.prompts[i % len(TEXTS)] for i in range(len(edits))]
     record = {"layers": sorted({0, trial.at}), "positions": "all"}
     specs = [spec_of(some, record if i % 2 else None) for i, some in enumerate(edits)]
@@ -156,7 +159,7 @@ CHECKS: dict[str, Callable[[Trial], tuple[bool | None, str]]] = {
 
 def verify(model: str, layer: int | None = None, tell: Callable[[Check], None] = lambda check: None) -> list[Check]:
     """All checks on a model, told one by one. A check that raises has failed, with the reason."""
-    found = []
+    found: list[Check] = []
     with tempfile.TemporaryDirectory() as folder:
         trial = Trial(model, layer, Path(folder))
         for name, check in CHECKS.items():
@@ -164,11 +167,18 @@ def verify(model: str, layer: int | None = None, tell: Callable[[Check], None] =
                 passed, detail = check(trial)
             except MemoryError:
                 passed, detail = None, "not run: the model does not fit beside the engine"
+            except NoEngine as error:
+                found.append(Check(name, False, " ".join(str(error).split())[:300]))
+                tell(found[-1])
+                break
             except Exception as error:
                 passed, detail = False, " ".join(f"{type(error).__name__}: {error}".split())[:200]
             found.append(Check(name, passed, detail))
             tell(found[-1])
             gc.collect()
+        for name in list(CHECKS)[len(found) :]:
+            found.append(Check(name, None, "not run: there is no engine to ask"))
+            tell(found[-1])
     return found
 
 
