@@ -102,9 +102,12 @@ class DevicePlan(Requests):
         self._asked += self._again
 
     def begin_dummy(self) -> None:
-        """A pass with nobody's tokens, in which every layer's kernel is started: it is compiled, or captured."""
+        """A pass with nobody's tokens, in which all kernels are started: they are compiled, or captured."""
+        from emharness.steering import kernel
+
         self.begin_step([])
         self._busy = [True] * self.n_layers
+        kernel.look(self.buffers.tokens[0, :1], self.buffers)
 
     def _write(self, spans: list[Span], claims: list[Span]) -> None:
         asking = {span[0] for span in spans}
