@@ -14,7 +14,7 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from safetensors.numpy import save_file
 
-from emharness.steering import kernel, spec
+from emharness.steering import kernel, passes, spec
 from emharness.steering.device import DevicePlan
 from emharness.steering.plan import StepPlan
 from emharness.steering.vectors import FOLDER_VARIABLE
@@ -92,7 +92,8 @@ REQUESTS = st.lists(st.tuples(st.lists(EDIT, max_size=5), st.none() | RECORD), m
 
 @given(REQUESTS, st.integers(0, 1000), st.data())
 @settings(max_examples=60, deadline=None, derandomize=True, suppress_health_check=[HealthCheck.function_scoped_fixture])
-def test_any_mix_of_requests_is_edited_and_recorded_as_on_a_cpu(asked, seed, data):
+def test_any_mix_of_requests_is_edited_and_recorded_as_on_a_cpu(monkeypatch, asked, seed, data):
+    monkeypatch.setattr(passes, "BLOCK", data.draw(st.sampled_from([1, 2, 256])))
     one, other = StepPlan(D, CPU), DevicePlan(D, DEVICE, LAYERS, n_tokens=32, n_requests=len(asked))
     names = [f"r{i}" for i in range(len(asked))]
     for plan in (one, other):

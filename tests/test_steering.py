@@ -10,7 +10,7 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from safetensors.numpy import save_file
 
-from emharness.steering import spec
+from emharness.steering import passes, spec
 from emharness.steering.plan import StepPlan
 from emharness.steering.vectors import FOLDER_VARIABLE
 
@@ -159,8 +159,10 @@ def test_any_request_is_resolved_or_refused_in_one_sentence(folder, request_):
     assert all(np.isfinite([one["a"], one["b"]]).all() for one in edits)
 
 
-def test_a_step_edits_each_token_as_its_own_request_asks():
+@pytest.mark.parametrize("block", [2, 256])
+def test_a_step_edits_each_token_as_its_own_request_asks(block, monkeypatch):
     """Two requests in one flat batch, chunked prefill and decode, against the formula token by token."""
+    monkeypatch.setattr(passes, "BLOCK", block)
     asked = {
         "a": [edit(), edit(mode="ablate", strength=1.0), edit(vector="f.safetensors#flat", strength=-3.0)],
         "b": [
@@ -198,8 +200,10 @@ def test_a_step_edits_each_token_as_its_own_request_asks():
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
-def test_steps_that_come_again_edit_as_if_planned_afresh(dtype):
+@pytest.mark.parametrize("block", [1, 256])
+def test_steps_that_come_again_edit_as_if_planned_afresh(dtype, block, monkeypatch):
     """Decoding reuses the passes of the step before; requests that come, go or change place must not be met by them."""
+    monkeypatch.setattr(passes, "BLOCK", block)
     asked = {
         "a": [edit(), edit(mode="ablate", strength=1.0)],
         "b": [edit(positions="generated", strength=-2.0), edit(positions="prompt", strength=9.0)],

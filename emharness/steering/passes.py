@@ -1,8 +1,11 @@
 """The arithmetic of a step: one pass edits each of some tokens once, all at one layer; pure functions of tensors."""
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from typing import Any
 
 import torch
+
+BLOCK = 256  # tokens at a time: what is computed for them stays in a processor's cache
 
 
 @dataclass
@@ -45,10 +48,39 @@ class Pass:
         """
         if any(gate.open is None for gate in self.gates):
             return False
-        vectors = self.kept
-        if vectors is None:
-            vectors = table[self.rows] if self.b is not None else self.a * table[self.rows]
-            self.kept = vectors if keep else None
+        if keep and self.kept is None:
+            self.kept = self._vectors(table)
+        if isinstance(self.tokens, slice) and self.n > BLOCK:
+            for first in range(0, self.n, BLOCK):
+                self._part(self.tokens.start, first)._edit(table, hidden, residual)
+        else:
+            self._edit(table, hidden, residual)
+        return True
+
+    def _vectors(self, table: torch.Tensor) -> torch.Tensor:
+        return table[self.rows] if self.b is not None else self.a * table[self.rows]
+
+    def _part(self, start: int, first: int) -> "Pass":
+        """The block of tokens from the first-th on."""
+        n = min(BLOCK, self.n - first)
+
+        def of(values: Any) -> Any:
+            return values if values is None or len(values) == 1 else values[first : first + n]
+
+        return Pass(
+            tokens=slice(start + first, start + first + n),
+            rows=of(self.rows),
+            a=of(self.a),
+            b=of(self.b),
+            n=n,
+            bounds=None if self.bounds is None else (of(self.bounds[0]), of(self.bounds[1])),
+            rescale=of(self.rescale),
+            gates=tuple(replace(gate, open=of(gate.open)) for gate in self.gates),
+            kept=of(self.kept),
+        )
+
+    def _edit(self, table: torch.Tensor, hidden: torch.Tensor, residual: torch.Tensor | None) -> None:
+        vectors = self._vectors(table) if self.kept is None else self.kept
         part = hidden[self.tokens]
         if self.b is None:
             added = vectors
@@ -68,7 +100,6 @@ class Pass:
             part.add_(added)  # summed in float32 whatever the type of `hidden`, then rounded
         else:
             hidden[self.tokens] = (part.float() + added).to(hidden.dtype)
-        return True
 
 
 def stream(hidden: torch.Tensor, residual: torch.Tensor | None, tokens: torch.Tensor | slice) -> torch.Tensor:
