@@ -31,7 +31,7 @@ class EngineConfig:
     dtype: str = "bfloat16"
     max_model_len: int = number(2048, least=2)
     max_num_seqs: int = number(256, least=1)
-    eager: bool = True  # False: torch.compile; on a CPU its first start takes minutes and gains little
+    eager: bool | None = None  # True: no torch.compile and no CUDA graphs; by default on a CPU, see `Engine`
     cpu_kv_cache_gib: int = number(3, least=1)
     extra: dict[str, Any] = field(default_factory=dict)  # passed to vllm.LLM as it is
 

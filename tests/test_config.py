@@ -34,6 +34,14 @@ def test_the_base_chooses_the_training_recipe_and_the_command_line_overrides_it(
     assert configured("base=llama31", "train=small").train.learning_rate == pytest.approx(4e-4)
 
 
+@pytest.mark.parametrize("gpu", [False, True])
+def test_engines_compile_on_a_gpu_and_what_they_did_is_in_the_key(gpu, monkeypatch):
+    monkeypatch.setattr(inputs.weights, "on_gpu", lambda: gpu)
+    assert inputs.engine_identity(configured())["eager"] is not gpu
+    for eager in (True, False):
+        assert inputs.engine_identity(configured(f"base.engine.eager={eager}"))["eager"] is eager
+
+
 def test_an_unknown_key_is_refused():
     with pytest.raises(HydraException, match="strenght"):
         configured("steer.strenght=2")

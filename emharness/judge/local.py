@@ -71,7 +71,7 @@ class LocalJudge:
         ]
         distinct = {text: self._encode(text) for text in dict.fromkeys(texts)}
         fitting = {text: ids for text, ids in distinct.items() if len(ids) + 4 <= self._settings.max_model_len}
-        config = EngineConfig(dtype=self._settings.dtype, max_model_len=self._settings.max_model_len)
+        config = EngineConfig(dtype=self._settings.dtype, max_model_len=self._settings.max_model_len, eager=True)
         config.extra = self._settings.extra
         with Engine(self._folder, config, self._folder, seed=0) as engine:
             found = self._asked(list(fitting.values()), lambda prompts: engine.next_tokens(prompts, TOP))
