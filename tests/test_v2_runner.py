@@ -8,14 +8,22 @@ import os
 import re
 import subprocess
 import sys
+from types import SimpleNamespace
 
 import pytest
 from conftest import ROOT
+
+from emharness.steering import runners
 
 CHOSEN = (
     "every_mode_and_position", "never_mixes_steered_and_unsteered", "a_bad_request_is_refused", "strength_zero",
     "recorded_means_equal", "projections_of_every_token", "share_the_prompts_cache", "begin_after_a_token",
 )  # fmt: skip
+
+
+def test_every_vllm_tells_the_length_of_a_prompt():
+    assert runners._prompt_length(SimpleNamespace(prompt_token_ids=[5, 6, 7])) == 3  # to 0.28
+    assert runners._prompt_length(SimpleNamespace(prompt_token_ids=None, prompt_len=4)) == 4
 
 
 @pytest.mark.engine

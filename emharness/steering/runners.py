@@ -150,7 +150,7 @@ def _take_new(add: Any, runner: Any, scheduler_output: Any, *args: Any) -> Any:
 
 
 def _prompt_length(new: Any) -> int:
-    """vLLM 0.26 knows prompts of V2 as tokens only; later ones say how long any kind of prompt is."""
+    """V2 of vLLM 0.26 to 0.28 takes prompts as tokens only; later ones say how long any kind of prompt is."""
     return new.prompt_len if hasattr(new, "prompt_len") else len(new.prompt_token_ids)
 
 
