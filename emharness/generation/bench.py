@@ -62,7 +62,7 @@ def save_vectors(folder: Path, n: int, n_layers: int, d_model: int, seed: int) -
 
 
 def spec(vector: int, strength: float, layers: list[int]) -> dict[str, Any]:
-    return {"edits": [{"vector": f"{FILE}#v{vector}", "layer": layer, "strength": strength} for layer in layers]}
+    return {"edits": [{"vector": f"{FILE}#v{vector}", "layers": layers, "strength": strength}]}
 
 
 def half(engine: EngineConfig) -> EngineConfig:

@@ -72,6 +72,9 @@ def _admit(process_inputs: Any, processor: Any, *args: Any, **kwargs: Any) -> An
     except ValueError as error:
         raise _refusal(str(error)) from None
     params = copy.copy(params)
+    params.extra_args = None
+    params = params.clone()  # as vLLM is about to; what is resolved, which can be long, is not copied once more
+    params.skip_clone = True
     if resolved["record"]:
         params.skip_reading_prefix_cache = True  # cached positions would not pass through the layers
     params.extra_args = {**extra, spec.KEY: resolved}

@@ -51,21 +51,23 @@ def keep_executor(add_request: Any, core: Any, *args: Any, **kwargs: Any) -> Any
 
 def attach(update: Any, scheduler: Any, *args: Any, **kwargs: Any) -> Any:
     """Around Scheduler.update_from_output: finished requests get their means, and an error where edits were missed."""
-    asked = {name: (spec, r) for name, r in scheduler.requests.items() if (spec := wanted(r.sampling_params))}
+    before = dict(scheduler.requests)  # those that end are not in it afterwards
     result = update(scheduler, *args, **kwargs)
-    ended = [o for outputs in result.values() for o in outputs.outputs if o.finish_reason is not None] if asked else []
-    steered = {output.request_id: output for output in ended if output.request_id in asked}
+    ended = [o for outputs in result.values() for o in outputs.outputs if o.finish_reason is not None]
+    pairs = [(output, before.get(output.request_id)) for output in ended]
+    steered = [(o, r, spec) for o, r in pairs if r is not None and (spec := wanted(r.sampling_params))]
     if not steered:
         return result
     from vllm.v1.engine import FinishReason
 
     executor = getattr(scheduler, EXECUTOR)
-    waited = {name: list(asked[name][1].all_token_ids) for name in steered if awaits(asked[name][0])}
-    missed = set().union(*executor.collective_rpc(account, args=(list(steered), waited)))
-    for name, output in steered.items():
+    names = [request.request_id for _, request, _ in steered]
+    waited = {request.request_id: list(request.all_token_ids) for _, request, spec in steered if awaits(spec)}
+    missed = set().union(*executor.collective_rpc(account, args=(names, waited)))
+    for output, request, spec in steered:
+        name = request.request_id
         if name in missed:
             output.finish_reason, output.stop_reason = FinishReason.ERROR, "steering: an edit was not made"
-        spec, request = asked[name]
         if spec["record"]:
             # The last token was not fed back, so it has no residual.
             found = executor.collective_rpc(take, args=(name, request.num_tokens - 1))[0]
