@@ -31,9 +31,15 @@ class EngineConfig:
     dtype: str = "bfloat16"
     max_model_len: int = number(2048, least=2)
     max_num_seqs: int = number(256, least=1)
-    eager: bool | None = None  # True: no torch.compile and no CUDA graphs; by default on a CPU, see `Engine`
+    eager: bool | None = None  # True: no torch.compile and no CUDA graphs; see `is_eager`
     cpu_kv_cache_gib: int = number(3, least=1)
     extra: dict[str, Any] = field(default_factory=dict)  # passed to vllm.LLM as it is
+
+    def is_eager(self) -> bool:
+        """By default on a CPU, where compiling pays only beyond thousands of responses; else stock vLLM's way."""
+        import torch
+
+        return not torch.cuda.is_available() if self.eager is None else self.eager
 
 
 @dataclass

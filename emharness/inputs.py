@@ -99,7 +99,7 @@ def engine_identity(config: Config) -> dict[str, Any]:
     return {
         "dtype": engine.dtype,
         "max_model_len": engine.max_model_len,
-        "eager": not weights.on_gpu() if engine.eager is None else engine.eager,
+        "eager": engine.is_eager(),
         "extra": dict(engine.extra),
     }
 

@@ -209,7 +209,7 @@ def test_a_captured_launch_follows_what_is_written_into_the_buffers(monkeypatch)
 
 
 def test_a_step_that_comes_again_is_done_again_without_being_told():
-    plan, alone = DevicePlan(D, DEVICE, LAYERS, n_tokens=16, n_requests=3), StepPlan(D, CPU)
+    plan, alone = DevicePlan(D, DEVICE, LAYERS, n_tokens=16, n_requests=2), StepPlan(D, CPU)
     told = {"device": [], "cpu": []}
     for name, one in (("device", plan), ("cpu", alone)):
         one.begin_step = lambda spans, ids=None, name=name, do=one.begin_step: (
@@ -219,7 +219,6 @@ def test_a_step_that_comes_again_is_done_again_without_being_told():
     asked = {
         "a": [{}, {"mode": "ablate", "layer": 2, "strength": 1.0, "positions": {"from": 0, "to": 5}}],
         "b": [{"positions": "generated", "gate": {"vector": "f.safetensors#u", "layer": 0, "above": 0.1}}],
-        "c": [{"layer": 0}],
     }
     steps = [
         [("a", 0, 0, 4), ("b", 5, 0, 2)],

@@ -3,6 +3,7 @@
 from pathlib import Path
 
 import pytest
+import torch
 from conftest import ROOT, checked, configured
 from hydra.errors import HydraException
 
@@ -36,7 +37,7 @@ def test_the_base_chooses_the_training_recipe_and_the_command_line_overrides_it(
 
 @pytest.mark.parametrize("gpu", [False, True])
 def test_engines_compile_on_a_gpu_and_what_they_did_is_in_the_key(gpu, monkeypatch):
-    monkeypatch.setattr(inputs.weights, "on_gpu", lambda: gpu)
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: gpu)
     assert inputs.engine_identity(configured())["eager"] is not gpu
     for eager in (True, False):
         assert inputs.engine_identity(configured(f"base.engine.eager={eager}"))["eager"] is eager

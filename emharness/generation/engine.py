@@ -101,8 +101,7 @@ class Engine:
             dtype=config.dtype,  # type: ignore[arg-type]
             max_model_len=config.max_model_len,
             max_num_seqs=config.max_num_seqs,
-            # Compiling takes minutes on a CPU and gains little; on a GPU decoding lives on CUDA graphs.
-            enforce_eager=current_platform.is_cpu() if config.eager is None else config.eager,
+            enforce_eager=config.is_eager(),
             seed=seed,
             disable_log_stats=True,
             use_tqdm_on_load=False,

@@ -136,8 +136,8 @@ class DevicePlan(Requests):
             own = self.requests[name]
             self._again[self._slot_of[name]] = own.asks(start, start + count, self.n_layers)
             for edit in own.awaited:
-                busy[own.columns[edit]["layer"]] = True
-                busy[max(own.columns[edit]["gate_layer"], 0)] |= own.columns[edit]["gate_layer"] >= 0
+                layers = own.columns[edit]["layer"], own.columns[edit]["gate_layer"]
+                busy[[layer for layer in layers if layer >= 0]] = True
         for name, _, _, count in claims:
             self._again[self._slot_of[name], self.recordings.living[name].layers] += count
         self._busy = (busy | self._again.any(axis=0)).tolist()

@@ -12,6 +12,7 @@ import triton
 import triton.language as tl
 
 from emharness.steering import programme
+from emharness.steering.buffers import Layout
 
 LOOK, KEEP = tl.constexpr(programme.LOOK), tl.constexpr(programme.KEEP)
 GATED, RECALL = tl.constexpr(programme.GATED), tl.constexpr(programme.RECALL)
@@ -159,7 +160,5 @@ def look(ids: torch.Tensor, buffers: Any) -> None:
     """Begin the edits whose token is among a step's `ids`, int32 [n_tokens]."""
     n_edits = buffers.opened.shape[1]
     slots, positions, _ = buffers.tokens
-    n_layers = buffers.counted.shape[1]
-    _look[(len(ids),)](
-        ids, slots, positions, buffers.rows, buffers.rows.shape[1], 2 * n_layers + 1, n_edits, BLOCK=n_edits
-    )
+    began = Layout(buffers.counted.shape[1]).began
+    _look[(len(ids),)](ids, slots, positions, buffers.rows, buffers.rows.shape[1], began, n_edits, BLOCK=n_edits)

@@ -1,5 +1,6 @@
 """The steered requests that are alive, on whichever device: their edits, directions and recordings."""
 
+from abc import ABC, abstractmethod
 from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cached_property
@@ -112,7 +113,7 @@ def _one_token_on(before: Batch, now: Batch) -> bool:
     return before[0] == now[0] and np.array_equal(before[1], now[1]) and np.array_equal(before[2] + 1, now[2])
 
 
-class Requests:
+class Requests(ABC):
     """What `plan.StepPlan` and `device.DevicePlan` know of requests between steps."""
 
     def __init__(self, d_model: int, device: torch.device):
@@ -153,14 +154,14 @@ class Requests:
         each = zip(names, flat[:-1].tolist(), position.tolist(), np.diff(flat).tolist(), strict=True)
         self.begin_step([span for span in each if span[0] in self.requests], ids)
 
+    @abstractmethod
     def begin_step(self, spans: list[Span], ids: torch.Tensor | None = None) -> None:
         """A step of (request id, first flat index, first position, n tokens). `ids`: its flat tokens, int32 [n_tokens]
         on the device, for edits that begin after one of them."""
-        raise NotImplementedError
 
+    @abstractmethod
     def _repeat(self) -> None:
         """The last step again, every request one token on."""
-        raise NotImplementedError
 
     def _edited(self, spans: list[Span]) -> list[Span]:
         return [span for span in spans if span[0] in self.requests and len(self.requests[span[0]].columns)]

@@ -8,17 +8,20 @@ import torch
 _CAPACITY = 8  # rows of an idle vector table
 
 
-def sent(values: np.ndarray, device: torch.device) -> torch.Tensor:
-    """A copy on the device, not waited for: pinned memory is not given out again before the copy is over."""
+def _source(values: np.ndarray, device: torch.device) -> torch.Tensor:
+    """A copy to send from: pinned memory is not given out again before it is sent, so that nobody has to wait."""
     source = torch.from_numpy(values.copy())
-    return source.pin_memory().to(device, non_blocking=True) if device.type == "cuda" else source
+    return source.pin_memory() if device.type == "cuda" else source
+
+
+def sent(values: np.ndarray, device: torch.device) -> torch.Tensor:
+    """A copy on the device, not waited for."""
+    return _source(values, device).to(device, non_blocking=True)
 
 
 def send(to: torch.Tensor, values: np.ndarray) -> None:
     """Copy to the device without waiting for it."""
-    source = torch.from_numpy(values.copy())
-    on_gpu = to.device.type == "cuda"
-    to.copy_(source.pin_memory() if on_gpu else source, non_blocking=on_gpu)
+    to.copy_(_source(values, to.device), non_blocking=True)
 
 
 class VectorTable:

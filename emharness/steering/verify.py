@@ -160,6 +160,11 @@ CHECKS: dict[str, Callable[[Trial], tuple[bool | None, str]]] = {
 def verify(model: str, layer: int | None = None, tell: Callable[[Check], None] = lambda check: None) -> list[Check]:
     """All checks on a model, told one by one. A check that raises has failed, with the reason."""
     found: list[Check] = []
+
+    def add(name: str, passed: bool | None, detail: str) -> None:
+        found.append(Check(name, passed, detail))
+        tell(found[-1])
+
     with tempfile.TemporaryDirectory() as folder:
         trial = Trial(model, layer, Path(folder))
         for name, check in CHECKS.items():
@@ -168,17 +173,14 @@ def verify(model: str, layer: int | None = None, tell: Callable[[Check], None] =
             except MemoryError:
                 passed, detail = None, "not run: the model does not fit beside the engine"
             except NoEngine as error:
-                found.append(Check(name, False, " ".join(str(error).split())[:300]))
-                tell(found[-1])
+                add(name, False, " ".join(str(error).split())[:300])
                 break
             except Exception as error:
                 passed, detail = False, " ".join(f"{type(error).__name__}: {error}".split())[:200]
-            found.append(Check(name, passed, detail))
-            tell(found[-1])
+            add(name, passed, detail)
             gc.collect()
         for name in list(CHECKS)[len(found) :]:
-            found.append(Check(name, None, "not run: there is no engine to ask"))
-            tell(found[-1])
+            add(name, None, "not run: there is no engine to ask")
     return found
 
 
