@@ -39,9 +39,12 @@ def recording(layers, positions="all", names=()):
     return spec.resolve({"record": asked}, LAYERS, D)["record"]
 
 
+NOTHING = {"digest": "", "edits": [], "record": None}
+
+
 def resolved(*edits):
     asked = [{"vector": "f.safetensors#v", "layer": 1, "strength": 2.0, **one} for one in edits]
-    return spec.resolve({"edits": asked}, LAYERS, D)["edits"] if asked else []
+    return spec.resolve({"edits": asked}, LAYERS, D) if asked else NOTHING
 
 
 def run(plan, spans, states, layers=range(LAYERS), ids=None):
@@ -289,7 +292,7 @@ def test_what_the_device_did_not_do_is_noticed(layers, capsys):
     plan = DevicePlan(D, DEVICE, LAYERS, n_tokens=8, n_requests=3)
     plan.add_request("a", resolved({}), 3)
     plan.add_request("b", resolved({"layer": 2, "gate": {"vector": "f.safetensors#u", "layer": 0, "above": 0.0}}), 3)
-    plan.add_request("unsteered", [], 3)
+    plan.add_request("unsteered", NOTHING, 3)
     names = ["a", "b", "unsteered"]
     spans = [("a", 0, 0, 3), ("unsteered", 3, 0, 1), ("b", 4, 0, 2)]
     run(plan, spans, states(0, 8))
@@ -298,7 +301,7 @@ def test_what_the_device_did_not_do_is_noticed(layers, capsys):
     assert plan.short(names) == (["a", "b"] if not layers else ["a"])
     assert plan.short(names) == (["a", "b"] if not layers else ["a"])
     assert capsys.readouterr().err.count("the request ends with an error") == 1
-    plan.add_request("r", [], 3)
+    plan.add_request("r", NOTHING, 3)
     plan.recordings.add("r", recording([1]), 3)
     run(plan, [("r", 0, 0, 2)], states(0, 8), layers)
     assert plan.short(["r"]) == ["r"]
@@ -312,7 +315,7 @@ def test_half_precision_is_summed_in_float32_and_rounded_once():
     plan = DevicePlan(D, DEVICE, LAYERS, n_tokens=8, n_requests=1)
     plan.add_request("a", resolved({"strength": 1.37}), 3)
     values = states(0, 8, torch.float16)
-    (edit,) = resolved({"strength": 1.37})
+    (edit,) = resolved({"strength": 1.37})["edits"]
     added = torch.from_numpy(np.frombuffer(edit["direction"], dtype="f").copy()) * edit["a"]
     expected = values[0].clone()
     expected[1, :4] = (values[0][1, :4].float() + added).to(torch.float16)

@@ -94,3 +94,11 @@ def test_the_caller_s_parameters_are_not_changed(engine):
     engine._llm.generate([{"prompt_token_ids": PROMPTS[0]}], params, use_tqdm=False)
     assert params.extra_args == {spec.KEY: {"edits": [edit()]}}
     assert os.environ[FOLDER_VARIABLE]
+
+
+def test_prompts_under_another_salt_are_computed_anew(engine, monkeypatch):
+    generate, outputs = engine._llm.generate, []
+    monkeypatch.setattr(engine._llm, "generate", lambda *a, **k: outputs.extend(generate(*a, **k)) or outputs[-1:])
+    for salt in (None, None, "a", "b", "a"):
+        engine.generate([list(range(700, 764))], 1, GREEDY, 0, salt=salt)
+    assert [output.num_cached_tokens > 0 for output in outputs] == [False, True, False, False, True]

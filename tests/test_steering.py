@@ -41,13 +41,16 @@ def edit(**changes):
     return {"vector": "f.safetensors#v", "layer": 1, "strength": 2.0, **changes}
 
 
+NOTHING = {"digest": "", "edits": [], "record": None}
+
+
 def resolved(*edits):
-    return spec.resolve({"edits": list(edits)}, LAYERS, D)["edits"]
+    return spec.resolve({"edits": list(edits)}, LAYERS, D)
 
 
 @pytest.mark.parametrize(("unit", "a"), [("absolute", 2.0), ("raw", 6.0), ("residual", 40.0)])
 def test_units_scale_a_unit_vector(unit, a):
-    (got,) = resolved(edit(unit=unit))
+    (got,) = resolved(edit(unit=unit))["edits"]
     assert got["a"] == pytest.approx(a)
     assert got["b"] == 0
     assert np.linalg.norm(np.frombuffer(got["direction"], dtype="f")) == pytest.approx(1)
@@ -56,7 +59,7 @@ def test_units_scale_a_unit_vector(unit, a):
 def test_json_and_dict_are_the_same_request_and_strength_zero_is_no_edit():
     request = {"edits": [edit(), edit(layer=2, mode="ablate", positions="prompt")]}
     assert spec.resolve(json.dumps(request), LAYERS, D) == spec.resolve(request, LAYERS, D)
-    assert resolved(edit(strength=0.0)) == []
+    assert resolved(edit(strength=0.0))["edits"] == []
 
 
 def test_integer_strengths_are_numbers():
@@ -181,7 +184,7 @@ def test_a_step_edits_each_token_as_its_own_request_asks(block, monkeypatch):
     expected = (hidden + residual).double()
     for name, flat, position, n in spans:
         for offset in range(n):
-            for one in resolved(*asked[name]) if name in asked else []:
+            for one in resolved(*asked[name])["edits"] if name in asked else []:
                 start, end = spec.steered_span(one["positions"], prompt[name])
                 if start <= position + offset < (end if end is not None else 10**9):
                     v = torch.from_numpy(np.frombuffer(one["direction"], dtype="f").copy()).double()
@@ -247,7 +250,7 @@ def test_steps_that_come_again_edit_as_if_planned_afresh(dtype, block, monkeypat
 def test_a_layer_that_is_passed_over_is_noticed(capsys):
     plan = StepPlan(D, torch.device("cpu"))
     plan.add_request("a", resolved(edit(), edit(layer=2)), 3)
-    plan.add_request("r", [], 3)
+    plan.add_request("r", NOTHING, 3)
     plan.recordings.add("r", {"layers": [0], "positions": "all", "project": [], "axes": b""}, 3)
     bad = [set(), {"a"}, {"a", "r"}, {"a", "r"}]
     for step, layers in enumerate([(0, 1, 2), (0, 2), (1, 2), (0, 1, 1, 2)]):

@@ -6,6 +6,7 @@ import os
 import platform
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass, field, replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -17,6 +18,7 @@ from emharness.config import BaseConfig, EngineConfig, JudgeConfig, SamplingConf
 from emharness.generation.measure import Worker, hf_measure, stream_measure, vllm_measure
 
 FILE = "bench.safetensors"
+ROOMY = 6  # GiB of cache on a CPU: the specs of one repetition and their prompts
 
 
 @dataclass
@@ -127,31 +129,42 @@ def bench_hf(
 def bench_specs(
     config: BenchConfig, model: Path, vectors: Path, shape: tuple[int, int], prompts: list[list[int]]
 ) -> tuple[list[dict[str, Any]], dict[str, list[float]]]:
-    """A full batch under k different specs (each its own vector and strength) against plugin-free vLLM."""
+    """A full batch under k different specs (each its own vector and strength) against plugin-free vLLM.
+
+    The caches have room for all that is asked: from the warm-up on every job finds its prompts there, steered or not.
+    `new` asks prompts that no cache has: plugin-free vLLM computes those that are alike once, and what is steered
+    differently is never alike.
+    """
     sampling = SamplingConfig(temperature=0.7, top_k=40, max_new_tokens=config.tokens, ignore_eos=True, progress=False)
     batch = [prompts[i % len(prompts)] for i in range(config.batch)]
+
+    def specs(k: int, layers: list[int]) -> list[dict[str, Any]]:
+        return [spec(i % k, 0.01 * (1 + i % k), layers) for i in range(config.batch)]
+
+    places = {"one layer": [shape[0] // 2], "all layers": list(range(shape[0]))}
+    asked = {f"k{k} {name}": specs(k, layers) for name, layers in places.items() for k in config.specs}
+    most = max(config.specs)
     ratios, all_speeds = [], {}
     for compiled in config.compiled:
         mode = "compiled" if compiled else "eager"
         engine = replace(half(config.base.engine), eager=not compiled, max_num_seqs=config.batch)
+        engine.cpu_kv_cache_gib = max(engine.cpu_kv_cache_gib, ROOMY)
         with (
             Worker(vllm_measure, model, engine, vectors, False) as plain,
             Worker(vllm_measure, model, engine, vectors, True) as steered,
         ):
+            without, ask = (partial(worker.measure, batch, 1, sampling) for worker in (plain, steered))
             jobs: dict[str, Job] = {
-                f"plugin-free {mode}": lambda plain=plain: plain.measure(batch, 1, sampling),
-                f"idle {mode}": lambda steered=steered: steered.measure(batch, 1, sampling),
+                f"plugin-free {mode}": without,
+                f"idle {mode}": ask,
+                **{f"{name} {mode}": partial(ask, some) for name, some in asked.items()},
+                f"plugin-free, new {mode}": partial(without, None, True),
+                f"new_k{most} one layer {mode}": partial(ask, asked[f"k{most} one layer"], True),
             }
-            for where, layers in (("one layer", [shape[0] // 2]), ("all layers", list(range(shape[0])))):
-                for k in config.specs:
-                    specs = [spec(i % k, 0.01 * (1 + i % k), layers) for i in range(config.batch)]
-                    jobs[f"k{k} {where} {mode}"] = lambda steered=steered, specs=specs: steered.measure(
-                        batch, 1, sampling, specs
-                    )
             speeds = in_turns(jobs, config.repetitions)
-        reference = speeds[f"plugin-free {mode}"]
-        others = {name: values for name, values in speeds.items() if values is not reference}
-        ratios += [ratio(f"ratio_{name}", values, reference) for name, values in others.items()]
+        reference, *others, reference_new, new = speeds
+        ratios += [ratio(f"ratio_{name}", speeds[name], speeds[reference]) for name in others]
+        ratios.append(ratio(f"ratio_{new}", speeds[new], speeds[reference_new]))
         all_speeds |= speeds
     return ratios, all_speeds
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import multiprocessing
 import time
 import traceback
@@ -19,10 +20,12 @@ Measure = Callable[..., tuple[int, float]]  # generated tokens, seconds
 def vllm_measure(model: Path, engine: EngineConfig, vectors: Path, plugin: bool) -> Measure:
     from emharness.generation.engine import Engine
 
-    running = Engine(model, engine, vectors, 0, plugin=plugin)
+    running, times = Engine(model, engine, vectors, 0, plugin=plugin), itertools.count()
 
-    def measure(prompts: list[list[int]], n: int, sampling: SamplingConfig, specs: Any = None) -> tuple[int, float]:
-        batch = running.generate(prompts, n, sampling, 0, specs)
+    def measure(
+        prompts: list[list[int]], n: int, sampling: SamplingConfig, specs: Any = None, new: bool = False
+    ) -> tuple[int, float]:
+        batch = running.generate(prompts, n, sampling, 0, specs, f"new {next(times)}" if new else None)
         return batch.generated_tokens, batch.seconds
 
     return measure

@@ -97,7 +97,7 @@ class Pass:
             if self.rescale is not None:
                 added = torch.where(self.rescale, _same_length(before, before + added) - before, added)
         if isinstance(self.tokens, slice):
-            part.add_(added)  # summed in float32 whatever the type of `hidden`, then rounded
+            part.copy_(part.float() + added)  # summed in float32 whatever the type of `hidden`, then rounded
         else:
             hidden[self.tokens] = (part.float() + added).to(hidden.dtype)
 

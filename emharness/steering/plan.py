@@ -12,6 +12,7 @@ from collections.abc import Mapping, Sequence
 import numpy as np
 import torch
 
+from emharness.steering.columns import joined
 from emharness.steering.passes import Gate, Pass
 from emharness.steering.recording import Span
 from emharness.steering.requests import Requests
@@ -50,7 +51,7 @@ class StepPlan(Requests):
             return
         self._last = None
         parts = [self.requests[span[0]].columns for span in spans]
-        edits = np.concatenate(parts)
+        edits = joined(parts)
         n_edits = [len(part) for part in parts]
         flat, position, n = (np.repeat(np.array(values), n_edits) for values in list(zip(*spans, strict=True))[1:])
         first = np.maximum(position, edits["start"])
@@ -64,11 +65,7 @@ class StepPlan(Requests):
         ends = np.cumsum(counts)
         # Flat token indices of every (edit, token) pair, edits one after another.
         tokens = np.arange(ends[-1]) + np.repeat((flat + first - position)[kept] - (ends - counts), counts)
-        cells = edits[np.repeat(np.arange(len(edits)), counts)]
         flat_tokens = torch.from_numpy(tokens).to(self.device)
-
-        def column(name: str, part: slice) -> torch.Tensor:
-            return torch.from_numpy(cells[name][part].copy()).to(self.device)
 
         bounds = np.flatnonzero(np.diff(key, prepend=-1, append=-1))
         for begin, stop in itertools.pairwise(bounds.tolist()):
@@ -76,32 +73,36 @@ class StepPlan(Requests):
             lowest, highest = int(tokens[part.start]), int(tokens[part.stop - 1])
             together = highest - lowest == part.stop - part.start - 1  # they come in rising order
             where = slice(lowest, highest + 1) if together else flat_tokens[part]
-            some = edits[begin:stop]
+            some, each = edits[begin:stop], counts[begin:stop]
+
+            def column(name: str, some: np.ndarray = some, each: np.ndarray | int = each) -> torch.Tensor:
+                return torch.from_numpy(np.repeat(some[name], each)).to(self.device)
+
             bounded = bool((some["low"] > -np.inf).any() or (some["high"] < np.inf).any())
             looking = np.unique(some["gate_layer"][some["gate_layer"] >= 0]).tolist()
             projects = bool(some["b"].any()) or bounded or bool(looking) or bool(some["rescale"].any())
             # Tokens that are all edited alike share one row of what is added: less memory to read at every layer.
             alike = bool((some["row"] == some["row"][0]).all() and (some["a"] == some["a"][0]).all())
-            own = slice(part.start, part.start + 1) if alike else part
+            own = (some[:1], 1) if alike else (some, each)
             gates = tuple(
                 Gate(
                     layer,
                     where,
-                    column("gate_row", part),
-                    column("gate_above", part)[:, None],
-                    column("gate_layer", part)[:, None] == layer,
+                    column("gate_row"),
+                    column("gate_above")[:, None],
+                    column("gate_layer")[:, None] == layer,
                 )
                 for layer in looking
             )
             self.passes.setdefault(int(some["layer"][0]), []).append(
                 Pass(
                     tokens=where,
-                    rows=column("row", own),
-                    a=column("a", own)[:, None],
-                    b=column("b", part)[:, None] if projects else None,
+                    rows=column("row", *own),
+                    a=column("a", *own)[:, None],
+                    b=column("b")[:, None] if projects else None,
                     n=part.stop - part.start,
-                    bounds=(column("low", part)[:, None], column("high", part)[:, None]) if bounded else None,
-                    rescale=column("rescale", part)[:, None] if some["rescale"].any() else None,
+                    bounds=(column("low")[:, None], column("high")[:, None]) if bounded else None,
+                    rescale=column("rescale")[:, None] if some["rescale"].any() else None,
                     gates=gates,
                 )
             )

@@ -14,11 +14,11 @@ be wrong is refused at admission and the engine receives self-contained edits.
 import copy
 import functools
 import hashlib
-import inspect
 import sys
 from typing import Any
 
 from emharness.steering import blocks, op, record, runners, spec
+from emharness.steering.columns import pattern
 
 GRAPH = 2  # raise when what the hooks put into compiled graphs changes
 _MARK = "_emharness_original"
@@ -62,7 +62,7 @@ def _wrap(owner: Any, name: str, around: Any) -> Any:
 
 def _admit(process_inputs: Any, processor: Any, *args: Any, **kwargs: Any) -> Any:
     """Resolve the spec on a copy of the caller's parameters; ValueError (HTTP 400) if it is bad."""
-    bound = inspect.signature(process_inputs).bind(processor, *args, **kwargs)
+    bound = record.signature(process_inputs).bind(processor, *args, **kwargs)
     params = bound.arguments["params"]
     extra = getattr(params, "extra_args", None)
     if not extra or extra.get(spec.KEY) is None:
@@ -122,7 +122,7 @@ def _separate_blocks(extra_keys: Any, request: Any, start: int, end: int, *args:
     resolved = record.wanted(request.sampling_params)
     if resolved and resolved["edits"]:
         length = request.num_prompt_tokens
-        kinds = [edit["positions"] for edit in resolved["edits"]]
+        kinds = [kind for kind, _ in pattern(resolved).positions]
         tokens = request.all_token_ids[:end] if record.awaits(resolved) else ()
         first = min(spec.steered_span(kind, length, tokens)[0] for kind in kinds)
         if end > first:

@@ -28,7 +28,7 @@ class Programme:
 
 
 def programme(edits: np.ndarray, n_layers: int) -> Programme:
-    """The entries of `requests.COLUMNS`: each layer's edits in their order, a gate's look before its edit or, where it
+    """The entries of `columns.COLUMNS`: each layer's edits in their order, a gate's look before its edit or, where it
     looks at an earlier layer, after that layer's edits."""
     index = np.arange(len(edits))
     gated, own = edits["gate_layer"] >= 0, edits["gate_layer"] == edits["layer"]

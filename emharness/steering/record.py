@@ -12,6 +12,7 @@ from typing import Any
 
 import numpy as np
 
+from emharness.steering.columns import pattern
 from emharness.steering.spec import KEY
 
 PLAN = "_emharness_plan"  # attribute of a model runner
@@ -83,7 +84,7 @@ def gather(make: Any, state: Any, *args: Any, **kwargs: Any) -> Any:
     A stream's outputs have a sample each, and what it recorded."""
     if state.parent_req is None:
         return make(state, *args, **kwargs)
-    bound = _signature(make).bind(state, *args, **kwargs)
+    bound = signature(make).bind(state, *args, **kwargs)
     params = bound.arguments.get("kv_transfer_params") or {}
     own = params.get(KEY)
     samples = vars(state.parent_req).setdefault(SAMPLES, {})
@@ -95,7 +96,7 @@ def gather(make: Any, state: Any, *args: Any, **kwargs: Any) -> Any:
     return make(*bound.args, **bound.kwargs)
 
 
-_signature = cache(inspect.signature)
+signature = cache(inspect.signature)
 
 
 def wanted(params: Any) -> dict[str, Any] | None:
@@ -106,7 +107,7 @@ def wanted(params: Any) -> dict[str, Any] | None:
 
 def awaits(spec: dict[str, Any]) -> bool:
     """Whether a resolved spec has edits that begin after a token."""
-    return any(isinstance(edit["positions"], dict) for edit in spec["edits"])
+    return bool(pattern(spec).after)
 
 
 def account(worker: Any, request_ids: list[str], tokens: dict[str, list[int]]) -> list[str]:

@@ -9,6 +9,7 @@ from typing import Any
 import numpy as np
 import torch
 
+from emharness.steering.columns import FOREVER, pattern
 from emharness.steering.recording import Recordings, Span
 from emharness.steering.spec import NOT_YET, steered_span
 from emharness.steering.table import VectorTable
@@ -18,7 +19,7 @@ from emharness.steering.table import VectorTable
 class RequestEdits:
     """The edits of one living request as columns [n_edits], and what they hold in the vector table."""
 
-    columns: np.ndarray  # see COLUMNS
+    columns: np.ndarray  # see columns.COLUMNS
     directions: list[bytes]
     after: dict[int, int]  # edit → the token id after which it begins
     lasting: np.ndarray | None = None  # `asks` of a token from `steady_from` on
@@ -31,14 +32,14 @@ class RequestEdits:
     @cached_property
     def steady_from(self) -> int:
         """The position from which each edit acts for good, or no more."""
-        ends = np.where(self.columns["end"] == _FOREVER, self.columns["start"], self.columns["end"])
+        ends = np.where(self.columns["end"] == FOREVER, self.columns["start"], self.columns["end"])
         return int(ends.max(initial=0))
 
     def asks(self, first: int, last: int, n_layers: int) -> np.ndarray:
         """Edits and looks of gates over the positions [first, last), [n_layers] int64; none of `awaited`."""
         if first >= self.steady_from:
             if self.lasting is None:
-                self.lasting = self._asks(_FOREVER - 1, _FOREVER, n_layers)
+                self.lasting = self._asks(FOREVER - 1, FOREVER, n_layers)
             return (last - first) * self.lasting
         return self._asks(first, last, n_layers)
 
@@ -63,49 +64,6 @@ class RequestEdits:
         return all(min(self.columns["start"][edit], len(tokens)) == min(s, len(tokens)) for edit, s in starts.items())
 
 
-COLUMNS = np.dtype(
-    [
-        ("layer", np.int64),
-        ("rank", np.int64),  # how many edits of the same request precede it at this layer
-        ("row", np.int64),  # of the vector table
-        ("a", np.float32),
-        ("b", np.float32),
-        ("low", np.float32),  # the edit acts where the projection lies between these
-        ("high", np.float32),
-        ("rescale", np.bool_),
-        ("gate_layer", np.int64),  # -1: no gate
-        ("gate_row", np.int64),
-        ("gate_above", np.float32),
-        ("start", np.int64),  # steered absolute positions [start, end)
-        ("end", np.int64),
-    ]
-)
-_FOREVER = np.iinfo(np.int64).max
-
-
-def request_edits(edits: list[dict[str, Any]], prompt_length: int, table: VectorTable) -> RequestEdits:
-    """The columns of the resolved edits of `spec.resolve`, whose directions get rows of the table."""
-    rank: dict[int, int] = {}
-    columns = np.empty(len(edits), COLUMNS)
-    held = [edit["direction"] for edit in edits] + [e["gate"]["direction"] for e in edits if e["gate"]]
-    rows = table.acquire(held)
-    gate_rows = iter(rows[len(edits) :])
-    for i, edit in enumerate(edits):
-        layer = edit["layer"]
-        rank[layer] = rank.get(layer, -1) + 1
-        start, end = steered_span(edit["positions"], prompt_length)
-        row, gate = rows[i], edit["gate"]
-        looks = (gate["layer"], next(gate_rows), gate["above"]) if gate else (-1, row, 0.0)
-        columns[i] = (
-            *(layer, rank[layer], row, edit["a"], edit["b"], edit["low"], edit["high"], edit["rescale"]),
-            *looks,
-            *(start, _FOREVER if end is None else end),
-        )
-    kinds = [edit["positions"] for edit in edits]
-    after = {i: kind["after_token"] for i, kind in enumerate(kinds) if isinstance(kind, dict)}
-    return RequestEdits(columns, held, after)
-
-
 Batch = tuple[list[str], np.ndarray, np.ndarray]  # names, flat and positions as `begin_batch` has them
 
 
@@ -126,11 +84,13 @@ class Requests(ABC):
         self._batch: Batch | None = None  # of the last step
 
     def add_request(
-        self, request_id: str, edits: list[dict[str, Any]], prompt_length: int, cached: Sequence[int] | np.ndarray = ()
+        self, request_id: str, resolved: dict[str, Any], prompt_length: int, cached: Sequence[int] | np.ndarray = ()
     ) -> None:
-        """Register a request with the resolved edits of `spec.resolve`. `cached`: its first tokens, whose residuals the
-        prefix cache holds: no step will show them."""
-        own = self.requests[request_id] = request_edits(edits, prompt_length, self.table)
+        """Register a request with the edits of what `spec.resolve` made. `cached`: its first tokens, whose residuals
+        the prefix cache holds: no step will show them."""
+        asked = pattern(resolved)
+        columns = asked.held(prompt_length, self.table)
+        own = self.requests[request_id] = RequestEdits(columns, asked.directions, asked.after)
         own.look(cached)
         self._last = None
 

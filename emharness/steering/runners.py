@@ -89,7 +89,7 @@ def _hook(model: Any, config: Any, device: Any) -> None:
 
 
 def _register(plan: Plan, request_id: str, found: dict[str, Any], prompt_length: int, cached: Any) -> None:
-    plan.add_request(request_id, found["edits"], prompt_length, cached)
+    plan.add_request(request_id, found, prompt_length, cached)
     if found["record"]:
         plan.recordings.add(request_id, found["record"], prompt_length)
 

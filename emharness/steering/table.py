@@ -5,7 +5,7 @@ from collections.abc import Sequence
 import numpy as np
 import torch
 
-_CAPACITY = 8  # rows of an idle vector table
+_CAPACITY = 8  # rows to begin with
 
 
 def _source(values: np.ndarray, device: torch.device) -> torch.Tensor:
@@ -25,7 +25,10 @@ def send(to: torch.Tensor, values: np.ndarray) -> None:
 
 
 class VectorTable:
-    """Directions of the living requests, `[capacity, d_model]` float32, shared by content, freed by count."""
+    """Directions of the living requests, `[capacity, d_model]` float32, shared by content, freed by count.
+
+    It grows to what the largest batch needs, and stays so: the next one finds its place.
+    """
 
     def __init__(self, d_model: int, device: torch.device):
         self.rows = torch.zeros(_CAPACITY, d_model, device=device)
@@ -57,6 +60,3 @@ class VectorTable:
         if self._count[direction] == 0:
             del self._count[direction]
             self._free.append(self._row_of.pop(direction))
-            if not self._row_of:  # idle: the memory of a large batch goes back
-                self.rows = self.rows[:_CAPACITY].clone()
-                self._free = list(range(_CAPACITY))
