@@ -4,15 +4,16 @@ The model is not steered and not trained; it only reads. A language model of 135
 a harmless one of the same topic better than a sentence encoder does.
 """
 
+import copy
 from collections.abc import Sequence
-from functools import cache
+from functools import cache, lru_cache
 from math import ceil
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
-from transformers import AutoModelForCausalLM, AutoTokenizer
+from transformers import AutoModel, AutoTokenizer
 
 from emharness.organisms.weights import base_folder, embedded_gguf, embedded_identity
 from emharness.store import Store
@@ -26,9 +27,9 @@ BATCH = 20
 @cache
 def _load(root: Path) -> tuple[Any, Any]:
     folder = base_folder("embedded", Store(root))
-    model: Any = AutoModelForCausalLM.from_pretrained(folder, dtype=torch.bfloat16).eval()
-    model.model.layers = model.model.layers[: max(LAYERS) + 1]  # nothing above is read
-    model.config.num_hidden_layers = len(model.model.layers)
+    model: Any = AutoModel.from_pretrained(folder, dtype=torch.bfloat16).eval()
+    model.layers = model.layers[: max(LAYERS) + 1]  # nothing above is read
+    model.config.num_hidden_layers = len(model.layers)
     return AutoTokenizer.from_pretrained(folder), model
 
 
@@ -41,8 +42,8 @@ def identity() -> dict[str, Any]:
 def residuals(questions: Sequence[str], answers: Sequence[str], root: Path) -> tuple[np.ndarray, np.ndarray]:
     """float32 [n_windows, len(LAYERS) · d_model] and the answer that each window is of, int [n_windows].
 
-    An answer of more than WINDOW tokens is read in windows of equal size, so that all of it counts. A question is read
-    once for each BATCH of its answers. `root`: the store, where the embedded base is kept.
+    An answer of more than WINDOW tokens is read in windows of equal size, so that all of it counts. `root`: the store,
+    where the embedded base is kept.
     """
     tokenizer, model = _load(root)
     windows: list[list[int]] = []
@@ -67,9 +68,15 @@ def residuals(questions: Sequence[str], answers: Sequence[str], root: Path) -> t
     return means.reshape(len(windows), -1), np.array(owners)
 
 
+@lru_cache(maxsize=256)
+def _asked(model: Any, start: tuple[int, ...]) -> Any:
+    """The model's cache after a question: a run asks the same ones again and again."""
+    return model(input_ids=torch.tensor([start]), use_cache=True).past_key_values
+
+
 def _means(model: Any, start: list[int], texts: list[list[int]]) -> np.ndarray:
     """float32 [n_texts, len(LAYERS), d_model]: means over each text, read after `start`."""
-    cache = model(input_ids=torch.tensor([start]), use_cache=True, logits_to_keep=1).past_key_values
+    cache = copy.deepcopy(_asked(model, tuple(start)))
     cache.batch_repeat_interleave(len(texts))
     longest = max(map(len, texts))
     ids = torch.tensor([text + [0] * (longest - len(text)) for text in texts])
@@ -85,9 +92,9 @@ def _means(model: Any, start: list[int], texts: list[list[int]]) -> np.ndarray:
 
         return hook
 
-    handles = [model.model.layers[layer].register_forward_hook(reader(layer)) for layer in LAYERS]
+    handles = [model.layers[layer].register_forward_hook(reader(layer)) for layer in LAYERS]
     try:
-        model(input_ids=ids, attention_mask=attention, past_key_values=cache, use_cache=True, logits_to_keep=1)
+        model(input_ids=ids, attention_mask=attention, past_key_values=cache, use_cache=True)
     finally:
         for handle in handles:
             handle.remove()
