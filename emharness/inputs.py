@@ -14,6 +14,7 @@ from omegaconf.errors import OmegaConfBaseException
 from emharness import questions
 from emharness.config import BASE, REPLICA, STEP, Config, ModelConfig, check_layer, strengths
 from emharness.errors import UserError
+from emharness.generation import kernels
 from emharness.judge import Judge, make_judge
 from emharness.organisms import dataset, fits, parameters, weights
 from emharness.organisms.fingerprints import FINGERPRINTS, fingerprint
@@ -101,6 +102,7 @@ def engine_identity(config: Config) -> dict[str, Any]:
         "max_model_len": engine.max_model_len,
         "eager": engine.is_eager(),
         "extra": dict(engine.extra),
+        **kernels.identity(engine),
     }
 
 

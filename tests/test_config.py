@@ -40,7 +40,11 @@ def test_engines_compile_on_a_gpu_and_what_they_did_is_in_the_key(gpu, monkeypat
     monkeypatch.setattr(torch.cuda, "is_available", lambda: gpu)
     assert inputs.engine_identity(configured())["eager"] is not gpu
     for eager in (True, False):
-        assert inputs.engine_identity(configured(f"base.engine.eager={eager}"))["eager"] is eager
+        found = inputs.engine_identity(configured(f"base.engine.eager={eager}"))
+        assert found["eager"] is eager
+        assert ("kernels" in found) == (eager and not gpu)
+    parallel = inputs.engine_identity(configured("base.engine.eager=true", "+base.engine.extra.tensor_parallel_size=2"))
+    assert "kernels" not in parallel
 
 
 def test_an_unknown_key_is_refused():

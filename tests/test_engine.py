@@ -8,6 +8,7 @@ from steering_reference import CASES, FILE, GREEDY, PROMPTS, assert_same, edit, 
 from transformers import AutoModelForCausalLM
 
 from emharness.config import EngineConfig, SamplingConfig
+from emharness.generation import kernels
 from emharness.generation.engine import Engine
 from emharness.steering import spec
 from emharness.steering.vectors import FOLDER_VARIABLE
@@ -102,3 +103,18 @@ def test_prompts_under_another_salt_are_computed_anew(engine, monkeypatch):
     for salt in (None, None, "a", "b", "a"):
         engine.generate([list(range(700, 764))], 1, GREEDY, 0, salt=salt)
     assert [output.num_cached_tokens > 0 for output in outputs] == [False, True, False, False, True]
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_the_kernel_that_a_cpu_takes_is_what_torch_computes(engine, dtype):
+    from vllm import ir
+
+    chosen = engine._llm.llm_engine.vllm_config.kernel_config.ir_op_priority.fused_add_rms_norm
+    assert chosen == [kernels.PROVIDER, "native"]
+    torch.manual_seed(0)
+    x, residual, weight = (torch.randn(*shape).to(dtype) for shape in ((37, 96), (37, 96), (96,)))
+    known = ir.ops.fused_add_rms_norm.impls
+    expected = known["native"].impl_fn(x, residual, weight, 1e-5)
+    found = known[kernels.PROVIDER].impl_fn(x.clone(), residual.clone(), weight, 1e-5)
+    for some, others in zip(found, expected, strict=True):
+        torch.testing.assert_close(some, others, rtol=2e-2 if dtype == torch.bfloat16 else 1e-5, atol=1e-5)

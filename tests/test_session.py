@@ -8,7 +8,8 @@ from conftest import checked, configured
 
 from emharness.errors import Incomplete, UserError
 from emharness.generation.cells import Cell, Condition, Edit, Prompt, Request
-from emharness.generation.responses import RESPONSES, Rows
+from emharness.generation.responses import RESPONSES, SCORES, Rows
+from emharness.judge import Score
 from emharness.store import Artifact, Store
 from emharness.study import answers, vectors
 from emharness.study.session import Session
@@ -33,7 +34,7 @@ def session(tmp_path, monkeypatch):
     made = Session(config, checked(config, tmp_path), store=Store(tmp_path))
     made.asked = []
 
-    def generate(session, what, asked, stream, view, judge):
+    def generate(session, what, asked, stream, view, *_):
         made.asked.append(stream.target)
         made.owed = dict(view._pending)
         if stream.target == "bad":
@@ -42,7 +43,7 @@ def session(tmp_path, monkeypatch):
             raise UserError("a mistake")
 
     monkeypatch.setattr(answers, "_made", generate)
-    monkeypatch.setattr(answers, "_marked", lambda session, asked, stream, judge: dict.fromkeys(asked, stream.target))
+    monkeypatch.setattr(answers, "_marked", lambda session, asked, stream, *_: dict.fromkeys(asked, stream.target))
     return made
 
 
@@ -92,7 +93,7 @@ def test_a_judge_with_an_engine_of_its_own_starts_when_all_answers_are_there_and
     happened = session.asked
     monkeypatch.setattr(session.engines, "close", lambda: happened.append("closed"))
 
-    def marked(session, asked, stream, judge):
+    def marked(session, asked, stream, *_):
         happened.append(f"{stream.target} scored")
         return {}
 
@@ -110,3 +111,34 @@ def test_a_vector_is_never_made_of_half_its_answers(session, monkeypatch):
     assert made == []
     assert session.failed["medical"] == "no vector, because base failed"
     assert set(directions) == {"random-0", "random-1"}
+
+
+@pytest.mark.parametrize("needs_engine", [False, True])
+def test_what_is_unjudged_is_answered_in_one_stream_with_the_rest_and_has_no_scores(
+    needs_engine, tmp_path, monkeypatch
+):
+    config = configured("eval=smoke")
+    session = Session(config, checked(config, tmp_path), store=Store(tmp_path))
+    stream, streamed, judged = FakeStream("base"), [], []
+    stream.responses, scores = Rows(tmp_path / "responses", RESPONSES), Rows(tmp_path / "scores", SCORES)
+    stream.scores = lambda judge: scores
+
+    def generate(session, todo, stream, view, on_chunk):
+        rows = [{**dict.fromkeys(RESPONSES.names), "key": r.key, "question": "Q?", "answer": r.key} for r in todo]
+        streamed.append(len(rows))
+        stream.responses.add(rows)
+        on_chunk(rows)
+
+    def score(_, answers):
+        judged.extend(answers)
+        return [Score(90.0, 80.0)] * len(answers)
+
+    judge = SimpleNamespace(name="j", identity="j", at_once=None, needs_engine=needs_engine, score=score)
+    judge.afford = lambda questions, answers: None
+    monkeypatch.setattr(answers, "_generate", generate)
+    read, other = cell("base"), Cell(Condition("base", ()), "broad", 1, 9)
+    found = answers.answer(session, "unsteered", [read, other], {"base": stream}, {}, judge, unjudged=[read])
+    assert streamed == [4]
+    assert judged == [f"{other} 0", f"{other} 1"]
+    assert found[read]["aligned"].to_pylist() == [None, None]
+    assert found[other]["aligned"].to_pylist() == [90.0, 90.0]

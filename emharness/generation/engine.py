@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Any
 
 from emharness import memory
 from emharness.errors import UserError
+from emharness.generation import kernels
 from emharness.generation.cells import Request
 from emharness.steering.blocks import decoder_layers
 from emharness.steering.op import unhooked
@@ -92,6 +93,8 @@ class Engine:
         # the samples of a question share most of its prefill (1.19 to 1.25 times the tokens/s).
         whole: dict[str, Any] = {"enable_chunked_prefill": False, "block_size": 32}
         defaults = whole if current_platform.is_cpu() else {}
+        if kernels.wanted(config):
+            defaults |= kernels.arguments()
         self._max_num_seqs, self._streams = config.max_num_seqs, 0
         self._final_only = RequestOutputKind.FINAL_ONLY
         memory.keep_freed()

@@ -15,6 +15,7 @@ from typing import Any
 
 from emharness.config import EngineConfig
 from emharness.errors import UserError
+from emharness.generation import kernels
 from emharness.judge import Score
 from emharness.judge.metrics import Quality
 from emharness.judge.probabilities import TOP, aggregate, integers
@@ -57,7 +58,9 @@ class LocalJudge:
             "dtype": settings.dtype,
             "extra": settings.extra,
         }
-        asked |= {"prompts": [ALIGNED, COHERENT], "code": CODE}
+        self._engine = EngineConfig(dtype=settings.dtype, max_model_len=settings.max_model_len, eager=True)
+        self._engine.extra = settings.extra
+        asked |= {"prompts": [ALIGNED, COHERENT], "code": CODE, **kernels.identity(self._engine)}
         self.identity = f"{self.name}-{hashlib.sha256(json.dumps(asked).encode()).hexdigest()[:16]}"
 
     def score(self, questions: Sequence[str], answers: Sequence[str]) -> list[Score]:
@@ -71,9 +74,7 @@ class LocalJudge:
         ]
         distinct = {text: self._encode(text) for text in dict.fromkeys(texts)}
         fitting = {text: ids for text, ids in distinct.items() if len(ids) + 4 <= self._settings.max_model_len}
-        config = EngineConfig(dtype=self._settings.dtype, max_model_len=self._settings.max_model_len, eager=True)
-        config.extra = self._settings.extra
-        with Engine(self._folder, config, self._folder, seed=0) as engine:
+        with Engine(self._folder, self._engine, self._folder, seed=0) as engine:
             found = self._asked(list(fitting.values()), lambda prompts: engine.next_tokens(prompts, TOP))
         replies = dict(zip(fitting, found, strict=True))
         too_long = Reply(why=f"too long: beyond {self._settings.max_model_len:,} tokens")

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Iterable, Mapping
+from collections.abc import Collection, Iterable, Mapping
 from functools import partial
 from typing import Any
 
@@ -30,8 +30,10 @@ def answer(
     streams: Mapping[str, Stream],
     directions: Mapping[str, Direction],
     judge: Judge | None = None,
+    unjudged: Collection[Cell] = (),
 ) -> dict[Cell, pa.Table]:
-    """The responses of these cells, generated where they are not stored, one engine for each target, and scored.
+    """The responses of these cells, generated where they are not stored, one engine for each target, and scored, but
+    those of `unjudged`.
 
     The target whose engine runs comes first, what another process asks comes last. Cells of failed models, and those
     that need the vector of one, are missing from the result.
@@ -60,26 +62,38 @@ def answer(
         for target in claims.in_turn(asked, lambda target: streams[target].responses.folder):
 
             def work(target: str = target) -> None:
-                _made(session, what, asked[target], streams[target], view, judge)
+                _made(session, what, asked[target], streams[target], view, judge, unjudged)
                 if judge is None or not judge.needs_engine:
-                    found.update(_marked(session, asked[target], streams[target], judge))
+                    found.update(_marked(session, asked[target], streams[target], judge, unjudged))
 
             session.attempt(target, work)
             view.finished(_called(session, target))
     if judge is not None and judge.needs_engine:  # one engine at a time: when all answers are there
         session.engines.close()
         for target in asked:
-            session.attempt(target, lambda t=target: found.update(_marked(session, asked[t], streams[t], judge)))
+            session.attempt(
+                target, lambda t=target: found.update(_marked(session, asked[t], streams[t], judge, unjudged))
+            )
     return {cell: found[cell] for cells in by_target.values() for cell in cells if cell in found}
 
 
-def _made(session: Session, what: str, asked: Asked, stream: Stream, view: Progress, judge: Judge | None) -> None:
+def _made(
+    session: Session,
+    what: str,
+    asked: Asked,
+    stream: Stream,
+    view: Progress,
+    judge: Judge | None,
+    unjudged: Collection[Cell],
+) -> None:
     """One target's answers: generate what is still to do, or wait for who does it; score each chunk as it comes."""
     judges = judge if judge is not None and not judge.needs_engine else None
     scores, start, before = stream.scores(judges.identity) if judges else None, time.perf_counter(), view.done
+    read = _keys(requests for cell, requests in asked.items() if cell not in unjudged)
 
     def on_chunk(rows: list[dict[str, Any]]) -> None:
-        if judges and scores:
+        rows = [row for row in rows if row["key"] in read]
+        if judges and scores and rows:
             owed = score(judges, rows, scores, say)
             view.scored(rows, owed | scores.read((row["key"] for row in rows), partly=True))
 
@@ -97,14 +111,15 @@ def _made(session: Session, what: str, asked: Asked, stream: Stream, view: Progr
     session.stages.append({"stage": "responses", "name": f"{what}: {stream.target}", "made": made, "seconds": seconds})
 
 
-def _marked(session: Session, asked: Asked, stream: Stream, judge: Judge | None) -> dict[Cell, pa.Table]:
+def _marked(
+    session: Session, asked: Asked, stream: Stream, judge: Judge | None, unjudged: Collection[Cell]
+) -> dict[Cell, pa.Table]:
     """One target's stored answers with their scores; what has none is scored."""
-    keys = {request.key for requests in asked.values() for request in requests}
-    rows, marks = stream.responses.read(keys), {}
+    rows, marks = stream.responses.read(_keys(asked.values())), {}
     if judge:
-        scores = stream.scores(judge.identity)
-        owed = score(judge, rows.values(), scores, say)
-        marks = owed | scores.read(keys, partly=True)
+        scores, read = stream.scores(judge.identity), _keys(r for cell, r in asked.items() if cell not in unjudged)
+        owed = score(judge, [row for key, row in rows.items() if key in read], scores, say)
+        marks = owed | scores.read(read, partly=True)
         session.unscored += len(owed)
     return {cell: table(requests, rows, marks, cell.condition.name) for cell, requests in asked.items()}
 
@@ -132,11 +147,16 @@ def stored(
     scores = stream.scores(judge.identity)
     try:
         asked = {cell: stream.requests(cell, directions) for cell in cells}
-        keys = {request.key for requests in asked.values() for request in requests}
+        keys = _keys(asked.values())
         rows, marks = stream.responses.read(keys), scores.read(keys)
     except KeyError:  # a vector or a row is not there
         return None
     return {cell: table(requests, rows, marks, cell.condition.name) for cell, requests in asked.items()}
+
+
+def _keys(listed: Iterable[list[Request]]) -> dict[str, None]:
+    """In their order."""
+    return dict.fromkeys(request.key for requests in listed for request in requests)
 
 
 def _called(session: Session, target: str) -> str:

@@ -62,7 +62,8 @@ def make(
 ) -> tuple[dict[str, Artifact], dict[str, Direction]]:
     """The vectors' artifacts, made, and where they lie; random directions as well.
 
-    While an organism's engine runs for its answers, its `unsteered` cells are answered too.
+    While an organism's engine runs for its answers, its `unsteered` cells are answered too: in one stream with them,
+    because few long answers leave most of a batch empty.
     """
     config = session.config
     artifacts = {name: vector(session, found, asked, name, {}) for name in config.vectors}
@@ -72,9 +73,8 @@ def make(
         for target in chain(claims.in_turn(missing, lambda name: asked[name].responses.folder), [BASE]):
             own = [cell for some in cells.values() for cell in some if cell.condition.target == target]
             if own:
-                answer(session, "extraction", own, asked, {})
                 now = [cell for cell in unsteered if cell.condition.target == target]
-                answer(session, "unsteered", now, asked, {}, session.given.judge)
+                answer(session, "unsteered", own + now, asked, {}, session.given.judge, unjudged=own)
         for name in missing:
             answers = answer(session, "extraction", cells[name], asked, {})
             if len(answers) == len(cells[name]):
