@@ -1,5 +1,6 @@
 """Shared parts of the tests: tiny random models on disk, a fresh store, composed configs."""
 
+import gc
 import itertools
 import json
 import os
@@ -15,7 +16,7 @@ from hydra import compose, initialize_config_dir
 from safetensors.numpy import save_file
 from talker import save as save_talker
 
-from emharness import inputs
+from emharness import inputs, memory
 from emharness.config import Config, typed
 from emharness.organisms import weights
 from emharness.store import Store
@@ -31,6 +32,14 @@ def wandb_reads_its_variables_anew():
     yield
     if "wandb" in sys.modules:
         sys.modules["wandb"].teardown()
+
+
+@pytest.fixture(autouse=True, scope="module")
+def what_a_file_held_is_given_back():
+    """An engine has its process keep what is freed; the other files' processes need it."""
+    yield
+    gc.collect()
+    memory.give_back()
 
 
 @pytest.fixture(scope="session")
