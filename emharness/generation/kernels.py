@@ -1,6 +1,7 @@
 """A kernel that vLLM's CPU builds carry but do not choose: RMSNorm with its residual in one pass.
 
-Without torch.compile a CPU takes eight torch operations for it; with it 1.15 times as many tokens/s on 2 cores.
+Without torch.compile a CPU takes one torch operation after another for it; with the kernel it made 1.15 times as many
+tokens/s on 2 cores.
 """
 
 from __future__ import annotations
@@ -37,14 +38,9 @@ def arguments() -> dict[str, Any]:
     except (ImportError, AttributeError):
         return {}
 
-    def fits(
-        x: torch.Tensor,
-        x_residual: torch.Tensor,
-        weight: torch.Tensor | None,
-        epsilon: float,
-        variance_size: int | None = None,
-    ) -> bool:
-        return variance_size is None and weight is not None and weight.dtype == x.dtype and x.is_contiguous()
+    def fits(x: Any, x_residual: Any, weight: Any, epsilon: float, variance_size: int | None = None) -> bool:
+        whole = x.is_contiguous() and x_residual.is_contiguous()
+        return whole and variance_size is None and weight is not None and weight.dtype == x.dtype
 
     def norm(
         x: torch.Tensor,
