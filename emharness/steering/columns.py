@@ -28,7 +28,7 @@ COLUMNS = np.dtype(
 )
 FOREVER = np.iinfo(np.int64).max
 _RAW = np.dtype((np.void, COLUMNS.itemsize))  # joined without a look at every column
-_KEPT = 256  # patterns
+_KEPT = 1024  # patterns
 
 
 @dataclass(frozen=True)

@@ -8,6 +8,7 @@ import json
 from collections import Counter
 from collections.abc import Mapping
 from dataclasses import dataclass, field
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
@@ -28,6 +29,13 @@ class Stored:
     values: np.ndarray  # float32 [n_layers, d_model], or [d_model]: one direction for whichever layer
     about: Mapping[str, Any] = field(default_factory=dict)  # what the file says of it
     hidden_states: bool = False  # row 0 may be the embeddings, as in transformers' hidden_states
+
+    @cached_property
+    def units(self) -> list[bytes | None]:
+        """Of each row of `values` its direction, float32 at unit length; None where it has none."""
+        rows = np.atleast_2d(self.values).astype(np.float64)
+        lengths = [float(np.linalg.norm(own)) for own in rows]
+        return [(own / n).astype(np.float32).tobytes() if n else None for own, n in zip(rows, lengths, strict=True)]
 
     def rows(self, n_layers: int) -> np.ndarray:
         """[n_layers, d_model] for a model of that depth. ValueError if it is of another depth."""

@@ -1,4 +1,8 @@
-"""The arithmetic of a step: one pass edits each of some tokens once, all at one layer; pure functions of tensors."""
+"""The arithmetic of a step: one pass edits each of some tokens once, all at one layer; pure functions of tensors.
+
+What is added is computed in float32 and rounded to the type of `hidden`: the sum of two tensors of one type reads and
+writes memory once, where a sum in float32 takes three passes over it.
+"""
 
 from dataclasses import dataclass, replace
 from typing import Any
@@ -39,7 +43,7 @@ class Pass:
     bounds: tuple[torch.Tensor, torch.Tensor] | None = None  # low and high, [n, 1] each; None: no bounds
     rescale: torch.Tensor | None = None  # [n, 1] bool: the edited stream keeps its length
     gates: tuple[Gate, ...] = ()  # one for each layer that is looked at
-    kept: torch.Tensor | None = None  # [n or 1, d_model]: a · v̂, or v̂ where b is given; of a pass that comes again
+    kept: torch.Tensor | None = None  # [n or 1, d_model]: `_vectors` of a pass that comes again
 
     def apply(self, table: torch.Tensor, hidden: torch.Tensor, residual: torch.Tensor | None, keep: bool) -> bool:
         """Edit `hidden` [n_tokens, d_model] in place; hidden + residual is the stream. table: [n_rows, d_model].
@@ -49,7 +53,7 @@ class Pass:
         if any(gate.open is None for gate in self.gates):
             return False
         if keep and self.kept is None:
-            self.kept = self._vectors(table)
+            self.kept = self._vectors(table, hidden.dtype)
         if isinstance(self.tokens, slice) and self.n > BLOCK:
             for first in range(0, self.n, BLOCK):
                 self._part(self.tokens.start, first)._edit(table, hidden, residual)
@@ -57,8 +61,9 @@ class Pass:
             self._edit(table, hidden, residual)
         return True
 
-    def _vectors(self, table: torch.Tensor) -> torch.Tensor:
-        return table[self.rows] if self.b is not None else self.a * table[self.rows]
+    def _vectors(self, table: torch.Tensor, dtype: torch.dtype) -> torch.Tensor:
+        """What is added, or v̂ in float32 where that depends on the stream; [n or 1, d_model]."""
+        return table[self.rows] if self.b is not None else (self.a * table[self.rows]).to(dtype)
 
     def _part(self, start: int, first: int) -> "Pass":
         """The block of tokens from the first-th on."""
@@ -80,8 +85,7 @@ class Pass:
         )
 
     def _edit(self, table: torch.Tensor, hidden: torch.Tensor, residual: torch.Tensor | None) -> None:
-        vectors = self._vectors(table) if self.kept is None else self.kept
-        part = hidden[self.tokens]
+        vectors = self._vectors(table, hidden.dtype) if self.kept is None else self.kept
         if self.b is None:
             added = vectors
         else:
@@ -96,10 +100,10 @@ class Pass:
             added = amount * vectors
             if self.rescale is not None:
                 added = torch.where(self.rescale, _same_length(before, before + added) - before, added)
-        if isinstance(self.tokens, slice):
-            part.copy_(part.float() + added)  # summed in float32 whatever the type of `hidden`, then rounded
-        else:
-            hidden[self.tokens] = (part.float() + added).to(hidden.dtype)
+        part = hidden[self.tokens]
+        part += added.to(hidden.dtype)
+        if not isinstance(self.tokens, slice):  # a copy
+            hidden[self.tokens] = part
 
 
 def stream(hidden: torch.Tensor, residual: torch.Tensor | None, tokens: torch.Tensor | slice) -> torch.Tensor:

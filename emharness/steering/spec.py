@@ -13,6 +13,7 @@ from emharness.steering.files import Stored
 from emharness.steering.vectors import StoredVector, open_vector, row
 
 KEY = "steering"  # in SamplingParams.extra_args, and in vllm_xargs over HTTP
+CODE = 2  # raise when the same edits give other answers: it is in their digest, and so in a response's key
 MAX_EDITS = 256
 NO_LOW, NO_HIGH = float("-inf"), float("inf")
 NOT_YET = 2**31 - 1  # a position that no request reaches
@@ -158,7 +159,7 @@ class Resolved(dict[str, Any]):
         return self
 
 
-_KEPT = 256  # specs that stay resolved
+_KEPT = 1024  # specs that stay resolved: they share the directions of their vectors
 _kept: dict[tuple[Any, ...], tuple[dict[str, Stored], Resolved]] = {}
 
 
@@ -199,8 +200,8 @@ def _resolve(spec: Any, n_layers: int, d_model: int, folder: Path | None) -> tup
         if reference not in opened:
             opened[reference] = open_vector(reference, folder)
         vector = row(reference, opened[reference], layer, n_layers)
-        if vector.direction.size != d_model:
-            raise ValueError(f"steering: {reference!r} has width {vector.direction.size}, but the model has {d_model}")
+        if (width := vector.direction.size) != d_model:
+            raise ValueError(f"steering: {reference!r} has width {width}, but the model has {d_model}")
         return vector
 
     for edit, layer in asked:
@@ -211,28 +212,29 @@ def _resolve(spec: Any, n_layers: int, d_model: int, folder: Path | None) -> tup
         if rule["a"] or rule["b"]:  # strength 0 is the unsteered model, cache and all
             gate = _gate(edit.gate, layer, fitting) if edit.gate else None
             more = {"positions": _plain(edit.positions), "rescale": edit.rescale, "gate": gate}
-            edits.append({"layer": layer, "direction": vector.direction.tobytes(), **rule, **more})
-    digest = hashlib.sha256()
-    for edit in edits:
-        digest.update(json.dumps([edit[k] for k in ("layer", "positions", "a", "b")]).encode())
-        digest.update(edit["direction"])
-        if edit["low"] > NO_LOW or edit["high"] < NO_HIGH or edit["rescale"] or edit["gate"]:
-            digest.update(json.dumps([edit["low"], edit["high"], edit["rescale"]]).encode())
-        if edit["gate"]:
-            digest.update(json.dumps([edit["gate"]["layer"], edit["gate"]["above"]]).encode())
-            digest.update(edit["gate"]["direction"])
+            edits.append({"layer": layer, "direction": vector.unit, **rule, **more})
     record = None
     if steering.record:
         names = steering.record.project
         where = steering.record.positions
-        axes = [fitting(name, layer).direction.tobytes() for layer in steering.record.layers for name in names]
+        axes = [fitting(name, layer).unit for layer in steering.record.layers for name in names]
         record = {
             "layers": steering.record.layers,
             "positions": _plain(where),
             "project": names,
             "axes": b"".join(axes),
         }
-    return Resolved(digest=digest.hexdigest(), edits=edits, record=record), opened
+    return Resolved(digest=_digest(edits), edits=edits, record=record), opened
+
+
+def _digest(edits: list[dict[str, Any]]) -> str:
+    gates = [edit["gate"] for edit in edits if edit["gate"]]
+    names = ("layer", "positions", "a", "b", "low", "high", "rescale")
+    words = [[*(edit[name] for name in names), edit["gate"] is not None] for edit in edits]
+    digest = hashlib.sha256(json.dumps([CODE, words, [[gate["layer"], gate["above"]] for gate in gates]]).encode())
+    for one in (*edits, *gates):
+        digest.update(one["direction"])
+    return digest.hexdigest()
 
 
 def _plain(positions: Kind | Span | AfterToken) -> Positions:
@@ -256,8 +258,7 @@ def _gate(gate: Gate, layer: int, fitting: Callable[[str, int], StoredVector]) -
     where = layer if gate.layer is None else gate.layer
     if where > layer:
         raise ValueError(f"steering: a gate looks at layer {where}, after the layer {layer} that it lets edit")
-    direction = fitting(gate.vector, where).direction.tobytes()
-    return {"layer": where, "direction": direction, "above": gate.above}
+    return {"layer": where, "direction": fitting(gate.vector, where).unit, "above": gate.above}
 
 
 def _unit_length(edit: Edit, raw_norm: float | None, residual_norm: float | None) -> float:

@@ -18,9 +18,14 @@ FOLDER_VARIABLE = "EMHARNESS_VECTORS"
 class StoredVector:
     """One layer's row of a stored vector: unit direction and the two norms that units refer to."""
 
-    direction: np.ndarray  # [d_model] float32, unit length
+    unit: bytes  # its direction, d_model float32
     raw_norm: float | None  # length before it was normalised
     residual_norm: float | None  # mean length of the residual stream at that layer
+
+    @property
+    def direction(self) -> np.ndarray:
+        """[d_model] float32, unit length."""
+        return np.frombuffer(self.unit, dtype=np.float32)
 
 
 def load_vector(reference: str, layer: int, n_layers: int, folder: Path | None = None) -> StoredVector:
@@ -58,18 +63,17 @@ def row(reference: str, stored: Stored, layer: int, n_layers: int) -> StoredVect
     if stored.values.ndim == 2 and len(stored.values) > n_layers and reference not in _told:
         _told.add(reference)
         print(f"emharness: {reference}: row 0 is taken for the embeddings and left out", file=sys.stderr, flush=True)
-    own = rows[layer].astype(np.float64)
-    length = float(np.linalg.norm(own))
-    if length == 0:
+    at = layer + len(stored.units) - n_layers if stored.values.ndim == 2 else 0
+    if (unit := stored.units[at]) is None:
         there = _spans(np.flatnonzero(rows.any(1)).tolist())
         raise ValueError(f"steering: {reference!r} has no direction at layer {layer}; it has some at layers {there}")
     norms = {}
     for name in ("raw_norm", "residual_norm"):
         value = stored.about.get(name)
         if isinstance(value, list):
-            value = value[layer + len(value) - n_layers] if len(value) > 1 else value[0]
+            value = value[at]
         norms[name] = None if value is None else float(value)
-    return StoredVector((own / length).astype(np.float32), **norms)
+    return StoredVector(unit, **norms)
 
 
 _told: set[str] = set()  # references of which it was said that row 0 is left out
