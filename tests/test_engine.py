@@ -101,7 +101,7 @@ def test_prompts_under_another_salt_are_computed_anew(engine, monkeypatch):
     generate, outputs = engine._llm.generate, []
     monkeypatch.setattr(engine._llm, "generate", lambda *a, **k: outputs.extend(generate(*a, **k)) or outputs[-1:])
     for salt in (None, None, "a", "b", "a"):
-        engine.generate([list(range(700, 764))], 1, GREEDY, 0, salt=salt)
+        engine.generate([list(range(700, 764))], 1, GREEDY, 0, salts=[salt])
     assert [output.num_cached_tokens > 0 for output in outputs] == [False, True, False, False, True]
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import os
 import platform
 from collections.abc import Callable, Iterable
@@ -132,8 +133,8 @@ def bench_specs(
     """A full batch under k different specs (each its own vector and strength) against plugin-free vLLM.
 
     The caches have room for all that is asked: from the warm-up on every job finds its prompts there, steered or not.
-    `new` asks prompts that no cache has: plugin-free vLLM computes those that are alike once, and what is steered
-    differently is never alike.
+    Plugin-free vLLM holds those that are alike once, and what is steered differently is never alike: `like` asks it for
+    prompts under as many salts as there are specs. `new` asks prompts that no cache has.
     """
     sampling = SamplingConfig(temperature=0.7, top_k=40, max_new_tokens=config.tokens, ignore_eos=True, progress=False)
     batch = [prompts[i % len(prompts)] for i in range(config.batch)]
@@ -142,8 +143,26 @@ def bench_specs(
         return [spec(i % k, 0.01 * (1 + i % k), layers) for i in range(config.batch)]
 
     places = {"one layer": [shape[0] // 2], "all layers": list(range(shape[0]))}
-    asked = {f"k{k} {name}": specs(k, layers) for name, layers in places.items() for k in config.specs}
-    most = max(config.specs)
+    asked = {f"k{k} {name}": (k, specs(k, layers)) for name, layers in places.items() for k in config.specs}
+    most = f"k{max(config.specs)} one layer"
+    unseen = ([f"new {i}"] * config.batch for i in itertools.count())
+
+    def jobs(without: Callable[..., Any], ask: Callable[..., Any]) -> dict[str, Job]:
+        salts = {k: [f"{i % k}" for i in range(config.batch)] for k in config.specs if k > 1}
+        return {
+            "plugin-free": without,
+            **{f"plugin-free, {k} salts": partial(without, None, some) for k, some in salts.items()},
+            "idle": ask,
+            **{name: partial(ask, some) for name, (_, some) in asked.items()},
+            "plugin-free, new": lambda: without(None, next(unseen)),
+            f"new_{most}": lambda: ask(asked[most][1], next(unseen)),
+        }
+
+    compared = [  # the ratio of a job to its reference
+        *((name, name, "plugin-free") for name in ("idle", *asked)),
+        *((f"like_{name}", name, f"plugin-free, {k} salts") for name, (k, _) in asked.items() if k > 1),
+        (f"new_{most}", f"new_{most}", "plugin-free, new"),
+    ]
     ratios, all_speeds = [], {}
     for compiled in config.compiled:
         mode = "compiled" if compiled else "eager"
@@ -153,19 +172,10 @@ def bench_specs(
             Worker(vllm_measure, model, engine, vectors, False) as plain,
             Worker(vllm_measure, model, engine, vectors, True) as steered,
         ):
-            without, ask = (partial(worker.measure, batch, 1, sampling) for worker in (plain, steered))
-            jobs: dict[str, Job] = {
-                f"plugin-free {mode}": without,
-                f"idle {mode}": ask,
-                **{f"{name} {mode}": partial(ask, some) for name, some in asked.items()},
-                f"plugin-free, new {mode}": partial(without, None, True),
-                f"new_k{most} one layer {mode}": partial(ask, asked[f"k{most} one layer"], True),
-            }
-            speeds = in_turns(jobs, config.repetitions)
-        reference, *others, reference_new, new = speeds
-        ratios += [ratio(f"ratio_{name}", speeds[name], speeds[reference]) for name in others]
-        ratios.append(ratio(f"ratio_{new}", speeds[new], speeds[reference_new]))
-        all_speeds |= speeds
+            both = [partial(worker.measure, batch, 1, sampling) for worker in (plain, steered)]
+            speeds = in_turns(jobs(*both), config.repetitions)
+        ratios += [ratio(f"ratio_{name} {mode}", speeds[of], speeds[to]) for name, of, to in compared]
+        all_speeds |= {f"{name} {mode}": measured for name, measured in speeds.items()}
     return ratios, all_speeds
 
 

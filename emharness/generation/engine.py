@@ -130,18 +130,18 @@ class Engine:
         sampling: SamplingConfig,
         seed: int,
         steering: dict[str, Any] | Sequence[dict[str, Any] | None] | None = None,
-        salt: str | None = None,
+        salts: Sequence[str | None] | None = None,
     ) -> Batch:
         """n samples for each tokenised prompt, all under one steering spec or each under its own.
 
-        The seed fixes the samples. Prompts under a salt are found in the prefix cache by those of the same salt alone.
+        The seed fixes the samples. A prompt under a salt is found in the prefix cache by those of the same salt alone.
         """
-        salted = {"cache_salt": salt} if salt else {}
+        salted = [{"cache_salt": salt} if salt else {} for salt in salts or [None] * len(prompts)]
         specs = [steering] * len(prompts) if steering is None or isinstance(steering, dict) else steering
         self._llm.collective_rpc("emharness_seed", args=(seed,))
         start = time.perf_counter()
         outputs = self._llm.generate(
-            [{"prompt_token_ids": ids, **salted} for ids in prompts],  # type: ignore[arg-type]
+            [{"prompt_token_ids": ids, **own} for ids, own in zip(prompts, salted, strict=True)],  # type: ignore[arg-type]
             [self._params(n, sampling, seed, spec) for spec in specs],
             use_tqdm=sampling.progress and sys.stderr.isatty(),
         )

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import itertools
 import multiprocessing
 import time
 import traceback
@@ -20,12 +19,12 @@ Measure = Callable[..., tuple[int, float]]  # generated tokens, seconds
 def vllm_measure(model: Path, engine: EngineConfig, vectors: Path, plugin: bool) -> Measure:
     from emharness.generation.engine import Engine
 
-    running, times = Engine(model, engine, vectors, 0, plugin=plugin), itertools.count()
+    running = Engine(model, engine, vectors, 0, plugin=plugin)
 
     def measure(
-        prompts: list[list[int]], n: int, sampling: SamplingConfig, specs: Any = None, new: bool = False
+        prompts: list[list[int]], n: int, sampling: SamplingConfig, specs: Any = None, salts: list[str] | None = None
     ) -> tuple[int, float]:
-        batch = running.generate(prompts, n, sampling, 0, specs, f"new {next(times)}" if new else None)
+        batch = running.generate(prompts, n, sampling, 0, specs, salts)
         return batch.generated_tokens, batch.seconds
 
     return measure

@@ -36,62 +36,62 @@ class Pass:
     """Flat tokens and what happens to each: h ← h + (a + b · (h·v̂)) v̂ where low < h·v̂ < high."""
 
     tokens: torch.Tensor | slice  # [n] int64, or a slice where they lie side by side
-    rows: torch.Tensor  # [n] int64, of the vector table; [1] for all
-    a: torch.Tensor  # [n, 1] float32; [1, 1] for all
+    which: torch.Tensor | None  # [n] int64, each token's edit; None where all are edited alike, by the only one
+    rows: torch.Tensor  # [n_edits] int64, of the vector table
+    a: torch.Tensor  # [n_edits, 1] float32
     b: torch.Tensor | None  # [n, 1] float32; None when no token's projection is needed
     n: int  # of tokens
     bounds: tuple[torch.Tensor, torch.Tensor] | None = None  # low and high, [n, 1] each; None: no bounds
     rescale: torch.Tensor | None = None  # [n, 1] bool: the edited stream keeps its length
     gates: tuple[Gate, ...] = ()  # one for each layer that is looked at
-    kept: torch.Tensor | None = None  # [n or 1, d_model]: `_vectors` of a pass that comes again
+    vectors: torch.Tensor | None = None  # [n_edits, d_model]: a · v̂ in the type of `hidden`; v̂ in float32 where b is
 
-    def apply(self, table: torch.Tensor, hidden: torch.Tensor, residual: torch.Tensor | None, keep: bool) -> bool:
+    def apply(self, table: torch.Tensor, hidden: torch.Tensor, residual: torch.Tensor | None) -> bool:
         """Edit `hidden` [n_tokens, d_model] in place; hidden + residual is the stream. table: [n_rows, d_model].
 
         False, and nothing is edited, if the layer of a gate was passed over.
         """
         if any(gate.open is None for gate in self.gates):
             return False
-        if keep and self.kept is None:
-            self.kept = self._vectors(table, hidden.dtype)
+        if self.vectors is None:
+            own = table[self.rows]
+            self.vectors = own if self.b is not None else (self.a * own).to(hidden.dtype)
         if isinstance(self.tokens, slice) and self.n > BLOCK:
             for first in range(0, self.n, BLOCK):
-                self._part(self.tokens.start, first)._edit(table, hidden, residual)
+                self._part(self.tokens.start, first)._edit(hidden, residual)
         else:
-            self._edit(table, hidden, residual)
+            self._edit(hidden, residual)
         return True
-
-    def _vectors(self, table: torch.Tensor, dtype: torch.dtype) -> torch.Tensor:
-        """What is added, or v̂ in float32 where that depends on the stream; [n or 1, d_model]."""
-        return table[self.rows] if self.b is not None else (self.a * table[self.rows]).to(dtype)
 
     def _part(self, start: int, first: int) -> "Pass":
         """The block of tokens from the first-th on."""
         n = min(BLOCK, self.n - first)
 
         def of(values: Any) -> Any:
-            return values if values is None or len(values) == 1 else values[first : first + n]
+            return None if values is None else values[first : first + n]
 
-        return Pass(
+        return replace(
+            self,
             tokens=slice(start + first, start + first + n),
-            rows=of(self.rows),
-            a=of(self.a),
+            which=of(self.which),
             b=of(self.b),
             n=n,
             bounds=None if self.bounds is None else (of(self.bounds[0]), of(self.bounds[1])),
             rescale=of(self.rescale),
             gates=tuple(replace(gate, open=of(gate.open)) for gate in self.gates),
-            kept=of(self.kept),
         )
 
-    def _edit(self, table: torch.Tensor, hidden: torch.Tensor, residual: torch.Tensor | None) -> None:
-        vectors = self._vectors(table, hidden.dtype) if self.kept is None else self.kept
+    def _edit(self, hidden: torch.Tensor, residual: torch.Tensor | None) -> None:
+        vectors: torch.Tensor = self.vectors  # type: ignore[assignment]
+        if self.which is not None:  # each token's own side by side, in the cache, before they meet `hidden`
+            vectors = vectors.index_select(0, self.which)
         if self.b is None:
             added = vectors
         else:
             before = stream(hidden, residual, self.tokens)
             along = (before * vectors).sum(-1, keepdim=True)
-            amount = self.a + self.b * along
+            a = self.a if self.which is None else self.a[self.which]
+            amount = a + self.b * along
             if self.bounds is not None:
                 low, high = self.bounds
                 amount = torch.where((along > low) & (along < high), amount, 0.0)

@@ -83,7 +83,8 @@ class StepPlan(Requests):
             projects = bool(some["b"].any()) or bounded or bool(looking) or bool(some["rescale"].any())
             # Tokens that are all edited alike share one row of what is added: less memory to read at every layer.
             alike = bool((some["row"] == some["row"][0]).all() and (some["a"] == some["a"][0]).all())
-            own = (some[:1], 1) if alike else (some, each)
+            own = (some[:1], 1) if alike else (some, 1)
+            which = None if alike else torch.from_numpy(np.repeat(np.arange(len(some)), each)).to(self.device)
             gates = tuple(
                 Gate(
                     layer,
@@ -97,6 +98,7 @@ class StepPlan(Requests):
             self.passes.setdefault(int(some["layer"][0]), []).append(
                 Pass(
                     tokens=where,
+                    which=which,
                     rows=column("row", *own),
                     a=column("a", *own)[:, None],
                     b=column("b")[:, None] if projects else None,
@@ -146,7 +148,7 @@ class StepPlan(Requests):
             for gate in step.gates:
                 if gate.layer == layer:
                     gate.look(self.table.rows, hidden, residual)
-            edited = step.apply(self.table.rows, hidden, residual, keep=self._last is not None)
+            edited = step.apply(self.table.rows, hidden, residual)
             self.done[layer] = self.done.get(layer, 0) + step.n * edited
         self.recordings.take(layer, hidden, residual)
         for gate in self._gates.get(layer, ()):
