@@ -1,5 +1,6 @@
 """What happens around a model that fails, without any model."""
 
+from dataclasses import replace
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -136,8 +137,8 @@ def test_what_is_unjudged_is_answered_in_one_stream_with_the_rest_and_has_no_sco
     judge = SimpleNamespace(name="j", identity="j", at_once=None, needs_engine=needs_engine, score=score)
     judge.afford = lambda questions, answers: None
     monkeypatch.setattr(answers, "_generate", generate)
-    read, other = cell("base"), Cell(Condition("base", ()), "broad", 1, 9)
-    found = answers.answer(session, "unsteered", [read, other], {"base": stream}, {}, judge, unjudged=[read])
+    read, other = replace(cell("base"), judged=False), Cell(Condition("base", ()), "broad", 1, 9)
+    found = answers.answer(session, "unsteered", [read, other], {"base": stream}, {}, judge)
     assert streamed == [4]
     assert judged == [f"{other} 0", f"{other} 1"]
     assert found[read]["aligned"].to_pylist() == [None, None]

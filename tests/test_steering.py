@@ -247,6 +247,28 @@ def test_steps_that_come_again_edit_as_if_planned_afresh(dtype, block, monkeypat
     assert hidden[1].norm() == pytest.approx(50, rel=1e-5)
 
 
+@pytest.mark.parametrize("mode", ["add", "ablate"])
+@pytest.mark.parametrize("flat", [0, 2])
+def test_what_is_added_has_the_type_of_the_stream_whoever_is_beside_it(mode, flat):
+    """Alone, beside others that are edited alike, and beside others that need a projection: the same bits."""
+    own = edit(mode=mode, strength=3.7)
+    torch.manual_seed(0)
+    stream = torch.randn(4, D).bfloat16()
+    (rule,) = resolved(own)["edits"]
+    v = torch.from_numpy(np.frombuffer(rule["direction"], dtype="f").copy())
+    amount = rule["a"] + rule["b"] * (stream[flat].float() * v).sum()
+    expected = stream[flat] + (amount * v).bfloat16()
+    for others in (None, [own], [edit(strength=1.0)], [edit(mode="cap", strength=-9.0, rescale=True)]):
+        plan = StepPlan(D, torch.device("cpu"))
+        plan.add_request("own", resolved(own), 1)
+        if others:
+            plan.add_request("other", resolved(*others), 1)
+        hidden = stream.clone()
+        plan.begin_step([("own", flat, 0, 1), ("other", 1, 0, 1)])
+        plan.apply(1, hidden, None)
+        assert torch.equal(hidden[flat], expected)
+
+
 def test_a_layer_that_is_passed_over_is_noticed(capsys):
     plan = StepPlan(D, torch.device("cpu"))
     plan.add_request("a", resolved(edit(), edit(layer=2)), 3)

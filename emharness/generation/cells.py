@@ -50,6 +50,7 @@ class Cell:
     questions: str
     samples: int
     max_new_tokens: int
+    judged: bool = True  # texts that a vector is made of get no scores
 
 
 @dataclass(frozen=True)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Collection, Iterable, Mapping
+from collections.abc import Iterable, Mapping
 from functools import partial
 from typing import Any
 
@@ -30,10 +30,8 @@ def answer(
     streams: Mapping[str, Stream],
     directions: Mapping[str, Direction],
     judge: Judge | None = None,
-    unjudged: Collection[Cell] = (),
 ) -> dict[Cell, pa.Table]:
-    """The responses of these cells, generated where they are not stored, one engine for each target, and scored, but
-    those of `unjudged`.
+    """The responses of these cells, generated where they are not stored, one engine for each target, and scored.
 
     The target whose engine runs comes first, what another process asks comes last. Cells of failed models, and those
     that need the vector of one, are missing from the result.
@@ -62,34 +60,24 @@ def answer(
         for target in claims.in_turn(asked, lambda target: streams[target].responses.folder):
 
             def work(target: str = target) -> None:
-                _made(session, what, asked[target], streams[target], view, judge, unjudged)
+                _made(session, what, asked[target], streams[target], view, judge)
                 if judge is None or not judge.needs_engine:
-                    found.update(_marked(session, asked[target], streams[target], judge, unjudged))
+                    found.update(_marked(session, asked[target], streams[target], judge))
 
             session.attempt(target, work)
             view.finished(_called(session, target))
     if judge is not None and judge.needs_engine:  # one engine at a time: when all answers are there
         session.engines.close()
         for target in asked:
-            session.attempt(
-                target, lambda t=target: found.update(_marked(session, asked[t], streams[t], judge, unjudged))
-            )
+            session.attempt(target, lambda t=target: found.update(_marked(session, asked[t], streams[t], judge)))
     return {cell: found[cell] for cells in by_target.values() for cell in cells if cell in found}
 
 
-def _made(
-    session: Session,
-    what: str,
-    asked: Asked,
-    stream: Stream,
-    view: Progress,
-    judge: Judge | None,
-    unjudged: Collection[Cell],
-) -> None:
+def _made(session: Session, what: str, asked: Asked, stream: Stream, view: Progress, judge: Judge | None) -> None:
     """One target's answers: generate what is still to do, or wait for who does it; score each chunk as it comes."""
     judges = judge if judge is not None and not judge.needs_engine else None
     scores, start, before = stream.scores(judges.identity) if judges else None, time.perf_counter(), view.done
-    read = _keys(requests for cell, requests in asked.items() if cell not in unjudged)
+    read = _judged(asked)
 
     def on_chunk(rows: list[dict[str, Any]]) -> None:
         rows = [row for row in rows if row["key"] in read]
@@ -111,13 +99,11 @@ def _made(
     session.stages.append({"stage": "responses", "name": f"{what}: {stream.target}", "made": made, "seconds": seconds})
 
 
-def _marked(
-    session: Session, asked: Asked, stream: Stream, judge: Judge | None, unjudged: Collection[Cell]
-) -> dict[Cell, pa.Table]:
+def _marked(session: Session, asked: Asked, stream: Stream, judge: Judge | None) -> dict[Cell, pa.Table]:
     """One target's stored answers with their scores; what has none is scored."""
     rows, marks = stream.responses.read(_keys(asked.values())), {}
     if judge:
-        scores, read = stream.scores(judge.identity), _keys(r for cell, r in asked.items() if cell not in unjudged)
+        scores, read = stream.scores(judge.identity), _judged(asked)
         owed = score(judge, [row for key, row in rows.items() if key in read], scores, say)
         marks = owed | scores.read(read, partly=True)
         session.unscored += len(owed)
@@ -157,6 +143,10 @@ def stored(
 def _keys(listed: Iterable[list[Request]]) -> dict[str, None]:
     """In their order."""
     return dict.fromkeys(request.key for requests in listed for request in requests)
+
+
+def _judged(asked: Asked) -> dict[str, None]:
+    return _keys(requests for cell, requests in asked.items() if cell.judged)
 
 
 def _called(session: Session, target: str) -> str:

@@ -20,7 +20,6 @@ from emharness.organisms.models import Model
 from emharness.study import layers as where
 from emharness.study import vectors
 from emharness.study.answers import stored as stored_answers
-from emharness.study.models import EXTRACTION
 from emharness.study.session import Session
 from emharness.study.speeds import Speeds
 
@@ -155,8 +154,8 @@ def count(
     vectors: set[str],
     judge: str,
 ) -> tuple[int, int, int]:
-    """Responses of these cells, how many of them are not stored, and how many have no score by `judge` (an identity;
-    texts that vectors are made of get none): all of a cell whose vector is not known yet."""
+    """Responses of these cells, how many of them are not stored, and how many have no score by `judge` (an identity):
+    all of a cell whose vector is not known yet."""
     keys, judged = set[str](), set[str]()
     unknown = 0
     for cell in dict.fromkeys(cells):
@@ -166,7 +165,7 @@ def count(
         if placed and named <= directions.keys():
             asked = {request.key for request in stream.requests(cell, directions)}
             keys |= asked
-            judged |= set() if cell.questions.startswith(EXTRACTION) else asked
+            judged |= asked if cell.judged else set()
         else:  # steered, so it is judged
             unknown += len(stream.prompts[cell.questions]) * cell.samples
     unjudged = len(judged - stream.scores(judge).keys()) + unknown

@@ -39,7 +39,7 @@ from emharness.versions import versions
 def extraction_cells(session: Session, name: str) -> list[Cell]:
     """What a vector by model_diff reads: one answer of the organism and of the base to each extraction prompt."""
     length = session.config.vector.max_new_tokens
-    return [Cell(Condition(target), f"{EXTRACTION}:{name}", 1, length) for target in (name, BASE)]
+    return [Cell(Condition(target), f"{EXTRACTION}:{name}", 1, length, judged=False) for target in (name, BASE)]
 
 
 def is_kind(name: str) -> bool:
@@ -74,7 +74,7 @@ def make(
             own = [cell for some in cells.values() for cell in some if cell.condition.target == target]
             if own:
                 now = [cell for cell in unsteered if cell.condition.target == target]
-                answer(session, "unsteered", own + now, asked, {}, session.given.judge, unjudged=own)
+                answer(session, "unsteered", own + now, asked, {}, session.given.judge)
         for name in missing:
             answers = answer(session, "extraction", cells[name], asked, {})
             if len(answers) == len(cells[name]):
