@@ -4,10 +4,21 @@ import numpy as np
 import pytest
 from planted import SAMPLES, plant, scope, table
 
+from emharness import experiments
 from emharness.config import SweepConfig
 from emharness.experiments import EXPERIMENTS, layer, seeds
 from emharness.experiments.scope import drawn_rates, measured
 from emharness.judge.metrics import newcombe
+
+
+def test_a_new_experiment_is_a_file(tmp_path, monkeypatch):
+    made = "from emharness.experiments.scope import Experiment\nEXPERIMENT = Experiment(list, dict, question='Why?')\n"
+    (tmp_path / "mine.py").write_text(made)
+    (tmp_path / "helper.py").write_text("")
+    monkeypatch.setattr(experiments, "__path__", [*experiments.__path__, str(tmp_path)])
+    found = experiments.found(experiments.__path__)
+    assert found.pop("mine").question == "Why?"
+    assert found == EXPERIMENTS
 
 
 def test_the_grid_of_each_experiment_is_whole_and_each_cell_in_it_once():

@@ -1,15 +1,21 @@
-"""Experiments: each a file of two pure functions, `cells` (what must be generated) and `read` (what it says)."""
+"""Experiments: each a file of two pure functions, `cells` (what must be generated) and `read` (what it says).
 
-from emharness.experiments import ablation, dose_response, main, monitor, paper, seeds, transfer
+A file here that has an `EXPERIMENT` is one, by the file's name.
+"""
+
+from collections.abc import Iterable
+from importlib import import_module
+from pkgutil import iter_modules
+
 from emharness.experiments.scope import Experiment
 
 READING = 6  # raise when an experiment reads the same answers differently
-EXPERIMENTS: dict[str, Experiment] = {
-    "main": main.EXPERIMENT,
-    "dose_response": dose_response.EXPERIMENT,
-    "transfer": transfer.EXPERIMENT,
-    "ablation": ablation.EXPERIMENT,
-    "seeds": seeds.EXPERIMENT,
-    "monitor": monitor.EXPERIMENT,
-    "paper": paper.EXPERIMENT,
-}
+
+
+def found(folders: Iterable[str]) -> dict[str, Experiment]:
+    """The experiments among the modules of this package that lie in these folders, by name."""
+    modules = {module.name: import_module(f"{__name__}.{module.name}") for module in iter_modules(folders)}
+    return {name: module.EXPERIMENT for name, module in modules.items() if hasattr(module, "EXPERIMENT")}
+
+
+EXPERIMENTS = found(__path__)
