@@ -79,11 +79,13 @@ def start(run: Callable[..., Any], file: str, config_name: str) -> None:
 
     config_name: a file of conf/, or of a folder below it, whose own groups count then (`tools/verify`).
     """
+    config = Path(file).resolve().parent.parent / "conf" / config_name
+    options = [argument for argument in sys.argv[1:] if argument.startswith("-")]
+    own = set(options) <= {"-m", "--multirun"}  # else choices may lie in other folders as well
     for argument in sys.argv[1:]:
-        if not argument.startswith("-") and (why := _unreadable(argument)):
+        if argument not in options and (why := _unreadable(argument) or (own and _unknown(argument, config.parent))):
             print(f"error: {argument}: {why}", file=sys.stderr, flush=True)
             sys.exit(2)
-    config = Path(file).resolve().parent.parent / "conf" / config_name
     main = hydra.main(version_base="1.3", config_path=str(config.parent), config_name=config.name)(launcher(run))
     sys.exit(main())
 
@@ -110,6 +112,17 @@ def _unreadable(argument: str) -> str | None:
             f"brackets); put such a value in quotes, and all of it in the shell's: '{key}=\"{quoted}\"'"
         )
     return None
+
+
+def _unknown(argument: str, folder: Path) -> str | None:
+    """Why one choice of a config group is none, in a sentence; the rest is Hydra's to tell."""
+    override = OverridesParser.create().parse_override(argument)
+    group, value = folder / override.key_or_group, override.value()
+    if not group.is_dir() or override.is_delete() or not isinstance(value, str) or "$" in value:
+        return None
+    if (group / f"{value.removesuffix('.yaml')}.yaml").is_file():
+        return None
+    return f"must be one of {', '.join(sorted(path.stem for path in group.glob('*.yaml')))}"
 
 
 def command() -> str:

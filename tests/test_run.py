@@ -269,7 +269,8 @@ def test_a_sweep_shares_stages_and_one_bad_job_does_not_stop_the_others(first):
     ("overrides", "words"),
     [
         (["layer=99"], "error: layer=99: smollm2 has layers 0 to 29"),
-        (["model=nosuch"], "medical_replication"),
+        (["model=nosuch"], "error: model=nosuch: must be one of aave, control, finance, full, malicious, medical,"),
+        (["-m", "experiment=nosuch"], "error: experiment=nosuch: must be one of ablation, dose_response, main,"),
         (["steer.strenght=1"], "strenght"),
         (["model.dataset=lr=1e-4 rows.jsonl"], "and all of it in the shell's: 'model.dataset=\"lr=1e-4 rows.jsonl\"'"),
     ],
