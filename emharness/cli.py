@@ -81,9 +81,9 @@ def start(run: Callable[..., Any], file: str, config_name: str) -> None:
     """
     config = Path(file).resolve().parent.parent / "conf" / config_name
     options = [argument for argument in sys.argv[1:] if argument.startswith("-")]
-    own = set(options) <= {"-m", "--multirun"}  # else choices may lie in other folders as well
+    groups = config.parent if set(options) <= {"-m", "--multirun"} else None  # else they may lie elsewhere as well
     for argument in sys.argv[1:]:
-        if argument not in options and (why := _unreadable(argument) or (own and _unknown(argument, config.parent))):
+        if argument not in options and (why := _refusal(argument, groups)):
             print(f"error: {argument}: {why}", file=sys.stderr, flush=True)
             sys.exit(2)
     main = hydra.main(version_base="1.3", config_path=str(config.parent), config_name=config.name)(launcher(run))
@@ -100,10 +100,11 @@ def as_list(key: str, arguments: Sequence[str]) -> list[str]:
     return [name, *(argument for argument in given if argument not in plain), f"{key}=[{quoted}]"]
 
 
-def _unreadable(argument: str) -> str | None:
-    """Why Hydra cannot read an override, in a sentence that says how to write it."""
+def _refusal(argument: str, groups: Path | None) -> str | None:
+    """Why Hydra cannot read an override, or finds no such choice in the folder of config groups (None: where they all
+    lie is not known); in a sentence. The rest is Hydra's to tell."""
     try:
-        OverridesParser.create().parse_override(argument)
+        override = OverridesParser.create().parse_override(argument)
     except HydraException:
         key, _, value = argument.partition("=")
         quoted = value.strip("'\"").replace('"', "'")
@@ -111,14 +112,11 @@ def _unreadable(argument: str) -> str | None:
             "not a setting as key=value, or its value has characters that mean something to Hydra (= : , spaces, "
             f"brackets); put such a value in quotes, and all of it in the shell's: '{key}=\"{quoted}\"'"
         )
-    return None
-
-
-def _unknown(argument: str, folder: Path) -> str | None:
-    """Why one choice of a config group is none, in a sentence; the rest is Hydra's to tell."""
-    override = OverridesParser.create().parse_override(argument)
-    group, value = folder / override.key_or_group, override.value()
-    if not group.is_dir() or override.is_delete() or not isinstance(value, str) or "$" in value:
+    value = override.value()
+    if groups is None or override.is_delete() or not isinstance(value, str) or "$" in value:
+        return None
+    group = groups / override.key_or_group
+    if not group.is_dir():
         return None
     if (group / f"{value.removesuffix('.yaml')}.yaml").is_file():
         return None

@@ -83,7 +83,7 @@ class StepPlan(Requests):
             projects = bool(some["b"].any()) or bounded or bool(looking) or bool(some["rescale"].any())
             # Tokens that are all edited alike share one row of what is added: less memory to read at every layer.
             alike = bool((some["row"] == some["row"][0]).all() and (some["a"] == some["a"][0]).all())
-            own = (some[:1], 1) if alike else (some, 1)
+            own = some[:1] if alike else some
             which = None if alike else torch.from_numpy(np.repeat(np.arange(len(some)), each)).to(self.device)
             gates = tuple(
                 Gate(
@@ -99,8 +99,8 @@ class StepPlan(Requests):
                 Pass(
                     tokens=where,
                     which=which,
-                    rows=column("row", *own),
-                    a=column("a", *own)[:, None],
+                    rows=column("row", own, 1),
+                    a=column("a", own, 1)[:, None],
                     b=column("b")[:, None] if projects else None,
                     n=part.stop - part.start,
                     bounds=(column("low")[:, None], column("high")[:, None]) if bounded else None,
