@@ -271,13 +271,22 @@ def test_a_sweep_shares_stages_and_one_bad_job_does_not_stop_the_others(first):
         (["layer=99"], "error: layer=99: smollm2 has layers 0 to 29"),
         (["model=nosuch"], "error: model=nosuch: must be one of aave, control, finance, full, malicious, medical,"),
         (["-m", "experiment=nosuch"], "error: experiment=nosuch: must be one of ablation, dose_response, main,"),
-        (["steer.strenght=1"], "strenght"),
+        (["-m", "model=medical,nosuch"], "error: model=medical,nosuch: must be one of aave, control, finance, full,"),
+        (["model=medical,finance"], "error: model=medical,finance: several values; a run of each is made with -m\n"),
+        (["steer.strength=1,2"], "several values; a run of each is made with -m; a list is steer.strength=[1,2]\n"),
+        (["steer.strenght=1"], "error: steer.strenght: unknown; the nearest are steer.strength\n"),
+        (["-m", "steer.strenght=1,2"], "error: steer.strenght: unknown; the nearest are steer.strength\n"),
+        (["base.engine.extra.seed=1"], "error: base.engine.extra.seed: not there yet; +base.engine.extra.seed=… adds"),
+        (["steer=1"], "error: steer: Invalid type assigned: int is not a subclass of SteerConfig. value: 1\n"),
+        (["seed=x"], "error: seed: Value 'x' of type 'str' could not be converted to Integer\n"),
+        (["steer.strength=${nosuch}"], "error: steer.strength: Interpolation key 'nosuch' not found\n"),
+        (["medical"], "error: medical: not a setting as key=value\n"),
         (["model.dataset=lr=1e-4 rows.jsonl"], "and all of it in the shell's: 'model.dataset=\"lr=1e-4 rows.jsonl\"'"),
     ],
 )
 def test_bad_input_ends_with_a_sentence_a_status_and_nothing_written(tmp_path, overrides, words):
     done = launch(tmp_path, *overrides)
-    assert done.returncode != 0
+    assert done.returncode == 2
     assert words in done.stderr
     assert "Traceback" not in done.stderr
     assert not (tmp_path / "home").exists()

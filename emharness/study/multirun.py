@@ -9,6 +9,7 @@ from typing import Any
 
 from hydra import compose
 from hydra._internal.core_plugins.basic_sweeper import BasicSweeper
+from hydra.core.global_hydra import GlobalHydra
 from hydra.core.override_parser.overrides_parser import OverridesParser
 from hydra.core.utils import JobReturn, JobStatus
 from hydra.errors import HydraException
@@ -17,7 +18,7 @@ from omegaconf import DictConfig
 from omegaconf.errors import OmegaConfBaseException
 
 from emharness import config as schema
-from emharness.cli import LOCAL, Failed, folders_of, quiet
+from emharness.cli import LOCAL, Failed, folders_of, in_a_sentence, quiet
 from emharness.errors import Incomplete, UserError
 
 OWN = ("experiment", "vectors", "targets", "model", "steer")  # in what jobs of one grid may differ
@@ -33,15 +34,17 @@ class OneGrid(Callback):
     def on_multirun_start(self, config: DictConfig, **kwargs: Any) -> None:
         quiet()
         local = config.hydra.launcher._target_ == LOCAL
-        parsed = OverridesParser.create().parse_overrides(list(config.hydra.overrides.task))
+        loader = GlobalHydra.instance().config_loader()  # it knows what a glob(…) stands for
+        parsed = OverridesParser.create(loader).parse_overrides(list(config.hydra.overrides.task))
         folders, jobs = folders_of(config.hydra.runtime.config_sources), list[schema.Config]()
         every = BasicSweeper.split_arguments(parsed, None)[0]
         self._jobs = len(every) if local else 0
         for overrides in every:
             try:
                 composed = compose(config.hydra.job.config_name, overrides=overrides)
-            except (HydraException, OmegaConfBaseException):
-                return  # Hydra starts none of the jobs then, and says why
+            except (HydraException, OmegaConfBaseException) as error:  # Hydra would start none of the jobs
+                print(f"error: {in_a_sentence(error)}", file=sys.stderr, flush=True)
+                sys.exit(2)
             try:
                 jobs.append(schema.typed(composed))
                 if not local:
