@@ -16,7 +16,7 @@ CONF = Path(__file__).resolve().parent.parent / "conf" / "tools"
 def run(cfg: DictConfig) -> None:
     """Every check of emharness.steering.verify on one model; status 1 if one fails."""
     from emharness.organisms import weights
-    from emharness.steering import verify
+    from emharness.steering.verify import checks
     from emharness.store import Store, home
 
     refuse_names(cfg, OmegaConf.load(CONF / "verify.yaml"))
@@ -28,7 +28,7 @@ def run(cfg: DictConfig) -> None:
         if not isinstance(cfg.layer, int):
             raise UserError(f"layer={cfg.layer}: must be the number of a decoder block")
         check_layer(cfg.layer, n_layers, str(cfg.model))
-    found = verify.verify(str(folder), cfg.layer, lambda check: print(verify.line(check), flush=True))
+    found = checks.verify(str(folder), cfg.layer, lambda check: print(checks.line(check), flush=True))
     failed = [check.name for check in found if check.passed is False]
     left = sum(check.passed is None for check in found)
     more = f", {left} not run" if left else ""

@@ -5,7 +5,7 @@ import json
 import numpy as np
 from safetensors.numpy import save_file
 
-from emharness.steering import spec
+from emharness.steering.request import spec
 
 D, LAYERS = 6, 3
 NOTHING = {"digest": "", "edits": [], "record": None}

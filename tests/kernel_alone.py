@@ -14,10 +14,12 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from safetensors.numpy import save_file
 
-from emharness.steering import kernel, passes, spec
-from emharness.steering.device import DevicePlan
-from emharness.steering.plan import StepPlan
-from emharness.steering.vectors import FOLDER_VARIABLE
+from emharness.steering.gpu import kernel
+from emharness.steering.gpu.device import DevicePlan
+from emharness.steering.request import spec
+from emharness.steering.request.vectors import FOLDER_VARIABLE
+from emharness.steering.step import passes
+from emharness.steering.step.plan import StepPlan
 
 D, LAYERS = 6, 3
 CPU = torch.device("cpu")

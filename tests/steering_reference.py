@@ -3,8 +3,8 @@
 import pytest
 
 from emharness.config import SamplingConfig
-from emharness.steering import spec
-from emharness.steering.reference import logprobs
+from emharness.steering.request import spec
+from emharness.steering.verify.reference import logprobs
 
 PROMPTS = [list(range(100, 100 + n)) for n in (37, 20, 45)]  # longer than one cache block of 16 or 32 tokens
 N_NEW = 6

@@ -19,10 +19,10 @@ from transformers import (
 )
 
 from emharness.generation.engine import Engine
-from emharness.steering import spec
 from emharness.steering.blocks import decoder_layers, stream_of
-from emharness.steering.record import recorded
-from emharness.steering.reference import residuals
+from emharness.steering.request import spec
+from emharness.steering.request.answer import recorded
+from emharness.steering.verify.reference import residuals
 
 pytestmark = pytest.mark.engine
 

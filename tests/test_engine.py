@@ -10,8 +10,8 @@ from transformers import AutoModelForCausalLM
 from emharness.config import EngineConfig, SamplingConfig
 from emharness.generation import kernels
 from emharness.generation.engine import Engine
-from emharness.steering import spec
-from emharness.steering.vectors import FOLDER_VARIABLE
+from emharness.steering.request import spec
+from emharness.steering.request.vectors import FOLDER_VARIABLE
 
 pytestmark = pytest.mark.engine
 

@@ -20,9 +20,10 @@ from transformers import (
 
 from emharness.config import EngineConfig
 from emharness.generation.engine import Engine
-from emharness.steering import spec
-from emharness.steering.record import PLAN, projected, recorded
-from emharness.steering.reference import hooked
+from emharness.steering.request import spec
+from emharness.steering.request.answer import projected, recorded
+from emharness.steering.verify.reference import hooked
+from emharness.steering.vllm.record import PLAN
 
 pytestmark = pytest.mark.engine
 

@@ -17,9 +17,9 @@ from safetensors.torch import save_file
 
 from emharness.directions import exchange
 from emharness.errors import UserError
-from emharness.steering import files
-from emharness.steering.spec import resolve
-from emharness.steering.vectors import load_vector
+from emharness.steering.request import files
+from emharness.steering.request.spec import resolve
+from emharness.steering.request.vectors import load_vector
 
 ROWS = np.random.default_rng(0).normal(size=(4, 8)).astype(np.float32)
 

@@ -9,14 +9,15 @@ PACKAGE = ROOT / "emharness"
 ROOMS = re.findall(r"^emharness/(\w+)/", (ROOT / "README.md").read_text(encoding="utf-8"), re.MULTILINE)
 
 
-def imported(path):
-    """Rooms that a module imports, wherever in it."""
+def imported(path, package="emharness"):
+    """Rooms of a package that a module imports, wherever in it."""
     for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
         names = [node.module] if isinstance(node, ast.ImportFrom) and node.module else []
         names += [alias.name for alias in node.names] if isinstance(node, ast.Import) else []
-        if isinstance(node, ast.ImportFrom) and node.module == "emharness":
-            names = [f"emharness.{alias.name}" for alias in node.names]
-        yield from (name.split(".")[1] for name in names if name.startswith("emharness."))
+        if isinstance(node, ast.ImportFrom) and node.module == package:
+            names = [f"{package}.{alias.name}" for alias in node.names]
+        inside = f"{package}."
+        yield from (name.removeprefix(inside).split(".")[0] for name in names if name.startswith(inside))
 
 
 def test_the_readme_names_every_room():
@@ -30,6 +31,24 @@ def test_a_room_imports_only_rooms_before_it():
         for path in (PACKAGE / name).rglob("*.py")
         for room in imported(path)
         if room in ROOMS[place + 1 :]
+    ]
+    assert upwards == []
+
+
+def test_a_folder_of_the_plugin_imports_only_those_above_it():
+    folders = re.findall(r"^`(\w+)`", (PACKAGE / "steering" / "__init__.py").read_text(encoding="utf-8"), re.MULTILINE)
+    modules = list((PACKAGE / "steering").rglob("*.py"))
+    assert {path.relative_to(PACKAGE / "steering").parts[0].removesuffix(".py") for path in modules} == {
+        "__init__",
+        *folders,
+    }
+    upwards = [
+        f"{path.relative_to(ROOT)} imports {folder}"
+        for place, name in enumerate(folders)
+        for path in modules
+        if path.relative_to(PACKAGE / "steering").parts[0].removesuffix(".py") == name
+        for folder in imported(path, "emharness.steering")
+        if folder in folders[place + 1 :]
     ]
     assert upwards == []
 

@@ -15,7 +15,7 @@ COMPILE = """
 import triton
 from triton.backends.compiler import GPUTarget
 from triton.compiler import ASTSource
-from emharness.steering import kernel
+from emharness.steering.gpu import kernel
 
 pointers = dict(hidden="*bf16", residual="*bf16", slots="*i32", positions="*i32", recorded="*i32", rows="*i32",
                 floats="*fp32", address="*i64", opened="*i8", memory="*i64", counted="*i32", depth="*i32")

@@ -11,8 +11,8 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from safetensors.numpy import save_file
 
-from emharness.steering import spec
-from emharness.steering.vectors import FOLDER_VARIABLE
+from emharness.steering.request import spec
+from emharness.steering.request.vectors import FOLDER_VARIABLE
 
 
 @pytest.fixture(autouse=True)

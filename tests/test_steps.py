@@ -5,9 +5,10 @@ import pytest
 import torch
 from asked import NOTHING, D, edit, resolved, save_vectors
 
-from emharness.steering import passes, spec
-from emharness.steering.plan import StepPlan
-from emharness.steering.vectors import FOLDER_VARIABLE
+from emharness.steering.request import spec
+from emharness.steering.request.vectors import FOLDER_VARIABLE
+from emharness.steering.step import passes
+from emharness.steering.step.plan import StepPlan
 
 
 @pytest.fixture(autouse=True)

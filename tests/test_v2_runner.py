@@ -13,7 +13,7 @@ from types import SimpleNamespace
 import pytest
 from conftest import ROOT
 
-from emharness.steering import runners
+from emharness.steering.vllm import runners
 
 CHOSEN = (
     "every_mode_and_position", "never_mixes_steered_and_unsteered", "a_bad_request_is_refused", "strength_zero",

@@ -8,8 +8,8 @@ import pytest
 import torch
 from conftest import ROOT
 
-from emharness.steering import trial, verify
-from emharness.steering.trial import Trial
+from emharness.steering.verify import checks, trial
+from emharness.steering.verify.trial import Trial
 
 pytestmark = pytest.mark.engine
 
@@ -20,8 +20,8 @@ def test_every_check_passes_on_a_tiny_model_from_the_command_line(tiny, tmp_path
     done = subprocess.run(command, cwd=tmp_path, env=env, capture_output=True, text=True, check=False)
     assert done.returncode == 0, done.stdout + done.stderr[-2000:]
     lines = done.stdout.splitlines()
-    n = len(verify.CHECKS)
-    marks = [line[:4].strip() for line in lines[:-1] if line[6:].startswith(tuple(verify.CHECKS))]
+    n = len(checks.CHECKS)
+    marks = [line[:4].strip() for line in lines[:-1] if line[6:].startswith(tuple(checks.CHECKS))]
     if torch.cuda.is_available():
         assert marks == ["pass"] * n
     else:
@@ -31,7 +31,7 @@ def test_every_check_passes_on_a_tiny_model_from_the_command_line(tiny, tmp_path
 
 def test_a_compiled_engine_is_compared_with_the_eager_one(tiny, tmp_path):
     trial = Trial(str(tiny), None, tmp_path)
-    passed, detail = verify.compiled_is_eager(trial)
+    passed, detail = checks.compiled_is_eager(trial)
     assert passed, detail
     assert "llm" not in vars(trial)
 
@@ -47,10 +47,10 @@ def test_a_model_that_vllm_does_not_run_is_tried_once(fails, tiny, monkeypatch):
     monkeypatch.setattr(*((Trial, "stock", property(start)) if fails == "elsewhere" else (trial, "engine", start)))
     if fails == "engine":
         monkeypatch.setattr(Trial, "stock", ([], [], []))
-    found = verify.verify(str(tiny))
+    found = checks.verify(str(tiny))
     assert len(tried) == 1
-    assert [check.passed for check in found] == [False] + [None] * (len(verify.CHECKS) - 1)
-    assert [check.name for check in found] == list(verify.CHECKS)
+    assert [check.passed for check in found] == [False] + [None] * (len(checks.CHECKS) - 1)
+    assert [check.name for check in found] == list(checks.CHECKS)
     assert ("stock vLLM does not run it" if fails == "elsewhere" else "no memory") in found[0].detail
 
 
@@ -67,11 +67,11 @@ class Broken(Trial):
 
 
 def test_an_engine_that_does_not_steer_fails_the_check(tmp_path):
-    passed, detail = verify.edits_change(Broken("none", None, tmp_path))
+    passed, detail = checks.edits_change(Broken("none", None, tmp_path))
     assert not passed
     assert detail == "0 of 4 answers differ from unsteered ones"
 
 
 def test_a_difference_of_tokens_is_infinite_and_of_probabilities_is_measured():
-    assert verify._differ(([[1]], [[-1.0]]), ([[2]], [[-1.0]])) == float("inf")
-    assert verify._differ(([[1]], [[-1.0]]), ([[1]], [[-1.5]])) == 0.5
+    assert checks._differ(([[1]], [[-1.0]]), ([[2]], [[-1.0]])) == float("inf")
+    assert checks._differ(([[1]], [[-1.0]]), ([[1]], [[-1.5]])) == 0.5

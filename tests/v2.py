@@ -22,7 +22,7 @@ backends["cpu"] = SimpleNamespace(driver=SimpleNamespace(is_active=lambda: True)
 
 @pytest.fixture(scope="session", autouse=True)
 def on_v2():
-    from emharness.steering import runners
+    from emharness.steering.vllm import runners
 
     runners.on_device = lambda device: True
     yield

@@ -10,8 +10,8 @@ from safetensors.numpy import save_file
 
 from emharness.directions.vectors import normalise
 from emharness.errors import UserError
-from emharness.steering import files
-from emharness.steering.files import Stored
+from emharness.steering.request import files
+from emharness.steering.request.files import Stored
 
 TARGETS = (".safetensors", ".pt", ".npz", ".gguf")
 HOOK = "residual stream after decoder block L, counted from 0"

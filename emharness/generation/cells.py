@@ -13,7 +13,7 @@ from typing import Any
 
 import numpy as np
 
-from emharness.steering import spec as steering
+from emharness.steering.request import spec as steering
 
 
 @dataclass(frozen=True)

@@ -16,9 +16,9 @@ from emharness.errors import UserError
 from emharness.generation import kernels
 from emharness.generation.cells import Request
 from emharness.steering.blocks import decoder_layers
-from emharness.steering.op import unhooked
-from emharness.steering.spec import KEY
-from emharness.steering.vectors import FOLDER_VARIABLE
+from emharness.steering.request.spec import KEY
+from emharness.steering.request.vectors import FOLDER_VARIABLE
+from emharness.steering.vllm.op import unhooked
 
 if TYPE_CHECKING:
     from emharness.config import EngineConfig, SamplingConfig

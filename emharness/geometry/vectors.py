@@ -11,7 +11,7 @@ from safetensors import SafetensorError, safe_open
 
 from emharness.errors import UserError
 from emharness.geometry.nulls import Prompts, contrast_weights
-from emharness.steering import files
+from emharness.steering.request import files
 
 BASE = "base"
 VECTORS_FILE, MEANS_FILE = (

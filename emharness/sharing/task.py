@@ -21,7 +21,7 @@ from emharness.judge import Score as Marks
 from emharness.judge.metrics import clustered_counts, coherent, misaligned
 from emharness.judge.readable import UNENDED, spoken
 from emharness.questions import load_questions
-from emharness.steering.spec import parse
+from emharness.steering.request.spec import parse
 from emharness.store import Store, home
 
 

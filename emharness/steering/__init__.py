@@ -1,10 +1,11 @@
 """Steering inside vLLM: a `vllm.general_plugins` plugin and the request format it reads.
 
-`spec`    what a request may ask for, checked at admission
-`vectors` the vector files that requests name
-`requests` the steered requests that are alive
-`plan`    which token of a step gets which edit, on a CPU (`passes`: the arithmetic)
-`device`  the same on a GPU, in buffers that captured graphs read (`kernel`: the arithmetic)
-`plugin`  the few places where vLLM is patched (`runners`: those of a step)
+Folders in the order of the data; each imports only those above it.
+
+`blocks`  where a model's decoder blocks are, in vLLM and in transformers
+`request` what may be asked for, checked at admission, and what comes back
+`step`    which token of an engine step gets which edit, and the arithmetic
+`gpu`     the same in buffers that captured graphs read
+`vllm`    the few places where vLLM is patched
 `verify`  is all of it right here?
 """

@@ -4,9 +4,9 @@ from dataclasses import dataclass
 
 import torch
 
-from emharness.steering.programme import ENTRY
-from emharness.steering.recording import Recording
-from emharness.steering.spec import MAX_EDITS
+from emharness.steering.gpu.programme import ENTRY
+from emharness.steering.request.spec import MAX_EDITS
+from emharness.steering.step.recording import Recording
 
 
 @dataclass(frozen=True)

@@ -8,8 +8,8 @@ from pathlib import Path
 
 import numpy as np
 
-from emharness.steering import files
-from emharness.steering.files import Stored
+from emharness.steering.request import files
+from emharness.steering.request.files import Stored
 
 FOLDER_VARIABLE = "EMHARNESS_VECTORS"
 

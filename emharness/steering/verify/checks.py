@@ -14,8 +14,8 @@ from typing import Any
 
 import numpy as np
 
-from emharness.steering import reference
-from emharness.steering.trial import TEXTS, NoEngine, Result, Trial, generate, spec_of
+from emharness.steering.verify import reference
+from emharness.steering.verify.trial import TEXTS, NoEngine, Result, Trial, generate, spec_of
 
 TOLERANCE = 2e-3  # of log-probabilities in float32, between two implementations of a model
 CLOSE = 1e-4  # relative, of recorded residuals and projections
@@ -196,7 +196,3 @@ def main(arguments: Sequence[str]) -> int:
     layer = int(arguments[1]) if len(arguments) > 1 else None
     found = verify(arguments[0], layer, lambda check: print(line(check), flush=True))
     return int(any(check.passed is False for check in found))
-
-
-if __name__ == "__main__":
-    sys.exit(main(sys.argv[1:]))

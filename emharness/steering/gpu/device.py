@@ -14,12 +14,12 @@ from typing import Any
 import numpy as np
 import torch
 
-from emharness.steering.buffers import Layout, buffers, memory
-from emharness.steering.programme import ENTRY, programme
-from emharness.steering.recording import Span
-from emharness.steering.requests import Requests
-from emharness.steering.spec import NOT_YET, steered_span
-from emharness.steering.table import send
+from emharness.steering.gpu.buffers import Layout, buffers, memory
+from emharness.steering.gpu.programme import ENTRY, programme
+from emharness.steering.request.spec import NOT_YET, steered_span
+from emharness.steering.step.living import Requests
+from emharness.steering.step.recording import Span
+from emharness.steering.step.table import send
 
 
 @dataclass(frozen=True)
@@ -94,7 +94,7 @@ class DevicePlan(Requests):
                 *before, (first, _) = before
             self._passed[name] = (*before, (first, last))
         if waiting and ids is not None:
-            from emharness.steering import kernel
+            from emharness.steering.gpu import kernel
 
             kernel.look(ids[: self._filled], self.buffers)
 
@@ -103,7 +103,7 @@ class DevicePlan(Requests):
 
     def begin_dummy(self) -> None:
         """A pass with nobody's tokens, in which all kernels are started: they are compiled, or captured."""
-        from emharness.steering import kernel
+        from emharness.steering.gpu import kernel
 
         self.begin_step([])
         self._busy = [True] * self.n_layers
@@ -189,7 +189,7 @@ class DevicePlan(Requests):
 
     def apply_compiled(self, number: torch.Tensor, hidden: torch.Tensor, residual: torch.Tensor | None) -> None:
         """`apply` to the layer of this number, int32 [] on the device, whatever the step is: a graph comes again."""
-        from emharness.steering import kernel
+        from emharness.steering.gpu import kernel
 
         kernel.steer(hidden, residual, number, self.buffers, self.n_layers, self.d_model)
 

@@ -10,10 +10,11 @@ from typing import Any
 
 import numpy as np
 
-from emharness.steering import blocks, op
-from emharness.steering.device import DevicePlan
-from emharness.steering.plan import StepPlan
-from emharness.steering.record import PLAN, wanted
+from emharness.steering import blocks
+from emharness.steering.gpu.device import DevicePlan
+from emharness.steering.step.plan import StepPlan
+from emharness.steering.vllm import op
+from emharness.steering.vllm.record import PLAN, wanted
 
 Wrap = Callable[[Any, str, Any], Any]
 Plan = StepPlan | DevicePlan

@@ -12,36 +12,12 @@ from typing import Any
 
 import numpy as np
 
-from emharness.steering.columns import pattern
-from emharness.steering.spec import KEY
+from emharness.steering.request.spec import KEY
+from emharness.steering.step.columns import pattern
 
 PLAN = "_emharness_plan"  # attribute of a model runner
 EXECUTOR = "_emharness_executor"  # attribute of a scheduler
 SAMPLES = "_emharness_samples"  # attribute of a request of several samples: sample → what it recorded
-
-
-def recorded(output: dict[str, Any], sample: int = 0) -> tuple[np.ndarray, int]:
-    """(means float32 [n_layers, d_model], number of positions) of a sample, from an output's `kv_transfer_params`."""
-    found = _of(output, sample)
-    means = np.frombuffer(base64.b64decode(found["mean"]), dtype="<f4")
-    return means.reshape(len(found["layers"]), -1), found["n_tokens"]
-
-
-def projected(output: dict[str, Any], sample: int = 0) -> np.ndarray:
-    """Projections of every recorded position on the vectors that `project` names, float32 [n_layers, n_positions,
-    n_vectors], from an output's `kv_transfer_params`."""
-    found = _of(output, sample)
-    along = np.frombuffer(base64.b64decode(found["along"]), dtype="<f4")
-    return along.reshape(len(found["layers"]), found["n_tokens"], len(found["project"]))
-
-
-def _of(output: dict[str, Any], sample: int) -> dict[str, Any]:
-    """What one sample recorded. ValueError if there is no such sample, or it ended with an error."""
-    found = output[KEY]
-    found = found.get("samples", [found])
-    if not 0 <= sample < len(found) or found[sample] is None:
-        raise ValueError(f"sample {sample} recorded nothing; there are {len(found)}")
-    return found[sample]
 
 
 def keep_executor(add_request: Any, core: Any, *args: Any, **kwargs: Any) -> Any:

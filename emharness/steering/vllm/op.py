@@ -5,8 +5,8 @@ from typing import Any
 import torch
 
 from emharness.steering.blocks import Stream
-from emharness.steering.device import DevicePlan
-from emharness.steering.plan import StepPlan
+from emharness.steering.gpu.device import DevicePlan
+from emharness.steering.step.plan import StepPlan
 
 NUMBER = "emharness_layer"  # buffer of a hooked block
 

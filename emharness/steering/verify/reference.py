@@ -8,8 +8,8 @@ from typing import Any
 import numpy as np
 import torch
 
-from emharness.steering import spec
 from emharness.steering.blocks import decoder_layers
+from emharness.steering.request import spec
 
 Edits = Sequence[Mapping[str, Any]] | None
 

@@ -11,8 +11,8 @@ import torch
 import triton
 import triton.language as tl
 
-from emharness.steering import programme
-from emharness.steering.buffers import Layout
+from emharness.steering.gpu import programme
+from emharness.steering.gpu.buffers import Layout
 
 LOOK, KEEP = tl.constexpr(programme.LOOK), tl.constexpr(programme.KEEP)
 GATED, RECALL = tl.constexpr(programme.GATED), tl.constexpr(programme.RECALL)

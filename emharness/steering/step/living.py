@@ -9,10 +9,10 @@ from typing import Any
 import numpy as np
 import torch
 
-from emharness.steering.columns import FOREVER, pattern
-from emharness.steering.recording import Recordings, Span
-from emharness.steering.spec import NOT_YET, steered_span
-from emharness.steering.table import VectorTable
+from emharness.steering.request.spec import NOT_YET, steered_span
+from emharness.steering.step.columns import FOREVER, pattern
+from emharness.steering.step.recording import Recordings, Span
+from emharness.steering.step.table import VectorTable
 
 
 @dataclass

@@ -17,8 +17,10 @@ import hashlib
 import sys
 from typing import Any
 
-from emharness.steering import blocks, op, record, runners, spec
-from emharness.steering.columns import pattern
+from emharness.steering import blocks
+from emharness.steering.request import spec
+from emharness.steering.step.columns import pattern
+from emharness.steering.vllm import op, record, runners
 
 GRAPH = 2  # raise when what the hooks put into compiled graphs changes
 _MARK = "_emharness_original"

@@ -6,8 +6,8 @@ from typing import Any
 
 import numpy as np
 
-from emharness.steering.spec import Positions, steered_span
-from emharness.steering.table import VectorTable
+from emharness.steering.request.spec import Positions, steered_span
+from emharness.steering.step.table import VectorTable
 
 COLUMNS = np.dtype(
     [

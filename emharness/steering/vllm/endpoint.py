@@ -9,8 +9,8 @@ from typing import Any
 
 import numpy as np
 
-from emharness.steering import files
-from emharness.steering.vectors import FOLDER_VARIABLE
+from emharness.steering.request import files
+from emharness.steering.request.vectors import FOLDER_VARIABLE
 
 ROUTE = "/v1/steering/vectors"
 

@@ -13,9 +13,9 @@ from typing import Any
 import numpy as np
 from safetensors.numpy import save_file
 
-from emharness.steering.record import recorded
-from emharness.steering.spec import KEY
-from emharness.steering.vectors import FOLDER_VARIABLE
+from emharness.steering.request.answer import recorded
+from emharness.steering.request.spec import KEY
+from emharness.steering.request.vectors import FOLDER_VARIABLE
 
 TEXTS = (
     "The harbour was quiet in the morning, and the boats lay side by side with their ropes still wet from the night.",
@@ -114,7 +114,7 @@ class Trial:
     def elsewhere(self, kind: str, prompts: Sequence[list[int]], specs: Specs) -> Result:
         """`generate` on an engine of that kind, in a process of its own."""
         asked = json.dumps([prompts, specs])
-        command = [sys.executable, "-m", "emharness.steering.trial", kind, self.model, asked]
+        command = [sys.executable, "-m", "emharness.steering.verify.trial", kind, self.model, asked]
         done = subprocess.run(command, capture_output=True, text=True, check=False)
         if done.returncode:
             why = next(

@@ -9,8 +9,8 @@ from typing import Annotated, Any, Literal
 import numpy as np
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
 
-from emharness.steering.files import Stored
-from emharness.steering.vectors import StoredVector, open_vector, row
+from emharness.steering.request.files import Stored
+from emharness.steering.request.vectors import StoredVector, open_vector, row
 
 KEY = "steering"  # in SamplingParams.extra_args, and in vllm_xargs over HTTP
 CODE = 2  # raise when the same edits give other answers: it is in their digest, and so in a response's key

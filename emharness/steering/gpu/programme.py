@@ -4,7 +4,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from emharness.steering.spec import NOT_YET
+from emharness.steering.request.spec import NOT_YET
 
 # Bits of an entry.
 LOOK = 1  # a gate's projection against its threshold, held for the next entry …

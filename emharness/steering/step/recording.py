@@ -6,8 +6,8 @@ from typing import Any
 import numpy as np
 import torch
 
-from emharness.steering.passes import stream
-from emharness.steering.spec import steered_span
+from emharness.steering.request.spec import steered_span
+from emharness.steering.step.passes import stream
 
 Span = tuple[str, int, int, int]  # request id, first flat index, first position, n tokens
 _FOREVER = np.iinfo(np.int64).max

@@ -12,10 +12,10 @@ from collections.abc import Mapping, Sequence
 import numpy as np
 import torch
 
-from emharness.steering.columns import joined
-from emharness.steering.passes import Gate, Pass
-from emharness.steering.recording import Span
-from emharness.steering.requests import Requests
+from emharness.steering.step.columns import joined
+from emharness.steering.step.living import Requests
+from emharness.steering.step.passes import Gate, Pass
+from emharness.steering.step.recording import Span
 
 
 class StepPlan(Requests):
