@@ -21,6 +21,7 @@ from omegaconf.errors import ConfigAttributeError, ConfigKeyError, OmegaConfBase
 from emharness.errors import Incomplete, UserError, in_a_line, no_space
 from emharness.ranges import refuse_names
 
+FULL = "HYDRA_FULL_ERROR"
 LOCAL = "hydra._internal.core_plugins.basic_launcher.BasicLauncher"  # jobs one after another in this process
 
 # Libraries speak only of errors, so that the run's own progress can be read; what the user has set stays.
@@ -91,15 +92,18 @@ def start(run: Callable[..., Any], file: str, config_name: str) -> None:
             print(f"error: {argument}: {why}", file=sys.stderr, flush=True)
             sys.exit(2)
     main = hydra.main(version_base="1.3", config_path=str(config.parent), config_name=config.name)(launcher(run))
-    asked = "HYDRA_FULL_ERROR" in os.environ  # by someone who wants to see all of an error
-    os.environ["HYDRA_FULL_ERROR"] = "1"  # Hydra hands its errors on, where it would print several lines of its own
+    asked = os.environ.get(FULL)
+    os.environ[FULL] = "1"  # Hydra hands its errors on, where it would print several lines of its own
     try:
         sys.exit(main())
     except (CompactHydraException, OmegaConfBaseException) as error:
-        if asked:
+        if asked:  # by someone who wants to see all of an error
             raise
         print(f"error: {in_a_sentence(error)}", file=sys.stderr, flush=True)
         sys.exit(2)
+    finally:
+        os.environ.pop(FULL)
+        os.environ |= {FULL: asked} if asked else {}
 
 
 def as_list(key: str, arguments: Sequence[str]) -> list[str]:

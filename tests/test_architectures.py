@@ -3,19 +3,28 @@
 import numpy as np
 import pytest
 import torch
+from safetensors.torch import load_file, save_file
 from steering_reference import GREEDY, N_NEW, PROMPTS, edit, reference, run
 from test_engine_modes import SHAPE, config, saved
 from transformers import (
     AutoModelForCausalLM,
+    AutoTokenizer,
     CohereConfig,
+    Gemma4TextConfig,
     GPT2Config,
     GPTNeoXConfig,
     MistralConfig,
     Olmo2Config,
     Phi3Config,
+    Qwen2AudioConfig,
+    Qwen2AudioEncoderConfig,
+    Qwen2AudioForConditionalGeneration,
+    Qwen2AudioProcessor,
+    Qwen2Config,
     Qwen2MoeConfig,
     Qwen3Config,
     StableLmConfig,
+    WhisperFeatureExtractor,
 )
 
 from emharness.generation.engine import Engine
@@ -37,6 +46,9 @@ FAMILIES = {
     "phi3": lambda: Phi3Config(**HEADS),
     "olmo2": lambda: Olmo2Config(**HEADS),
     "gpt_neox": lambda: GPTNeoXConfig(**HEADS, rotary_pct=0.5),
+    "gemma4": lambda: Gemma4TextConfig(
+        **HEADS, head_dim=32, global_head_dim=32, sliding_window=64, hidden_size_per_layer_input=0
+    ),
     "mixture of experts": lambda: Qwen2MoeConfig(
         **HEADS, num_experts=4, num_experts_per_tok=2, moe_intermediate_size=64, shared_expert_intermediate_size=64
     ),
@@ -49,9 +61,34 @@ def test_an_architecture_is_steered_and_recorded_as_hugging_face_computes_it(fam
     torch.manual_seed(0)
     folder = saved(tmp_path, base, AutoModelForCausalLM.from_config(FAMILIES[family]()))
     model = AutoModelForCausalLM.from_pretrained(folder, dtype=torch.float32).eval()
+    check_family(folder, model, vectors)
+
+
+def test_a_multimodal_model_is_steered_in_its_language_model(base, vectors, tmp_path):
+    """Its tower has as many layers as its language model."""
+    torch.manual_seed(0)
+    tokenizer = AutoTokenizer.from_pretrained(base)
+    tokenizer.add_special_tokens({"additional_special_tokens": ["<|AUDIO|>", "<|audio_bos|>", "<|audio_eos|>"]})
+    heard = Qwen2AudioEncoderConfig(
+        d_model=32, encoder_layers=4, encoder_attention_heads=2, encoder_ffn_dim=32, num_mel_bins=16,
+        max_source_positions=50,
+    )  # fmt: skip
+    said = Qwen2Config(**{**HEADS, "vocab_size": 49216})
+    audio = tokenizer.convert_tokens_to_ids("<|AUDIO|>")
+    whole = Qwen2AudioConfig(text_config=said, audio_config=heard, audio_token_index=audio)
+    Qwen2AudioForConditionalGeneration(whole).to(torch.float32).save_pretrained(tmp_path)
+    Qwen2AudioProcessor(WhisperFeatureExtractor(feature_size=16), tokenizer).save_pretrained(tmp_path)
+    weights = load_file(tmp_path / "model.safetensors")  # in the hub's files these have one `model.` less
+    named = {name.replace("language_model.model.model.", "language_model.model."): weights[name] for name in weights}
+    save_file(named, tmp_path / "model.safetensors", metadata={"format": "pt"})
+    model = Qwen2AudioForConditionalGeneration.from_pretrained(tmp_path, dtype=torch.float32).eval()
+    check_family(tmp_path, model, vectors, limit_mm_per_prompt={"audio": 0})
+
+
+def check_family(folder, model, vectors, **extra):
     for module in model.modules():  # vLLM's transformers backend changes the classes that it serves, here as well
         module.do_not_compile = True
-    with Engine(folder, config(async_scheduling=False), vectors, seed=0) as engine:
+    with Engine(folder, config(async_scheduling=False, **extra), vectors, seed=0) as engine:
         every = [prompt for _ in CASES for prompt in PROMPTS]
         edits = [case for case in CASES for _ in PROMPTS]
         tokens, logprobs = run(engine, every, edits)
@@ -75,6 +112,16 @@ def test_an_architecture_is_steered_and_recorded_as_hugging_face_computes_it(fam
 
 def unhook(worker):
     decoder_layers(worker.model_runner.get_model(), 4)[1]._forward_hooks.clear()
+
+
+class Alone(torch.nn.Module):
+    def forward(self, hidden):
+        hidden = hidden + 1
+        return hidden, None
+
+
+def test_a_stream_beside_none_is_the_stream_alone():
+    assert stream_of(Alone) == "first"
 
 
 class Doubled(torch.nn.Module):

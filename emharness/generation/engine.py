@@ -92,7 +92,8 @@ class Engine:
         # And only whole cache blocks are shared: a CPU's default of 128 tokens is longer than most prompts, with 32
         # the samples of a question share most of its prefill (1.19 to 1.25 times the tokens/s).
         whole: dict[str, Any] = {"enable_chunked_prefill": False, "block_size": 32}
-        defaults = whole if current_platform.is_cpu() else {}
+        # Questions are text: a multimodal model's towers, and the processors of what they see, are not asked for.
+        defaults: dict[str, Any] = {"language_model_only": True} | (whole if current_platform.is_cpu() else {})
         if kernels.wanted(config):
             defaults |= kernels.arguments()
         self._max_num_seqs, self._streams = config.max_num_seqs, 0

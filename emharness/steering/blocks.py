@@ -14,19 +14,23 @@ Stream = Literal["sum", "first"]  # of a block's outputs: hidden + residual, or 
 
 # Blocks that carry several streams side by side: there is no one residual to edit.
 _SEVERAL_STREAMS = {"Gemma3nForCausalLM", "Gemma3nForConditionalGeneration"}
-_BLOCK = re.compile(r"(DecoderLayer|Block)$")
+_BLOCKS = (re.compile(r"(DecoderLayer|Block)$"), re.compile(r"Layer$"))  # what they are called; the second if not so
 
 
 def decoder_layers(model: torch.nn.Module, n_layers: int) -> torch.nn.ModuleList:
-    """The one list of `n_layers` decoder blocks. RuntimeError if there is none, or more than one."""
+    """The one list of `n_layers` decoder blocks, of a multimodal model those of its language model. RuntimeError if
+    there is none, or more than one."""
+    for part in ("get_language_model", "get_decoder"):  # as vLLM, as transformers has it
+        model = getattr(model, part, lambda whole=model: whole)()
     lists = {
         name: module
         for name, module in model.named_modules()
         if isinstance(module, torch.nn.ModuleList) and len(module) == n_layers
     }
     called = [module for name, module in lists.items() if name.endswith("layers")] or list(lists.values())
-    if len(called) != 1:
-        raise RuntimeError(f"found {len(called)} lists of {n_layers} decoder layers in {type(model).__name__}")
+    found = {tuple(map(id, module)): module for module in called}  # Gemma 4 has its blocks in two lists
+    if len(found) != 1:
+        raise RuntimeError(f"found {len(found)} lists of {n_layers} decoder layers in {type(model).__name__}")
     return called[0]
 
 
@@ -35,7 +39,7 @@ def stream_of(block: type) -> Stream | None:
     """Where a block's outputs hold the residual stream, read from its forward method; None where that is not clear.
 
     vLLM's usual blocks return (hidden, residual), still to be added; some (StableLM, Cohere) return the same two after
-    they have added them, and others (GPT-2, Granite) return the stream alone.
+    they have added them, and others (GPT-2, Granite; Gemma 4 beside None) return the stream alone.
     """
     try:
         source = textwrap.dedent(inspect.getsource(inspect.unwrap(block.forward)))  # type: ignore[attr-defined]
@@ -52,7 +56,11 @@ def stream_of(block: type) -> Stream | None:
 def _of(value: ast.expr | None, function: ast.AST) -> Stream | None:
     if not isinstance(value, ast.Tuple):
         return "first" if value is not None else None
-    if len(value.elts) != 2 or not isinstance(value.elts[0], ast.Name) or not isinstance(value.elts[1], ast.Name):
+    if len(value.elts) != 2 or not isinstance(value.elts[0], ast.Name):
+        return None
+    if isinstance(value.elts[1], ast.Constant) and value.elts[1].value is None:
+        return "first"
+    if not isinstance(value.elts[1], ast.Name):
         return None
     hidden, second = value.elts[0].id, value.elts[1].id
     if "residual" not in second:
@@ -78,6 +86,8 @@ def refusal(model_config: Any) -> str | None:
     names = list(model_config.architectures or ["unknown"])
     if _SEVERAL_STREAMS & set(names):
         return f"{names[0]} has several residual streams side by side"
+    if model_config.is_multimodal_model:
+        return None  # which language model it holds is told from the blocks themselves, when they are there
     try:
         model, _ = model_config.registry.resolve_model_cls(names, model_config=model_config)
     except Exception as error:
@@ -91,7 +101,8 @@ def _refused(model: type, name: str) -> str | None:
         return None  # told from the blocks themselves, when they are there
     places = {c.__module__ for c in model.__mro__ if c.__module__.startswith("vllm.")}  # Phi-3 is Llama's class
     known = [c for place in places for c in vars(sys.modules[place]).values() if isinstance(c, type)]
-    blocks = [c for c in known if _BLOCK.search(c.__name__) and issubclass(c, torch.nn.Module)]
-    if not any(stream_of(block) for block in blocks):
+    modules = [c for c in known if issubclass(c, torch.nn.Module)]
+    called = [[c for c in modules if name.search(c.__name__)] for name in _BLOCKS]
+    if not any(stream_of(block) for block in called[0] or called[1]):
         return f"how {name} hands its residual stream from block to block is not known"
     return None

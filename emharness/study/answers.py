@@ -18,6 +18,7 @@ from emharness.judge import Judge
 from emharness.judge.scoring import score, table
 from emharness.reporting.progress import Progress
 from emharness.reporting.terminal import say
+from emharness.study.models import DOMAIN
 from emharness.study.session import Session
 
 Asked = Mapping[Cell, list[Request]]
@@ -78,11 +79,13 @@ def _made(session: Session, what: str, asked: Asked, stream: Stream, view: Progr
     judges = judge if judge is not None and not judge.needs_engine else None
     scores, start, before = stream.scores(judges.identity) if judges else None, time.perf_counter(), view.done
     read = _judged(asked)
+    domain = _keys(requests for cell, requests in asked.items() if cell.questions.startswith(DOMAIN))
 
     def on_chunk(rows: list[dict[str, Any]]) -> None:
         rows = [row for row in rows if row["key"] in read]
         if judges and scores and rows:
             owed = score(judges, rows, scores, say)
+            rows = [row for row in rows if row["key"] not in domain]  # a rate of its own in the results
             view.scored(rows, owed | scores.read((row["key"] for row in rows), partly=True))
 
     while _pending(asked, stream):

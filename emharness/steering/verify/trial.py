@@ -25,7 +25,10 @@ TEXTS = (
     "at once. One day a stranger came in, looked at the walls, and asked",
 )
 N_NEW = 8
-SETTINGS = {"dtype": "float32", "max_model_len": 256, "max_num_seqs": 64, "seed": 0, "disable_log_stats": True}
+SETTINGS = {
+    "dtype": "float32", "max_model_len": 256, "max_num_seqs": 64, "seed": 0, "disable_log_stats": True,
+    "language_model_only": True,
+}  # fmt: skip
 FILE = "verify.safetensors"
 
 Specs = Sequence[dict[str, Any] | None]
