@@ -102,7 +102,7 @@ def start(run: Callable[..., Any], file: str, config_name: str) -> None:
         print(f"error: {in_a_sentence(error)}", file=sys.stderr, flush=True)
         sys.exit(2)
     finally:
-        os.environ.pop(FULL)
+        os.environ.pop(FULL, None)
         os.environ |= {FULL: asked} if asked else {}
 
 

@@ -2,6 +2,7 @@
 
 import os
 import shutil
+import signal
 import socket
 import subprocess
 import sys
@@ -63,7 +64,8 @@ def run(cfg: DictConfig) -> None:
 
 
 def serve(logs: Path, port: int) -> None:
-    """Inspect's own viewer, until it is interrupted."""
+    """Inspect's own viewer, until it is interrupted or ended."""
+    signal.signal(signal.SIGTERM, signal.default_int_handler)  # who ends this process ends the viewer, as Ctrl-C does
     command = [sys.executable, "-m", "inspect_ai", "view", "start", "--log-dir", str(logs), "--recursive"]
     try:
         status = subprocess.run([*command, "--host", HOST, "--port", str(port), "--no-trust-content"]).returncode

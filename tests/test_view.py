@@ -120,6 +120,8 @@ def test_the_viewer_shows_conditions_with_rates_samples_a_filter_and_a_transcrip
     finally:
         view.terminate()
         view.wait(20)
+    with socket.socket() as probe:  # Inspect's own process has ended with it
+        assert probe.connect_ex(("127.0.0.1", port)) != 0
 
 
 def test_a_site_is_bundled_for_publishing(run, tmp_path):
