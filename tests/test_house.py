@@ -9,7 +9,7 @@ PACKAGE = ROOT / "emharness"
 ROOMS = re.findall(r"^emharness/(\w+)/", (ROOT / "README.md").read_text(encoding="utf-8"), re.MULTILINE)
 
 
-def imported(path, package="emharness"):
+def imported(path, package):
     """Rooms of a package that a module imports, wherever in it."""
     for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
         names = [node.module] if isinstance(node, ast.ImportFrom) and node.module else []
@@ -24,33 +24,28 @@ def test_the_readme_names_every_room():
     assert set(ROOMS) == {path.parent.name for path in PACKAGE.glob("*/__init__.py")}
 
 
-def test_a_room_imports_only_rooms_before_it():
-    upwards = [
+def upwards(rooms, folder, package):
+    """Imports of a later room by an earlier one; a room is a folder or a file right below `folder`."""
+    return [
         f"{path.relative_to(ROOT)} imports {room}"
-        for place, name in enumerate(ROOMS)
-        for path in (PACKAGE / name).rglob("*.py")
-        for room in imported(path)
-        if room in ROOMS[place + 1 :]
+        for place, name in enumerate(rooms)
+        for path in [*(folder / name).rglob("*.py"), *folder.glob(f"{name}.py")]
+        for room in imported(path, package)
+        if room in rooms[place + 1 :]
     ]
-    assert upwards == []
+
+
+def test_a_room_imports_only_rooms_before_it():
+    assert upwards(ROOMS, PACKAGE, "emharness") == []
 
 
 def test_a_folder_of_the_plugin_imports_only_those_above_it():
-    folders = re.findall(r"^`(\w+)`", (PACKAGE / "steering" / "__init__.py").read_text(encoding="utf-8"), re.MULTILINE)
-    modules = list((PACKAGE / "steering").rglob("*.py"))
-    assert {path.relative_to(PACKAGE / "steering").parts[0].removesuffix(".py") for path in modules} == {
-        "__init__",
-        *folders,
+    steering = PACKAGE / "steering"
+    rooms = re.findall(r"^`(\w+)`", (steering / "__init__.py").read_text(encoding="utf-8"), re.MULTILINE)
+    assert {"__init__", *rooms} == {
+        path.relative_to(steering).parts[0].removesuffix(".py") for path in steering.rglob("*.py")
     }
-    upwards = [
-        f"{path.relative_to(ROOT)} imports {folder}"
-        for place, name in enumerate(folders)
-        for path in modules
-        if path.relative_to(PACKAGE / "steering").parts[0].removesuffix(".py") == name
-        for folder in imported(path, "emharness.steering")
-        if folder in folders[place + 1 :]
-    ]
-    assert upwards == []
+    assert upwards(rooms, steering, "emharness.steering") == []
 
 
 def test_no_module_is_longer_than_a_person_reads_at_once():
