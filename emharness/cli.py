@@ -5,23 +5,21 @@ import os
 import shlex
 import sys
 import warnings
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable
 from pathlib import Path
-from typing import Any, get_origin
+from typing import Any
 
 import hydra
 from hydra.core.hydra_config import HydraConfig
-from hydra.core.override_parser.overrides_parser import OverridesParser
-from hydra.core.override_parser.types import ValueType
-from hydra.errors import CompactHydraException, HydraException, OverrideParseException
+from hydra.errors import CompactHydraException
 from hydra.types import RunMode
-from omegaconf import DictConfig
-from omegaconf.errors import ConfigAttributeError, ConfigKeyError, OmegaConfBaseException
+from omegaconf.errors import OmegaConfBaseException
 
 from emharness.errors import Incomplete, UserError, in_a_line, no_space
-from emharness.ranges import refuse_names
+from emharness.overrides import in_a_sentence, refusal
 
 FULL = "HYDRA_FULL_ERROR"
+ELSEWHERE = ("--config-", "-cd", "-cp", "-cn")  # options by which configs may lie in other folders as well
 LOCAL = "hydra._internal.core_plugins.basic_launcher.BasicLauncher"  # jobs one after another in this process
 
 # Libraries speak only of errors, so that the run's own progress can be read; what the user has set stays.
@@ -86,9 +84,10 @@ def start(run: Callable[..., Any], file: str, config_name: str) -> None:
     """
     config = Path(file).resolve().parent.parent / "conf" / config_name
     options = [argument for argument in sys.argv[1:] if argument.startswith("-")]
-    groups = config.parent if set(options) <= {"-m", "--multirun"} else None  # else they may lie elsewhere as well
+    elsewhere = any(option.startswith(ELSEWHERE) for option in options)
+    groups = None if elsewhere else config.parent
     for argument in sys.argv[1:]:
-        if argument not in options and (why := _refusal(argument, groups, many=bool(options))):
+        if argument not in options and (why := refusal(argument, groups, many=bool(options))):
             print(f"error: {argument}: {why}", file=sys.stderr, flush=True)
             sys.exit(2)
     main = hydra.main(version_base="1.3", config_path=str(config.parent), config_name=config.name)(launcher(run))
@@ -104,65 +103,6 @@ def start(run: Callable[..., Any], file: str, config_name: str) -> None:
     finally:
         os.environ.pop(FULL, None)
         os.environ |= {FULL: asked} if asked else {}
-
-
-def as_list(key: str, arguments: Sequence[str]) -> list[str]:
-    """The program's arguments with the plain ones (no key=value, no option) as one list: a b → key=[a,b]."""
-    name, *given = arguments
-    plain = [argument for argument in given if "=" not in argument and not argument.startswith("-")]
-    if not plain:
-        return [name, *given]
-    quoted = ",".join("'" + argument.replace("\\", "\\\\").replace("'", "\\'") + "'" for argument in plain)
-    return [name, *(argument for argument in given if argument not in plain), f"{key}=[{quoted}]"]
-
-
-def _refusal(argument: str, groups: Path | None, many: bool) -> str | None:
-    """Why Hydra cannot read an override, or finds no such choice in the folder of config groups (None: where they all
-    lie is not known), or would want a multirun for it (many: it may be one); in a sentence. The rest is Hydra's to
-    tell."""
-    try:
-        override = OverridesParser.create().parse_override(argument)
-    except HydraException:
-        return None  # Hydra is going to say so
-    group = None if groups is None else groups / override.key_or_group
-    if group is not None and not group.is_dir():
-        group = None
-    sweep = override.is_sweep_override()
-    listed = override.value_type == ValueType.SIMPLE_CHOICE_SWEEP  # a,b; what glob(…) finds is there
-    if sweep and not many:
-        as_list = f"; a list is {argument.replace('=', '=[', 1)}]" if listed and not group else ""
-        return f"several values; a run of each is made with -m{as_list}"
-    if group is None or override.is_delete() or (sweep and not listed):
-        return None
-    values = override.sweep_string_iterator() if sweep else [override.value()]
-    if all("$" in str(value) or (group / f"{str(value).removesuffix('.yaml')}.yaml").is_file() for value in values):
-        return None
-    return f"must be one of {', '.join(sorted(path.stem for path in group.glob('*.yaml')))}"
-
-
-def in_a_sentence(error: Exception) -> str:
-    """What Hydra found when it put the settings together."""
-    if isinstance(error, OverrideParseException):
-        key, sign, value = error.override.partition("=")
-        if not sign:
-            return f"{key}: not a setting as key=value"
-        quoted = value.strip("'\"").replace('"', "'")
-        return (
-            f"{error.override}: not a setting as key=value, or its value has characters that mean something to Hydra "
-            f"(= : , spaces, brackets); put such a value in quotes, and all of it in the shell's: '{key}=\"{quoted}\"'"
-        )
-    cause = error.__cause__ if isinstance(error, HydraException) else error
-    if isinstance(cause, ConfigKeyError | ConfigAttributeError) and isinstance(cause.parent_node, DictConfig):
-        if get_origin(cause.ref_type) is dict:  # with any keys
-            return f"{cause.full_key}: not there yet; +{cause.full_key}=… adds it"
-        allowed = [str(name) for name in cause.parent_node if name != "hydra"]
-        try:
-            refuse_names([cause.key], allowed, str(cause.full_key).removesuffix(str(cause.key)))
-        except UserError as told:
-            return str(told)
-    if isinstance(cause, OmegaConfBaseException):
-        return f"{cause.full_key}: {str(cause).splitlines()[0]}"
-    return in_a_line(str(error).partition("Config search path")[0])
 
 
 def command() -> str:

@@ -3,7 +3,7 @@
 import dataclasses
 import difflib
 import math
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from typing import Any
 
 from omegaconf import DictConfig, OmegaConf
@@ -62,13 +62,18 @@ def refuse_unknown(cfg: DictConfig, schema: type) -> None:
 
 
 def refuse_names(given: Iterable[Any], allowed: Iterable[str], prefix: str = "") -> None:
-    """UserError for a key that is not among the allowed ones, with those that are nearest to it."""
+    """UserError for a key that is not among the allowed ones."""
     allowed = list(allowed)
     for name in given:
         if name not in allowed:
-            near = difflib.get_close_matches(str(name), allowed, n=3, cutoff=0.5)
-            listed = ", ".join(prefix + key for key in near or allowed)
-            raise UserError(f"{prefix}{name}: unknown; {'the nearest are' if near else 'there are'} {listed}")
+            raise UserError(unknown(name, allowed, prefix))
+
+
+def unknown(name: Any, allowed: Sequence[str], prefix: str = "") -> str:
+    """What to say of a key that is not among the allowed ones, with those that are nearest to it."""
+    near = difflib.get_close_matches(str(name), allowed, n=3, cutoff=0.5)
+    listed = ", ".join(prefix + key for key in near or allowed)
+    return f"{prefix}{name}: unknown; {'the nearest are' if near else 'there are'} {listed}"
 
 
 def _levels(node: DictConfig, schema: type, prefix: str) -> Iterator[tuple[str, list[Any], list[str]]]:

@@ -6,9 +6,10 @@ from typing import Any
 
 from omegaconf import DictConfig, OmegaConf
 
-from emharness.cli import as_list, start
+from emharness.cli import start
 from emharness.config import one_of
 from emharness.errors import UserError
+from emharness.overrides import as_list
 from emharness.ranges import refuse_names
 
 CONF = Path(__file__).resolve().parent.parent / "conf" / "tools"

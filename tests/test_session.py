@@ -13,6 +13,7 @@ from emharness.generation.responses import RESPONSES, SCORES, Rows
 from emharness.judge import Score
 from emharness.store import Artifact, Store
 from emharness.study import answers, vectors
+from emharness.study.models import DOMAIN
 from emharness.study.session import Session
 
 
@@ -120,7 +121,7 @@ def test_what_is_unjudged_is_answered_in_one_stream_with_the_rest_and_has_no_sco
 ):
     config = configured("eval=smoke")
     session = Session(config, checked(config, tmp_path), store=Store(tmp_path))
-    stream, streamed, judged = FakeStream("base"), [], []
+    stream, streamed, judged, shown = FakeStream("base"), [], [], []
     stream.responses, scores = Rows(tmp_path / "responses", RESPONSES), Rows(tmp_path / "scores", SCORES)
     stream.scores = lambda judge: scores
 
@@ -137,9 +138,12 @@ def test_what_is_unjudged_is_answered_in_one_stream_with_the_rest_and_has_no_sco
     judge = SimpleNamespace(name="j", identity="j", at_once=None, needs_engine=needs_engine, score=score)
     judge.afford = lambda questions, answers: None
     monkeypatch.setattr(answers, "_generate", generate)
+    monkeypatch.setattr(answers.Progress, "scored", lambda _, rows, marks: shown.extend(row["key"] for row in rows))
     read, other = replace(cell("base"), judged=False), Cell(Condition("base", ()), "broad", 1, 9)
-    found = answers.answer(session, "unsteered", [read, other], {"base": stream}, {}, judge)
-    assert streamed == [4]
-    assert judged == [f"{other} 0", f"{other} 1"]
+    own = replace(other, questions=f"{DOMAIN}base")
+    found = answers.answer(session, "unsteered", [read, other, own], {"base": stream}, {}, judge)
+    assert streamed == [6]
+    assert judged == [f"{other} 0", f"{other} 1", f"{own} 0", f"{own} 1"]
+    assert shown == ([] if needs_engine else judged[:2])  # the rate so far is of the broad questions
     assert found[read]["aligned"].to_pylist() == [None, None]
     assert found[other]["aligned"].to_pylist() == [90.0, 90.0]

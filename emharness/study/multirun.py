@@ -18,8 +18,9 @@ from omegaconf import DictConfig
 from omegaconf.errors import OmegaConfBaseException
 
 from emharness import config as schema
-from emharness.cli import LOCAL, Failed, folders_of, in_a_sentence, quiet
+from emharness.cli import LOCAL, Failed, folders_of, quiet
 from emharness.errors import Incomplete, UserError
+from emharness.overrides import in_a_sentence
 
 OWN = ("experiment", "vectors", "targets", "model", "steer")  # in what jobs of one grid may differ
 
