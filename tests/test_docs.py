@@ -26,7 +26,7 @@ from emharness.study import session
 PAGES = [ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md"))]
 BLOCK = re.compile(r"^```(\w*)\n(.*?)^```", re.MULTILINE | re.DOTALL)
 ELSEWHERE = {  # takes a machine, a network, a person or minutes; where it is tested
-    "pip install emharness": "nothing is on PyPI yet",
+    "pip install .": "whoever runs this has it installed",
     "vllm serve": "test_server.py",
     "curl": "test_server.py",
     "python -m emharness.judge.fit": "test_judge.py compares the stored judge with its data",
