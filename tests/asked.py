@@ -8,7 +8,7 @@ from safetensors.numpy import save_file
 from emharness.steering.request import spec
 
 D, LAYERS = 6, 3
-NOTHING = {"digest": "", "edits": [], "record": None}
+NOTHING = {"digest": b"", "edits": [], "record": None}
 
 
 def save_vectors(root):

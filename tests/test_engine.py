@@ -1,11 +1,16 @@
 """Real vLLM on a tiny random model, float32: steering equals a Hugging Face forward with hooks."""
 
 import os
+from copy import copy
 
 import pytest
 import torch
 from steering_reference import CASES, FILE, GREEDY, PROMPTS, assert_same, edit, reference, run
 from transformers import AutoModelForCausalLM
+from vllm import PoolingParams, SamplingParams
+from vllm.config import KVTransferConfig
+from vllm.inputs import TokensPrompt
+from vllm.v1.engine.input_processor import InputProcessor
 
 from emharness.config import EngineConfig, SamplingConfig
 from emharness.generation import kernels
@@ -15,6 +20,7 @@ from emharness.steering.request.vectors import FOLDER_VARIABLE
 
 pytestmark = pytest.mark.engine
 
+TASKS = ("generate",)
 CONFIG = EngineConfig(dtype="float32", max_model_len=256, max_num_seqs=32, cpu_kv_cache_gib=1)
 
 
@@ -79,6 +85,63 @@ def test_a_bad_request_is_refused_and_the_engine_lives_on(engine, bad):
     with pytest.raises(ValueError, match="steering: "):
         engine.generate(PROMPTS, 1, GREEDY, 0, [bad] * 3)
     assert len(engine.generate(PROMPTS[:1], 1, GREEDY, 0).completions) == 1
+
+
+@pytest.mark.parametrize(
+    ("setting", "value", "words"),
+    [
+        ("parallel_config.pipeline_parallel_size", 2, "pipeline parallelism"),
+        ("speculative_config", object(), "speculative decoding"),
+        ("parallel_config.enable_dbo", True, "micro-batches"),
+        ("compilation_config.pass_config.enable_sp", True, "enable_sp"),
+        ("cache_config.kv_sharing_fast_prefill", True, "kv_sharing_fast_prefill"),
+        (
+            "kv_transfer_config",
+            KVTransferConfig("LMCacheConnectorV1", kv_role="kv_both"),
+            "LMCacheConnectorV1 can hand",
+        ),
+        ("kv_transfer_config", KVTransferConfig("OffloadingConnector", kv_role="kv_both"), None),
+    ],
+)
+def test_an_engine_whose_settings_do_not_go_with_steering_refuses_it(engine, setting, value, words, monkeypatch):
+    plain = run(engine, PROMPTS[:1], [None])
+    steered = run(engine, PROMPTS[:1], [[edit(strength=30.0)]])
+    processor = engine._llm.llm_engine.input_processor
+    owner = config = copy(processor.vllm_config)  # the engine itself runs on as it was started
+    *parts, name = setting.split(".")
+    for part in parts:
+        vars(owner)[part] = copy(getattr(owner, part))
+        owner = getattr(owner, part)
+    vars(owner)[name] = value
+    monkeypatch.setattr(processor, "vllm_config", config)
+    if words is None:
+        assert run(engine, PROMPTS[:1], [[edit(strength=30.0)]]) == steered
+    else:
+        with pytest.raises(ValueError, match=f"^steering: .*{words}"):
+            run(engine, PROMPTS[:1], [[edit(strength=30.0)]])
+    assert run(engine, PROMPTS[:1], [None]) == plain
+
+
+def test_a_spec_that_a_front_end_lets_through_is_resolved_or_refused_in_the_engine_core(engine, monkeypatch):
+    running, steered = engine._llm.llm_engine, run(engine, PROMPTS, [[edit(strength=30.0)]] * 3)
+    monkeypatch.setattr(InputProcessor, "process_inputs", InputProcessor.process_inputs.__wrapped__)
+    assert run(engine, PROMPTS, [[edit(strength=30.0)]] * 3) == steered
+    forged = {"digest": "0" * 64, "edits": [{"layer": 1, "direction": "AAAA"}], "record": None}
+    for bad in (forged, "{", {"edits": [edit(layer=4)]}):
+        params = SamplingParams(max_tokens=2, extra_args={spec.KEY: bad})
+        came = running.input_processor.process_inputs("x", TokensPrompt(prompt_token_ids=PROMPTS[0]), params, TASKS)
+        with pytest.raises(ValueError, match=r"^steering: "):
+            running.engine_core.engine_core.preprocess_add_request(came)
+    assert run(engine, PROMPTS, [[edit(strength=30.0)]] * 3) == steered
+
+
+def test_what_is_not_one_prompt_that_generates_is_refused(engine):
+    process = engine._llm.llm_engine.input_processor.process_inputs
+    steering = {spec.KEY: {"edits": [edit()]}}
+    with pytest.raises(ValueError, match="a prompt that comes in parts"):
+        process("x", TokensPrompt(prompt_token_ids=[1]), SamplingParams(extra_args=steering), TASKS, resumable=True)
+    with pytest.raises(ValueError, match="only requests that generate"):
+        process("x", TokensPrompt(prompt_token_ids=[1]), PoolingParams(extra_kwargs=steering), TASKS)
 
 
 def test_the_same_seed_gives_the_same_samples(engine):

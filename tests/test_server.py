@@ -77,9 +77,9 @@ def answers(port):
         return False
 
 
-def complete(port, prompt, steering):
+def complete(port, prompt, steering, **more):
     body = {"model": "tiny", "prompt": prompt, "temperature": 0, "max_tokens": 6, "logprobs": 0}
-    body |= {"ignore_eos": True, "return_token_ids": True}
+    body |= {"ignore_eos": True, "return_token_ids": True, **more}
     if steering is not None:
         body["vllm_xargs"] = {"steering": steering}
     request = urllib.request.Request(
@@ -106,6 +106,10 @@ def test_a_server_steers_refuses_and_lives_on(server, tiny, vectors, monkeypatch
             complete(server, PROMPTS[0], bad if isinstance(bad, str) else json.dumps(bad))
         assert refused.value.code == 400
         assert words in refused.value.read().decode()
+    with pytest.raises(urllib.error.HTTPError) as refused:
+        complete(server, PROMPTS[0], spec, use_beam_search=True)
+    assert refused.value.code == 400
+    assert "beam search is not supported" in refused.value.read().decode()
     assert complete(server, PROMPTS[0], spec) == choice
     told = json.load(urllib.request.urlopen(f"http://127.0.0.1:{server}/v1/steering/vectors", timeout=60))
     rows = {row["vector"]: row for row in told["vectors"]}

@@ -127,7 +127,7 @@ def spec_of(edits: Sequence[Edit], directions: Mapping[str, Direction], root: Pa
 
 def edits_digest(spec: Mapping[str, Any] | None, n_layers: int, d_model: int, root: Path) -> str:
     """Hash of what the edits do: directions by content, strengths, layers, positions; "" where nothing is edited."""
-    return steering.resolve(dict(spec), n_layers, d_model, root)["digest"][:16] if spec else ""
+    return steering.resolve(dict(spec), n_layers, d_model, root)["digest"].hex()[:16] if spec else ""
 
 
 def requests(

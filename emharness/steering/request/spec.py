@@ -180,7 +180,7 @@ def _resolve(spec: Any, n_layers: int, d_model: int, folder: Path | None) -> tup
     that it names.
 
     The result travels to the engine inside the request, so nothing is left there that could fail:
-    {"digest": str, "edits": [{"layer", "positions", "direction": d_model float32 as bytes, "a", "b", "low", "high",
+    {"digest": bytes, "edits": [{"layer", "positions", "direction": d_model float32 as bytes, "a", "b", "low", "high",
     "rescale", "gate": {"layer", "direction", "above"} or None}], "record": {"layers", "positions", "project",
     "axes": float32 [n_layers, n_vectors, d_model] as bytes} or None}
     with one rule for all modes: h ← h + (a + b · (h·v̂)) v̂ where low < h·v̂ < high. Raises ValueError.
@@ -227,14 +227,19 @@ def _resolve(spec: Any, n_layers: int, d_model: int, folder: Path | None) -> tup
     return Resolved(digest=_digest(edits), edits=edits, record=record), opened
 
 
-def _digest(edits: list[dict[str, Any]]) -> str:
+def is_resolved(spec: Any) -> bool:
+    """Whether a spec is what `resolve` made; of JSON nothing is, for it has no bytes."""
+    return isinstance(spec, dict) and isinstance(spec.get("digest"), bytes)
+
+
+def _digest(edits: list[dict[str, Any]]) -> bytes:
     gates = [edit["gate"] for edit in edits if edit["gate"]]
     names = ("layer", "positions", "a", "b", "low", "high", "rescale")
     words = [[*(edit[name] for name in names), edit["gate"] is not None] for edit in edits]
     digest = hashlib.sha256(json.dumps([CODE, words, [[gate["layer"], gate["above"]] for gate in gates]]).encode())
     for one in (*edits, *gates):
         digest.update(one["direction"])
-    return digest.hexdigest()
+    return digest.digest()
 
 
 def _plain(positions: Kind | Span | AfterToken) -> Positions:

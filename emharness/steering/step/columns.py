@@ -58,7 +58,7 @@ class Pattern:
         return columns
 
 
-_kept: dict[str, Pattern] = {}
+_kept: dict[bytes, Pattern] = {}
 
 
 def pattern(resolved: dict[str, Any]) -> Pattern:

@@ -1,0 +1,108 @@
+"""Which requests are steered: a spec is resolved, or refused in a sentence, before anything is queued."""
+
+import copy
+from typing import Any
+
+from emharness.steering import blocks
+from emharness.steering.request import spec
+from emharness.steering.vllm import op, record
+
+# Connectors that keep a cache by the hashes of its blocks, in which the spec is; others go by the tokens alone.
+_CONNECTORS = {"OffloadingConnector", "SimpleCPUOffloadConnector"}
+
+
+def admit(process_inputs: Any, processor: Any, *args: Any, **kwargs: Any) -> Any:
+    """Around InputProcessor.process_inputs. ValueError (HTTP 400) for a bad spec."""
+    bound = record.signature(process_inputs).bind(processor, *args, **kwargs)
+    params = bound.arguments["params"]
+    if _asked(params) is None:
+        return process_inputs(processor, *args, **kwargs)
+    if bound.arguments.get("resumable"):
+        raise _refusal("steering: a prompt that comes in parts is not supported")
+    bound.arguments["params"] = _resolved(params, processor.vllm_config)
+    return process_inputs(*bound.args, **bound.kwargs)
+
+
+def admit_late(preprocess: Any, core: Any, request: Any) -> Any:
+    """Around EngineCore.preprocess_add_request: what a front end that is not Python's has sent as it came.
+
+    An error here ends its request alone.
+    """
+    asked = _asked(request.sampling_params)
+    if asked is not None and not spec.is_resolved(asked):
+        request.sampling_params = _resolved(request.sampling_params, core.vllm_config)
+    return preprocess(core, request)
+
+
+def refuse_beams(params_of: Any, request: Any, *args: Any, **kwargs: Any) -> Any:
+    """Around a server request's to_beam_search_params: beams are requests of their own, without what this one asks."""
+    if (getattr(request, "vllm_xargs", None) or {}).get(spec.KEY) is not None:
+        raise _refusal("steering: beam search is not supported")
+    return params_of(request, *args, **kwargs)
+
+
+def _asked(params: Any) -> Any:
+    """The spec in the parameters of a request that generates or, as `extra_kwargs`, of one that pools."""
+    extra = getattr(params, "extra_args", None) or getattr(params, "extra_kwargs", None) or {}
+    return extra.get(spec.KEY)
+
+
+def _resolved(params: Any, config: Any) -> Any:
+    """A copy of the caller's parameters with the resolved spec."""
+    if not hasattr(params, "extra_args"):
+        raise _refusal("steering: only requests that generate are steered")
+    try:
+        resolved = _checked(params.extra_args[spec.KEY], config)
+    except ValueError as error:
+        raise _refusal(str(error)) from None
+    extra, params = params.extra_args, copy.copy(params)
+    params.extra_args = None
+    params = params.clone()  # as vLLM is about to; what is resolved, which can be long, is not copied once more
+    params.skip_clone = True
+    if resolved["record"]:
+        params.skip_reading_prefix_cache = True  # cached positions would not pass through the layers
+    params.extra_args = {**extra, spec.KEY: resolved}
+    return params
+
+
+def _checked(request: Any, config: Any) -> dict[str, Any]:
+    """The resolved spec; ValueError if it is bad or this engine cannot do it."""
+    model = config.model_config
+    if why := unsupported(config):
+        raise ValueError(f"steering: {why}")
+    if why := blocks.refusal(model) or next(iter(op.unhooked), None):
+        raise ValueError(f"steering: this model cannot be steered: {why}")
+    return spec.resolve(request, model.hf_text_config.num_hidden_layers, model.get_hidden_size())
+
+
+def unsupported(config: Any) -> str | None:
+    """What of an engine's settings does not go with steering, or None. config: a VllmConfig."""
+    parallel, connector = config.parallel_config, getattr(config.kv_transfer_config, "kv_connector", None)
+    if parallel.pipeline_parallel_size > 1 or config.speculative_config is not None:
+        return "pipeline parallelism and speculative decoding are not supported"
+    if getattr(parallel, "prefill_context_parallel_size", 1) > 1 or getattr(parallel, "enable_dbo", False):
+        return "a step that is split over ranks or micro-batches is not supported"
+    if getattr(config.compilation_config.pass_config, "enable_sp", False):
+        return "tokens that are split over ranks (enable_sp) are not supported"
+    if getattr(config.cache_config, "kv_sharing_fast_prefill", False):
+        return "layers that see only some of the tokens (kv_sharing_fast_prefill) are not supported"
+    if getattr(config.model_config, "is_diffusion", False):
+        return "models that write an answer over and over (diffusion) are not supported"
+    if connector is not None and connector not in _CONNECTORS:
+        return (
+            f"{connector} can hand on the cache of a request that is steered differently; of KV connectors only "
+            f"{' and '.join(sorted(_CONNECTORS))} are supported"
+        )
+    device = config.device_config.device_type
+    if device not in ("cpu", "cuda") and not config.model_config.enforce_eager:
+        return f"captured graphs steer on CUDA only, not on {device}; start with enforce_eager=True"
+    return None
+
+
+def _refusal(message: str) -> ValueError:
+    """A ValueError in Python, HTTP 400 from a server: newer vLLM knows a client's mistake by a class of its own."""
+    from vllm import exceptions
+
+    known: Any = getattr(exceptions, "VLLMValidationError", ValueError)
+    kind = known if issubclass(known, ValueError) else type("SteeringError", (known, ValueError), {})
+    return kind(message)
