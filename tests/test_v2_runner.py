@@ -13,7 +13,8 @@ from types import SimpleNamespace
 import pytest
 from conftest import ROOT
 
-from emharness.steering.vllm import runners
+from emharness.steering.vllm import op, runners
+from emharness.steering.vllm.record import PLAN
 
 CHOSEN = (
     "every_mode_and_position", "never_mixes_steered_and_unsteered", "a_bad_request_is_refused", "strength_zero",
@@ -24,6 +25,18 @@ CHOSEN = (
 def test_every_vllm_tells_the_length_of_a_prompt():
     assert runners._prompt_length(SimpleNamespace(prompt_token_ids=[5, 6, 7])) == 3  # to 0.28
     assert runners._prompt_length(SimpleNamespace(prompt_token_ids=None, prompt_len=4)) == 4
+
+
+def test_no_memory_is_taken_while_a_model_is_loaded(monkeypatch):
+    """An engine that sleeps on a GPU (level 2) drops what was, and the kernel would read on."""
+    runner = SimpleNamespace(get_model=lambda: None, model_config=None, device=None)
+    monkeypatch.setattr(op, "unhooked", [])
+    monkeypatch.setattr(runners, "_hook", lambda *_: None)
+    monkeypatch.setattr(runners, "_new_plan", lambda runner: ["its buffers"])
+    runners._hook_layers(lambda runner: None, runner)
+    assert not hasattr(runner, PLAN)
+    assert runners._plan_of(runner) == ["its buffers"]
+    assert runners._plan_of(runner) is getattr(runner, PLAN)
 
 
 @pytest.mark.engine

@@ -9,6 +9,7 @@ from collections.abc import Callable
 from typing import Any
 
 import numpy as np
+import torch
 
 from emharness.steering import blocks
 from emharness.steering.gpu.device import DevicePlan
@@ -50,9 +51,6 @@ def patch(wrap: Wrap) -> None:
 
 def _hook_layers(load_model: Any, runner: Any, *args: Any, **kwargs: Any) -> Any:
     result = load_model(runner, *args, **kwargs)
-    plan = _new_plan(runner)
-    setattr(runner, PLAN, plan)
-    op.activate(plan)
     try:
         _hook(runner.get_model(), runner.model_config, runner.device)
         op.unhooked.clear()
@@ -61,6 +59,14 @@ def _hook_layers(load_model: Any, runner: Any, *args: Any, **kwargs: Any) -> Any
         if blocks.refusal(runner.model_config) is None:
             print(f"emharness: requests cannot be steered: {error}", file=sys.stderr, flush=True)
     return result
+
+
+def _plan_of(runner: Any) -> Plan:
+    """The runner's plan, made for its first pass: what is allocated as a model is loaded, a sleeping engine drops."""
+    if not hasattr(runner, PLAN):
+        with torch.inference_mode(False):
+            setattr(runner, PLAN, _new_plan(runner))
+    return getattr(runner, PLAN)
 
 
 def _new_plan(runner: Any) -> Plan:
@@ -98,14 +104,15 @@ def _register(plan: Plan, request_id: str, found: dict[str, Any], prompt_length:
 def _forget_finished(update: Any, runner: Any, scheduler_output: Any, *args: Any) -> Any:
     """Finished, not preempted ones: those come again, and what they have recorded is not lost."""
     for request_id in scheduler_output.finished_req_ids:
-        getattr(runner, PLAN).remove_request(request_id)
+        _plan_of(runner).remove_request(request_id)
     return update(runner, scheduler_output, *args)
 
 
 def _before_dummy(run: Any, runner: Any, *args: Any, **kwargs: Any) -> Any:
     """Passes that warm up or are captured carry nobody's tokens."""
-    if plan := getattr(runner, PLAN, None):
-        plan.begin_dummy()
+    plan = _plan_of(runner)
+    op.activate(plan)
+    plan.begin_dummy()
     return run(runner, *args, **kwargs)
 
 
@@ -113,7 +120,7 @@ def _end_forward(forward: Any, runner: Any, *args: Any, **kwargs: Any) -> Any:
     try:
         return forward(runner, *args, **kwargs)
     finally:
-        getattr(runner, PLAN).end_step()  # dummy and profiling passes must find an empty plan
+        _plan_of(runner).end_step()  # dummy and profiling passes must find an empty plan
 
 
 # V1: requests are told of as a batch, with all that they asked for
@@ -121,7 +128,7 @@ def _end_forward(forward: Any, runner: Any, *args: Any, **kwargs: Any) -> Any:
 
 def _plan_step(prepare: Any, runner: Any, scheduler_output: Any, num_scheduled: Any, *args: Any) -> Any:
     result = prepare(runner, scheduler_output, num_scheduled, *args)
-    plan: Plan = getattr(runner, PLAN)
+    plan = _plan_of(runner)
     op.activate(plan)
     batch = runner.input_batch
     n_requests = len(batch.req_ids)
@@ -141,7 +148,7 @@ def _plan_step(prepare: Any, runner: Any, scheduler_output: Any, num_scheduled: 
 
 def _take_new(add: Any, runner: Any, scheduler_output: Any, *args: Any) -> Any:
     result = add(runner, scheduler_output, *args)
-    plan: Plan = getattr(runner, PLAN)
+    plan = _plan_of(runner)
     for new in scheduler_output.scheduled_new_reqs:
         found = wanted(new.sampling_params)
         if found and new.req_id not in plan.requests:
@@ -157,7 +164,7 @@ def _prompt_length(new: Any) -> int:
 
 def _plan_batch(prepare: Any, runner: Any, *args: Any, **kwargs: Any) -> Any:
     batch = prepare(runner, *args, **kwargs)
-    plan: Plan = getattr(runner, PLAN)
+    plan = _plan_of(runner)
     op.activate(plan)
     n_requests = len(batch.req_ids)
     flat, position = batch.query_start_loc_np[: n_requests + 1], batch.num_computed_tokens_np[:n_requests]
