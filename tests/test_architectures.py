@@ -136,6 +136,14 @@ class Unclear(torch.nn.Module):
         return hidden, residual
 
 
-@pytest.mark.parametrize("block", [Doubled, Unclear, int])
+class Handed(torch.nn.Module):
+    def forward(self, hidden, residual):
+        return self.several(hidden, residual)  # as DeepSeek V4 does on a CPU
+
+    def several(self, hidden, residual):
+        return hidden, residual, hidden, hidden
+
+
+@pytest.mark.parametrize("block", [Doubled, Unclear, Handed, int])
 def test_a_block_whose_outputs_are_not_clear_is_not_guessed(block):
     assert stream_of(block) is None

@@ -17,6 +17,7 @@ from emharness.generation import kernels
 from emharness.generation.engine import Engine
 from emharness.steering.request import spec
 from emharness.steering.request.vectors import FOLDER_VARIABLE
+from emharness.steering.vllm import op
 
 pytestmark = pytest.mark.engine
 
@@ -93,6 +94,7 @@ def test_a_bad_request_is_refused_and_the_engine_lives_on(engine, bad):
         ("parallel_config.pipeline_parallel_size", 2, "pipeline parallelism"),
         ("speculative_config", object(), "speculative decoding"),
         ("parallel_config.enable_dbo", True, "micro-batches"),
+        ("parallel_config.ubatch_size", 2, "micro-batches"),
         ("compilation_config.pass_config.enable_sp", True, "enable_sp"),
         ("cache_config.kv_sharing_fast_prefill", True, "kv_sharing_fast_prefill"),
         (
@@ -133,6 +135,15 @@ def test_a_spec_that_a_front_end_lets_through_is_resolved_or_refused_in_the_engi
         with pytest.raises(ValueError, match=r"^steering: "):
             running.engine_core.engine_core.preprocess_add_request(came)
     assert run(engine, PROMPTS, [[edit(strength=30.0)]] * 3) == steered
+
+
+def test_the_engine_core_refuses_for_a_model_that_only_it_knows_to_be_unhooked(engine, monkeypatch):
+    running, params = engine._llm.llm_engine, SamplingParams(extra_args={spec.KEY: {"edits": [edit()]}})
+    came = running.input_processor.process_inputs("x", TokensPrompt(prompt_token_ids=PROMPTS[0]), params, TASKS)
+    assert spec.is_resolved(came.sampling_params.extra_args[spec.KEY])
+    monkeypatch.setattr(op, "unhooked", ["it has no blocks"])
+    with pytest.raises(ValueError, match=r"^steering: this model cannot be steered: it has no blocks$"):
+        running.engine_core.engine_core.preprocess_add_request(came)
 
 
 def test_what_is_not_one_prompt_that_generates_is_refused(engine):

@@ -54,8 +54,8 @@ def stream_of(block: type) -> Stream | None:
 
 
 def _of(value: ast.expr | None, function: ast.AST) -> Stream | None:
-    if not isinstance(value, ast.Tuple):
-        return "first" if value is not None else None
+    if not isinstance(value, ast.Tuple):  # of a call it is not known what it returns: DeepSeek V4's are four tensors
+        return "first" if isinstance(value, ast.Name | ast.BinOp) else None
     if len(value.elts) != 2 or not isinstance(value.elts[0], ast.Name):
         return None
     if isinstance(value.elts[1], ast.Constant) and value.elts[1].value is None:
@@ -95,13 +95,24 @@ def refusal(model_config: Any) -> str | None:
     return _refused(model, names[0])
 
 
+def _places(kind: type) -> set[str]:
+    """vLLM's files of models in which a class and those that it is made from are."""
+    return {c.__module__ for c in kind.__mro__ if re.match(r"vllm\.(.*\.)?models\.", c.__module__)}
+
+
+def _modules(places: set[str]) -> list[type[torch.nn.Module]]:
+    """The modules that these files name, their own and others'."""
+    known = [c for place in sorted(places) for c in vars(sys.modules[place]).values() if isinstance(c, type)]
+    return [c for c in known if issubclass(c, torch.nn.Module)]
+
+
 @cache
 def _refused(model: type, name: str) -> str | None:
     if "transformers" in model.__module__.split("."):  # vLLM's backend for models that it has no code of its own for
         return None  # told from the blocks themselves, when they are there
-    places = {c.__module__ for c in model.__mro__ if c.__module__.startswith("vllm.")}  # Phi-3 is Llama's class
-    known = [c for place in places for c in vars(sys.modules[place]).values() if isinstance(c, type)]
-    modules = [c for c in known if issubclass(c, torch.nn.Module)]
+    places = _places(model)  # Phi-3 is Llama's class …
+    inner = [c for c in _modules(places) if c.__module__ in places]
+    modules = _modules(places.union(*map(_places, inner)))  # … and that in a LongCat Ngram is one of LongCat
     called = [[c for c in modules if name.search(c.__name__)] for name in _BLOCKS]
     if not any(stream_of(block) for block in called[0] or called[1]):
         return f"how {name} hands its residual stream from block to block is not known"

@@ -24,12 +24,13 @@ def admit(process_inputs: Any, processor: Any, *args: Any, **kwargs: Any) -> Any
 
 
 def admit_late(preprocess: Any, core: Any, request: Any) -> Any:
-    """Around EngineCore.preprocess_add_request: what a front end that is not Python's has sent as it came.
+    """Around EngineCore.preprocess_add_request: what a front end that is not Python's has sent as it came, or for a
+    model of which only the engine's own process knows that it cannot be steered.
 
     An error here ends its request alone.
     """
     asked = _asked(request.sampling_params)
-    if asked is not None and not spec.is_resolved(asked):
+    if asked is not None and (op.unhooked or not spec.is_resolved(asked)):
         request.sampling_params = _resolved(request.sampling_params, core.vllm_config)
     return preprocess(core, request)
 
@@ -80,7 +81,7 @@ def unsupported(config: Any) -> str | None:
     parallel, connector = config.parallel_config, getattr(config.kv_transfer_config, "kv_connector", None)
     if parallel.pipeline_parallel_size > 1 or config.speculative_config is not None:
         return "pipeline parallelism and speculative decoding are not supported"
-    if getattr(parallel, "prefill_context_parallel_size", 1) > 1 or getattr(parallel, "enable_dbo", False):
+    if getattr(parallel, "prefill_context_parallel_size", 1) > 1 or getattr(parallel, "use_ubatching", False):
         return "a step that is split over ranks or micro-batches is not supported"
     if getattr(config.compilation_config.pass_config, "enable_sp", False):
         return "tokens that are split over ranks (enable_sp) are not supported"
