@@ -7,10 +7,6 @@ import pytest
 import torch
 from steering_reference import CASES, FILE, GREEDY, PROMPTS, assert_same, edit, reference, run
 from transformers import AutoModelForCausalLM
-from vllm import PoolingParams, SamplingParams
-from vllm.config import KVTransferConfig
-from vllm.inputs import TokensPrompt
-from vllm.v1.engine.input_processor import InputProcessor
 
 from emharness.config import EngineConfig, SamplingConfig
 from emharness.generation import kernels
@@ -97,12 +93,8 @@ def test_a_bad_request_is_refused_and_the_engine_lives_on(engine, bad):
         ("parallel_config.ubatch_size", 2, "micro-batches"),
         ("compilation_config.pass_config.enable_sp", True, "enable_sp"),
         ("cache_config.kv_sharing_fast_prefill", True, "kv_sharing_fast_prefill"),
-        (
-            "kv_transfer_config",
-            KVTransferConfig("LMCacheConnectorV1", kv_role="kv_both"),
-            "LMCacheConnectorV1 can hand",
-        ),
-        ("kv_transfer_config", KVTransferConfig("OffloadingConnector", kv_role="kv_both"), None),
+        ("kv_transfer_config", "LMCacheConnectorV1", "LMCacheConnectorV1 can hand"),
+        ("kv_transfer_config", "OffloadingConnector", None),
     ],
 )
 def test_an_engine_whose_settings_do_not_go_with_steering_refuses_it(engine, setting, value, words, monkeypatch):
@@ -114,6 +106,8 @@ def test_an_engine_whose_settings_do_not_go_with_steering_refuses_it(engine, set
     for part in parts:
         vars(owner)[part] = copy(getattr(owner, part))
         owner = getattr(owner, part)
+    if name == "kv_transfer_config":
+        value = engine._vllm.config.KVTransferConfig(value, kv_role="kv_both")
     vars(owner)[name] = value
     monkeypatch.setattr(processor, "vllm_config", config)
     if words is None:
@@ -126,20 +120,21 @@ def test_an_engine_whose_settings_do_not_go_with_steering_refuses_it(engine, set
 
 def test_a_spec_that_a_front_end_lets_through_is_resolved_or_refused_in_the_engine_core(engine, monkeypatch):
     running, steered = engine._llm.llm_engine, run(engine, PROMPTS, [[edit(strength=30.0)]] * 3)
-    monkeypatch.setattr(InputProcessor, "process_inputs", InputProcessor.process_inputs.__wrapped__)
+    admitting = type(running.input_processor)
+    monkeypatch.setattr(admitting, "process_inputs", admitting.process_inputs.__wrapped__)
     assert run(engine, PROMPTS, [[edit(strength=30.0)]] * 3) == steered
     forged = {"digest": "0" * 64, "edits": [{"layer": 1, "direction": "AAAA"}], "record": None}
     for bad in (forged, "{", {"edits": [edit(layer=4)]}):
-        params = SamplingParams(max_tokens=2, extra_args={spec.KEY: bad})
-        came = running.input_processor.process_inputs("x", TokensPrompt(prompt_token_ids=PROMPTS[0]), params, TASKS)
+        params = engine._vllm.SamplingParams(max_tokens=2, extra_args={spec.KEY: bad})
+        came = running.input_processor.process_inputs("x", {"prompt_token_ids": PROMPTS[0]}, params, TASKS)
         with pytest.raises(ValueError, match=r"^steering: "):
             running.engine_core.engine_core.preprocess_add_request(came)
     assert run(engine, PROMPTS, [[edit(strength=30.0)]] * 3) == steered
 
 
 def test_the_engine_core_refuses_for_a_model_that_only_it_knows_to_be_unhooked(engine, monkeypatch):
-    running, params = engine._llm.llm_engine, SamplingParams(extra_args={spec.KEY: {"edits": [edit()]}})
-    came = running.input_processor.process_inputs("x", TokensPrompt(prompt_token_ids=PROMPTS[0]), params, TASKS)
+    running, params = engine._llm.llm_engine, engine._vllm.SamplingParams(extra_args={spec.KEY: {"edits": [edit()]}})
+    came = running.input_processor.process_inputs("x", {"prompt_token_ids": PROMPTS[0]}, params, TASKS)
     assert spec.is_resolved(came.sampling_params.extra_args[spec.KEY])
     monkeypatch.setattr(op, "unhooked", ["it has no blocks"])
     with pytest.raises(ValueError, match=r"^steering: this model cannot be steered: it has no blocks$"):
@@ -148,11 +143,11 @@ def test_the_engine_core_refuses_for_a_model_that_only_it_knows_to_be_unhooked(e
 
 def test_what_is_not_one_prompt_that_generates_is_refused(engine):
     process = engine._llm.llm_engine.input_processor.process_inputs
-    steering = {spec.KEY: {"edits": [edit()]}}
+    steering, prompt = {spec.KEY: {"edits": [edit()]}}, {"prompt_token_ids": [1]}
     with pytest.raises(ValueError, match="a prompt that comes in parts"):
-        process("x", TokensPrompt(prompt_token_ids=[1]), SamplingParams(extra_args=steering), TASKS, resumable=True)
+        process("x", prompt, engine._vllm.SamplingParams(extra_args=steering), TASKS, resumable=True)
     with pytest.raises(ValueError, match="only requests that generate"):
-        process("x", TokensPrompt(prompt_token_ids=[1]), PoolingParams(extra_kwargs=steering), TASKS)
+        process("x", prompt, engine._vllm.PoolingParams(extra_kwargs=steering), TASKS)
 
 
 def test_the_same_seed_gives_the_same_samples(engine):

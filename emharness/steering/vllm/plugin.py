@@ -87,8 +87,8 @@ def _separate_blocks(extra_keys: Any, request: Any, start: int, end: int, *args:
         first = min(spec.steered_span(kind, length, tokens)[0] for kind in kinds)
         if end > first:
             fixed = all(kind == "all" or not isinstance(kind, str) for kind in kinds)
-            digest = resolved["digest"].hex() if fixed else f"{resolved['digest'].hex()}:{length}"
-            keys = (*(keys or ()), ("steering", digest))
+            digest = resolved["digest"].hex()
+            keys = (*(keys or ()), ("steering", digest if fixed else f"{digest}:{length}"))
     return keys, next_mm
 
 
