@@ -87,35 +87,48 @@ def test_a_bad_request_is_refused_and_the_engine_lives_on(engine, bad):
 @pytest.mark.parametrize(
     ("setting", "value", "words"),
     [
-        ("parallel_config.pipeline_parallel_size", 2, "pipeline parallelism"),
+        ("parallel_config.pipeline_parallel_size", 2, "pipeline parallel"),
+        ("parallel_config.prefill_context_parallel_size", 2, "split over ranks"),
         ("speculative_config", object(), "speculative decoding"),
         ("parallel_config.enable_dbo", True, "micro-batches"),
         ("parallel_config.ubatch_size", 2, "micro-batches"),
-        ("compilation_config.pass_config.enable_sp", True, "enable_sp"),
+        ("compilation_config.pass_config.enable_sp", True, "split over ranks"),
         ("cache_config.kv_sharing_fast_prefill", True, "kv_sharing_fast_prefill"),
+        ("model_config.is_diffusion", True, "diffusion"),
         ("kv_transfer_config", "LMCacheConnectorV1", "LMCacheConnectorV1 can hand"),
-        ("kv_transfer_config", "OffloadingConnector", None),
+        ("cache_config.kv_sharing_fast_prefill", None, "no cache_config.kv_sharing_fast_prefill any more"),
     ],
 )
 def test_an_engine_whose_settings_do_not_go_with_steering_refuses_it(engine, setting, value, words, monkeypatch):
     plain = run(engine, PROMPTS[:1], [None])
+    settings(engine, setting, value, monkeypatch)
+    with pytest.raises(ValueError, match=f"^steering: .*{words}"):
+        run(engine, PROMPTS[:1], [[edit(strength=30.0)]])
+    assert run(engine, PROMPTS[:1], [None]) == plain
+
+
+def test_an_engine_whose_cache_moves_by_the_hashes_of_its_blocks_steers(engine, monkeypatch):
     steered = run(engine, PROMPTS[:1], [[edit(strength=30.0)]])
+    settings(engine, "kv_transfer_config", "OffloadingConnector", monkeypatch)
+    assert run(engine, PROMPTS[:1], [[edit(strength=30.0)]]) == steered
+
+
+def settings(engine, setting, value, monkeypatch):
+    """Another setting for what admits requests; the engine itself runs on as it was started. None: there is none."""
     processor = engine._llm.llm_engine.input_processor
-    owner = config = copy(processor.vllm_config)  # the engine itself runs on as it was started
+    owner = config = copy(processor.vllm_config)
     *parts, name = setting.split(".")
     for part in parts:
         vars(owner)[part] = copy(getattr(owner, part))
         owner = getattr(owner, part)
     if name == "kv_transfer_config":
         value = engine._vllm.config.KVTransferConfig(value, kv_role="kv_both")
-    vars(owner)[name] = value
-    monkeypatch.setattr(processor, "vllm_config", config)
-    if words is None:
-        assert run(engine, PROMPTS[:1], [[edit(strength=30.0)]]) == steered
+    if value is None:
+        del vars(owner)[name]
+        monkeypatch.delattr(type(owner), name, raising=False)
     else:
-        with pytest.raises(ValueError, match=f"^steering: .*{words}"):
-            run(engine, PROMPTS[:1], [[edit(strength=30.0)]])
-    assert run(engine, PROMPTS[:1], [None]) == plain
+        vars(owner)[name] = value
+    monkeypatch.setattr(processor, "vllm_config", config)
 
 
 def test_a_spec_that_a_front_end_lets_through_is_resolved_or_refused_in_the_engine_core(engine, monkeypatch):

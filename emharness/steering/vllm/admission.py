@@ -1,6 +1,8 @@
 """Which requests are steered: a spec is resolved, or refused in a sentence, before anything is queued."""
 
 import copy
+from collections.abc import Callable
+from operator import attrgetter
 from typing import Any
 
 from emharness.steering import blocks
@@ -9,6 +11,15 @@ from emharness.steering.vllm import op, record
 
 # Connectors that keep a cache by the hashes of its blocks, in which the spec is; others go by the tokens alone.
 _CONNECTORS = {"OffloadingConnector", "SimpleCPUOffloadConnector"}
+_SPLIT = "steps that are split over ranks or micro-batches"
+_SETTINGS: tuple[tuple[str, Callable[[Any], bool], str], ...] = (
+    ("parallel_config.pipeline_parallel_size", lambda n: n > 1, "pipeline parallel engines"),
+    ("parallel_config.prefill_context_parallel_size", lambda n: n > 1, _SPLIT),
+    ("parallel_config.use_ubatching", bool, _SPLIT),
+    ("speculative_config", lambda given: given is not None, "engines with speculative decoding"),
+    ("cache_config.kv_sharing_fast_prefill", bool, "layers that see some of the tokens only (kv_sharing_fast_prefill)"),
+    ("model_config.is_diffusion", bool, "models that write an answer over and over (diffusion)"),
+)
 
 
 def admit(process_inputs: Any, processor: Any, *args: Any, **kwargs: Any) -> Any:
@@ -77,18 +88,20 @@ def _checked(request: Any, config: Any) -> dict[str, Any]:
 
 
 def unsupported(config: Any) -> str | None:
-    """What of an engine's settings does not go with steering, or None. config: a VllmConfig."""
-    parallel, connector = config.parallel_config, getattr(config.kv_transfer_config, "kv_connector", None)
-    if parallel.pipeline_parallel_size > 1 or config.speculative_config is not None:
-        return "pipeline parallelism and speculative decoding are not supported"
-    if getattr(parallel, "prefill_context_parallel_size", 1) > 1 or getattr(parallel, "use_ubatching", False):
-        return "a step that is split over ranks or micro-batches is not supported"
-    if getattr(config.compilation_config.pass_config, "enable_sp", False):
-        return "tokens that are split over ranks (enable_sp) are not supported"
-    if getattr(config.cache_config, "kv_sharing_fast_prefill", False):
-        return "layers that see only some of the tokens (kv_sharing_fast_prefill) are not supported"
-    if getattr(config.model_config, "is_diffusion", False):
-        return "models that write an answer over and over (diffusion) are not supported"
+    """What of an engine's settings does not go with steering, or None. config: a VllmConfig.
+
+    A setting that this vLLM does not have is a reason too: under another name it would let wrong steering through.
+    """
+    for names, refused, why in _SETTINGS:
+        try:
+            value = attrgetter(names)(config)
+        except AttributeError:
+            return f"vLLM has no {names} any more, by which it is told whether {why}"
+        if refused(value):
+            return f"{why} are not supported"
+    if getattr(config.compilation_config.pass_config, "enable_sp", False):  # vLLM had it up to 0.31
+        return f"{_SPLIT} are not supported"
+    connector = getattr(config.kv_transfer_config, "kv_connector", None)
     if connector is not None and connector not in _CONNECTORS:
         return (
             f"{connector} can hand on the cache of a request that is steered differently; of KV connectors only "
