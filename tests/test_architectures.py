@@ -28,7 +28,7 @@ from transformers import (
 )
 
 from emharness.generation.engine import Engine
-from emharness.steering.blocks import decoder_layers, stream_of
+from emharness.steering.blocks import decoder_layers, rescales, stream_of
 from emharness.steering.request import spec
 from emharness.steering.request.answer import recorded
 from emharness.steering.verify.reference import residuals
@@ -147,3 +147,12 @@ class Handed(torch.nn.Module):
 @pytest.mark.parametrize("block", [Doubled, Unclear, Handed, int])
 def test_a_block_whose_outputs_are_not_clear_is_not_guessed(block):
     assert stream_of(block) is None
+
+
+def test_blocks_that_hold_their_stream_at_another_scale_in_float16_are_known():
+    from vllm.model_executor.models.deepseek_v2 import DeepseekV2DecoderLayer
+    from vllm.model_executor.models.llama import LlamaDecoderLayer
+
+    assert rescales(DeepseekV2DecoderLayer, torch.float16)
+    assert not rescales(DeepseekV2DecoderLayer, torch.bfloat16)
+    assert not rescales(LlamaDecoderLayer, torch.float16)

@@ -42,15 +42,28 @@ def stream_of(block: type) -> Stream | None:
     they have added them, and others (GPT-2, Granite; Gemma 4 beside None) return the stream alone.
     """
     try:
-        source = textwrap.dedent(inspect.getsource(inspect.unwrap(block.forward)))  # type: ignore[attr-defined]
-        function = ast.parse(source).body[0]
-    except (OSError, TypeError, AttributeError, SyntaxError, IndexError):
+        function = ast.parse(_source(block)).body[0]
+    except (SyntaxError, IndexError):
         return None
     returned = [node.value for node in ast.walk(function) if isinstance(node, ast.Return)]
     if not returned:
         return None
     kinds: set[Stream | None] = {_of(value, function) for value in returned}
     return kinds.pop() if len(kinds) == 1 else None
+
+
+def rescales(block: type, dtype: torch.dtype) -> bool:
+    """Whether a block holds its stream at another scale in this type, as DeepSeek V2's do in float16 lest it overflows;
+    read from its forward method."""
+    return dtype == torch.float16 and "torch.float16" in _source(block)
+
+
+def _source(block: type) -> str:
+    """Of its forward method; empty where there is none to read."""
+    try:
+        return textwrap.dedent(inspect.getsource(inspect.unwrap(block.forward)))  # type: ignore[attr-defined]
+    except (OSError, TypeError, AttributeError):
+        return ""
 
 
 def _of(value: ast.expr | None, function: ast.AST) -> Stream | None:

@@ -12,6 +12,7 @@ from emharness.steering.vllm import op, record
 # Connectors that keep a cache by the hashes of its blocks, in which the spec is; others go by the tokens alone.
 _CONNECTORS = {"OffloadingConnector", "SimpleCPUOffloadConnector"}
 _SPLIT = "steps that are split over ranks or micro-batches"
+# Settings of a VllmConfig, which values are refused, and what is told of them.
 _SETTINGS: tuple[tuple[str, Callable[[Any], bool], str], ...] = (
     ("parallel_config.pipeline_parallel_size", lambda n: n > 1, "pipeline parallel engines"),
     ("parallel_config.prefill_context_parallel_size", lambda n: n > 1, _SPLIT),
@@ -99,9 +100,9 @@ def unsupported(config: Any) -> str | None:
             return f"vLLM has no {names} any more, by which it is told whether {why}"
         if refused(value):
             return f"{why} are not supported"
-    if getattr(config.compilation_config.pass_config, "enable_sp", False):  # vLLM had it up to 0.31
+    if getattr(config.compilation_config.pass_config, "enable_sp", False):  # in 0.26, no longer in 0.32
         return f"{_SPLIT} are not supported"
-    connector = getattr(config.kv_transfer_config, "kv_connector", None)
+    connector = config.kv_transfer_config.kv_connector if config.kv_transfer_config else None
     if connector is not None and connector not in _CONNECTORS:
         return (
             f"{connector} can hand on the cache of a request that is steered differently; of KV connectors only "

@@ -1,21 +1,28 @@
 """The one operation that decoder layers call: opaque to torch.compile, so compiled graphs steer as eager ones do."""
 
-from typing import Any
+from typing import Any, Protocol
 
 import torch
 
 from emharness.steering.blocks import Stream
-from emharness.steering.gpu.device import DevicePlan
-from emharness.steering.step.plan import StepPlan
 
 NUMBER = "emharness_layer"  # buffer of a hooked block
 
-_current: list[StepPlan | DevicePlan] = []  # of the runner whose step is being computed in this process
-unhooked: list[str] = []  # why the model of this process cannot be steered; empty where it can
+
+class Step(Protocol):
+    """What a pass does after each block: a plan, on a CPU `plan.StepPlan`, on a GPU `device.DevicePlan`."""
+
+    def apply(self, layer: int, hidden: torch.Tensor, residual: torch.Tensor | None) -> None: ...
+
+    def apply_compiled(self, number: torch.Tensor, hidden: torch.Tensor, residual: torch.Tensor | None) -> None: ...
 
 
-def activate(plan: StepPlan | DevicePlan) -> None:
-    _current[:] = [plan]
+_current: list[Step] = []  # of the runner whose step is being computed in this process
+unhooked: list[str] = []  # why the model of this process, or its workers', cannot be steered; empty where it can
+
+
+def activate(step: Step) -> None:
+    _current[:] = [step]
 
 
 @torch.library.custom_op("emharness::steer", mutates_args=("hidden",))

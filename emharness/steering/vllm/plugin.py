@@ -7,6 +7,7 @@
     compile cache VllmConfig.compute_hash         graphs with the hooks are never taken for plain ones
     recording     Scheduler.update_from_output    recorded means leave with the finished request's output …
                   RequestState.make_request_output  … and those of several samples with the last one's
+    workers       EngineCore._initialize_kv_caches  what they cannot steer, the engine core is told (see ranks.py)
     model, batch  see runners.py                  a hook on every decoder layer, and the plan of each step
 
 An exception inside the forward pass would leave its request waiting for ever, so everything that can
@@ -20,7 +21,7 @@ from typing import Any
 
 from emharness.steering.request import spec
 from emharness.steering.step.columns import pattern
-from emharness.steering.vllm import admission, record, runners
+from emharness.steering.vllm import admission, ranks, record, runners
 
 GRAPH = 2  # raise when what the hooks put into compiled graphs changes
 _MARK = "_emharness_original"
@@ -44,6 +45,7 @@ def register() -> None:
         if name.startswith("vllm.") and vars(module).get(original.__name__) is original:
             setattr(module, original.__name__, kv_cache_utils.generate_block_hash_extra_keys)
     _wrap(EngineCore, "add_request", record.keep_executor)
+    _wrap(EngineCore, "_initialize_kv_caches", ranks.tell)
     _wrap(Scheduler, "update_from_output", record.attach)
     _wrap(RequestState, "make_request_output", record.gather)
     _wrap(VllmConfig, "compute_hash", _mark_graphs)

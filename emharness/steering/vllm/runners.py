@@ -14,7 +14,7 @@ import torch
 from emharness.steering import blocks
 from emharness.steering.gpu.device import DevicePlan
 from emharness.steering.step.plan import StepPlan
-from emharness.steering.vllm import op
+from emharness.steering.vllm import op, ranks
 from emharness.steering.vllm.record import PLAN, wanted
 
 Wrap = Callable[[Any, str, Any], Any]
@@ -90,6 +90,8 @@ def _hook(model: Any, config: Any, device: Any) -> None:
         stream: blocks.Stream | None = blocks.stream_of(type(layer))
         if stream is None:
             raise RuntimeError(f"where {type(layer).__name__} of {type(model).__name__} has its residual is not known")
+        if blocks.rescales(type(layer), config.dtype):
+            raise RuntimeError(f"{type(layer).__name__} scales its residual in float16; start with dtype=bfloat16")
         hooks.append(op.LayerHook(index, stream))
     for layer, hook in zip(layers, hooks, strict=True):
         hook.add(layer, device)
@@ -108,12 +110,18 @@ def _forget_finished(update: Any, runner: Any, scheduler_output: Any, *args: Any
     return update(runner, scheduler_output, *args)
 
 
-def _before_dummy(run: Any, runner: Any, *args: Any, **kwargs: Any) -> Any:
-    """Passes that warm up or are captured carry nobody's tokens."""
+def _before_dummy(run: Any, runner: Any, num_tokens: int, *args: Any, **kwargs: Any) -> Any:
+    """Passes that warm up or are captured carry nobody's tokens; one worker of several looks in the first of them."""
     plan = _plan_of(runner)
-    op.activate(plan)
     plan.begin_dummy()
-    return run(runner, *args, **kwargs)
+    if hasattr(runner, ranks.SEEN) or not ranks.several(runner):
+        op.activate(plan)
+        return run(runner, num_tokens, *args, **kwargs)
+    looking = ranks.Look(plan, num_tokens)
+    op.activate(looking)
+    result = run(runner, num_tokens, *args, **kwargs)
+    setattr(runner, ranks.SEEN, looking.seen)
+    return result
 
 
 def _end_forward(forward: Any, runner: Any, *args: Any, **kwargs: Any) -> Any:

@@ -1,0 +1,98 @@
+"""Does each of an engine's tensor parallel workers hold the whole residual stream after every block?
+
+A few of vLLM's models leave a block's output as one summand a worker, to be added up in the next block (DeepSeek V3.2,
+MiniMax M3), or give each worker some of the tokens. What every worker adds to its own would be added several times
+there, or to another's token. Whether it is so is seen in a pass with nobody's tokens, before any request.
+"""
+
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+import numpy as np
+import torch
+
+from emharness.steering.step.passes import stream
+from emharness.steering.vllm import op
+
+SEEN = "_emharness_seen"  # attribute of a model runner
+_TOLERANCE = 0.05  # of the largest number: reductions may round differently, summands are other numbers altogether
+_N_TOKENS = 8
+
+
+@dataclass
+class Seen:
+    """What a worker has seen in one pass."""
+
+    streams: dict[int, np.ndarray] = field(default_factory=dict)  # layer → [d_model] float32, of the first token
+    some: set[int] = field(default_factory=set)  # layers that came with fewer tokens than the pass has
+
+
+class Look:
+    """Does what a step's plan does, and looks at the stream after each block."""
+
+    def __init__(self, plan: op.Step, n_tokens: int):
+        self.plan, self.n_tokens, self.seen = plan, n_tokens, Seen()
+
+    def apply(self, layer: int, hidden: torch.Tensor, residual: torch.Tensor | None) -> None:
+        """hidden + residual, [n_tokens, d_model] each, is the stream."""
+        self.seen.streams[layer] = stream(hidden, residual, slice(0, 1))[0].cpu().numpy()
+        if min(len(part) for part in (hidden, residual) if part is not None) < self.n_tokens:
+            self.seen.some.add(layer)
+        self.plan.apply(layer, hidden, residual)
+
+    def apply_compiled(self, number: torch.Tensor, hidden: torch.Tensor, residual: torch.Tensor | None) -> None:
+        """`apply` to the layer of this number, int32 []."""
+        self.apply(int(number), hidden, residual)
+
+
+def tell(initialize: Any, core: Any, *args: Any, **kwargs: Any) -> Any:
+    """Around EngineCore._initialize_kv_caches, in which workers warm up: why requests cannot be steered is known to the
+    engine core from then on, which refuses them."""
+    result = initialize(core, *args, **kwargs)
+    ask(core.model_executor)
+    return result
+
+
+def ask(executor: Any) -> None:
+    """All workers of an executor."""
+    answers = executor.collective_rpc(look)
+    why = next((why for why, _ in answers if why), None)
+    if why is None and len(answers) > 1:
+        why = split([seen for _, seen in answers])
+    op.unhooked[:] = [why] if why else []
+
+
+def look(worker: Any) -> tuple[str | None, Seen | None]:
+    """In a worker: why its model has no hooks; what it has seen, if it is one of several."""
+    runner, why = worker.model_runner, next(iter(op.unhooked), None)
+    if not several(runner):
+        return why, None
+    if runner.device.type == "cpu":  # an eager engine warms nothing up there, and without attention holds any numbers
+        vars(runner).pop(SEEN, None)
+        runner._dummy_run(_N_TOKENS, force_attention=True)
+    return why, getattr(runner, SEEN, None)
+
+
+def several(runner: Any) -> bool:
+    """Whether a runner's worker has a share of the weights only."""
+    return runner.parallel_config.tensor_parallel_size > 1
+
+
+def split(workers: Sequence[Seen | None]) -> str | None:
+    """Why a model whose workers have seen this cannot be steered, or None."""
+    known = [seen for seen in workers if seen is not None and seen.streams]
+    if len(known) < len(workers) or any(seen.streams.keys() != known[0].streams.keys() for seen in known):
+        return "whether its workers hold the same residual stream was not seen"
+    for layer in sorted(known[0].streams):
+        streams = np.stack([seen.streams[layer] for seen in known])
+        largest = np.abs(streams).max()
+        if any(layer in seen.some for seen in known):
+            return f"after block {layer} a worker holds some of the tokens only"
+        if not 0 < largest < np.inf:
+            return (
+                f"whether its workers hold the same residual stream cannot be told from {largest} after block {layer}"
+            )
+        if np.abs(streams - streams[0]).max() > _TOLERANCE * largest:
+            return f"after block {layer} its workers hold summands of the residual stream"
+    return None

@@ -1,0 +1,107 @@
+"""One model over two workers: each adds the whole vector to its own copy of the stream, if it has one."""
+
+import sys
+
+import cloudpickle
+import numpy as np
+import pytest
+import torch
+from steering_reference import CASES, PROMPTS, edit, run
+from test_engine_modes import check, config, loaded
+
+from emharness.generation.engine import Engine
+from emharness.steering.request import spec
+from emharness.steering.request.answer import recorded
+from emharness.steering.verify.reference import hooked
+from emharness.steering.vllm import op, ranks
+
+pytestmark = pytest.mark.engine
+
+
+@pytest.fixture
+def engine(tiny, vectors, monkeypatch):
+    monkeypatch.setenv("VLLM_CPU_OMP_THREADS_BIND", "nobind")
+    with Engine(tiny, config(tensor_parallel_size=2), vectors, seed=0) as running:
+        yield running
+
+
+def test_two_workers_steer_and_record_as_one_model_does(engine, tiny):
+    cloudpickle.register_pickle_by_value(sys.modules[__name__])
+    executor = engine._llm.llm_engine.engine_core.engine_core.model_executor
+    assert executor.collective_rpc(has_looked) == [True, True]  # before any request
+    check(engine, loaded(tiny), PROMPTS, CASES)
+    case = {"edits": [edit()], "record": {"layers": [0, 2], "positions": "all"}}
+    params = engine._vllm.SamplingParams(temperature=0.0, max_tokens=4, ignore_eos=True, extra_args={spec.KEY: case})
+    (output,) = engine._llm.generate([{"prompt_token_ids": PROMPTS[0]}], params, use_tqdm=False)
+    means, n_tokens = recorded(output.kv_transfer_params)
+    fed = PROMPTS[0] + list(output.outputs[0].token_ids)[:-1]
+    model = loaded(tiny)
+    with hooked(model, case["edits"], len(PROMPTS[0])), torch.inference_mode():
+        states = model(torch.tensor([fed]), output_hidden_states=True).hidden_states
+    assert n_tokens == len(fed)
+    for layer, mean in zip((0, 2), means, strict=True):
+        np.testing.assert_allclose(mean, states[layer + 1][0].mean(0), atol=1e-4)
+
+    plain = run(engine, PROMPTS, [None] * 3)
+    for planted, mended, why in (
+        (hand_on_summands, hand_on_the_whole, "after block 1 its workers hold summands"),
+        (find_no_blocks, find_blocks, "it has no blocks"),
+    ):
+        executor.collective_rpc(planted)
+        ranks.ask(executor)
+        with pytest.raises(ValueError, match=f"^steering: this model cannot be steered: {why}"):
+            run(engine, PROMPTS, [[edit()]] * 3)
+        executor.collective_rpc(mended)
+        ranks.ask(executor)
+        check(engine, loaded(tiny), PROMPTS, CASES[:2])
+    assert run(engine, PROMPTS, [None] * 3) == plain
+
+
+def has_looked(worker):
+    return hasattr(worker.model_runner, ranks.SEEN)
+
+
+def find_no_blocks(worker):
+    if torch.distributed.get_rank() == 1:
+        op.unhooked[:] = ["it has no blocks"]
+
+
+def find_blocks(worker):
+    op.unhooked.clear()
+
+
+def hand_on_summands(worker):
+    """As a block that leaves its sum to the next one: each worker's share is another."""
+
+    def share(block, inputs, output):
+        hidden, residual = output
+        return hidden * (0.3 + 0.4 * torch.distributed.get_rank()), residual
+
+    block = worker.model_runner.get_model().model.layers[1]
+    worker.planted = block.register_forward_hook(share, prepend=True)
+
+
+def hand_on_the_whole(worker):
+    worker.planted.remove()
+
+
+def seen(streams, some=()):
+    return ranks.Seen({layer: np.float32(values) for layer, values in enumerate(streams)}, set(some))
+
+
+@pytest.mark.parametrize(
+    ("workers", "words"),
+    [
+        ([seen([[1, 2], [3, -4]]), seen([[1, 2.01], [3, -4]])], None),  # as reductions round
+        ([seen([[1, 2], [3, -4]]), seen([[1, 2], [2, -1]])], "after block 1 its workers hold summands"),
+        ([seen([[1, 2], [3, -4]]), seen([[1, 2], [3, -4]], [1])], "after block 1 a worker holds some of the tokens"),
+        ([seen([[1, 2], [0, 0]]), seen([[1, 2], [0, 0]])], "cannot be told from 0.0 after block 1"),
+        ([seen([[1, np.nan]]), seen([[1, np.nan]])], "cannot be told from nan after block 0"),
+        ([seen([[1, 2]]), seen([[1, 2], [3, 4]])], "was not seen"),
+        ([seen([]), seen([])], "was not seen"),
+        ([seen([[1, 2]]), None], "was not seen"),
+    ],
+)
+def test_workers_that_do_not_hold_the_same_stream_are_told(workers, words):
+    why = ranks.split(workers)
+    assert why is None if words is None else words in why
