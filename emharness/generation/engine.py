@@ -55,13 +55,11 @@ class WorkerExtension:
 
         torch.manual_seed(seed)
 
-    def emharness_hooked_layers(self) -> tuple[int, str]:
-        """How many decoder blocks have the plugin's hook, and why none has."""
+    def emharness_hooked_layers(self) -> int:
+        """How many decoder blocks have the plugin's hook."""
         runner: Any = self.model_runner  # type: ignore[attr-defined]
-        if unhooked:
-            return 0, unhooked[0]
         n_layers = runner.model_config.hf_text_config.num_hidden_layers
-        return sum(bool(layer._forward_hooks) for layer in decoder_layers(runner.get_model(), n_layers)), ""
+        return sum(bool(layer._forward_hooks) for layer in decoder_layers(runner.get_model(), n_layers))
 
 
 class Engine:
@@ -113,16 +111,22 @@ class Engine:
             **(defaults | config.extra),
         )
         self._seeds_requests = current_platform.is_cuda_alike()
+        if plugin and (why := self._unsteered()):
+            self.close()
+            raise UserError(why)
+
+    def _unsteered(self) -> str | None:
+        """Why requests cannot be steered here, or None."""
+        if unhooked:
+            return f"this model cannot be steered: {unhooked[0]}"
         layers = self._llm.llm_engine.model_config.hf_text_config.num_hidden_layers
         hooked = self._llm.collective_rpc("emharness_hooked_layers")
-        if plugin and {n for n, _ in hooked} != {layers}:
-            self.close()
-            why = next((f"this model cannot be steered: {text}" for _, text in hooked if text), None)
-            raise UserError(
-                why
-                or f"the steering plugin is active in {hooked[0][0]} of {layers} layers: install emharness in the "
-                "environment of vLLM and leave VLLM_PLUGINS unset or let it name emharness_steering"
-            )
+        if set(hooked) == {layers}:
+            return None
+        return (
+            f"the steering plugin is active in {min(hooked)} of {layers} layers: install emharness in the environment "
+            "of vLLM and leave VLLM_PLUGINS unset or let it name emharness_steering"
+        )
 
     def generate(
         self,

@@ -22,7 +22,7 @@ _N_TOKENS = 8
 
 @dataclass
 class Seen:
-    """What a worker has seen in one pass."""
+    """What a worker has seen in one pass; every layer is in one of the two."""
 
     streams: dict[int, np.ndarray] = field(default_factory=dict)  # layer → [d_model] float32, of the first token
     some: set[int] = field(default_factory=set)  # layers that came with fewer tokens than the pass has
@@ -36,9 +36,10 @@ class Look:
 
     def apply(self, layer: int, hidden: torch.Tensor, residual: torch.Tensor | None) -> None:
         """hidden + residual, [n_tokens, d_model] each, is the stream."""
-        self.seen.streams[layer] = stream(hidden, residual, slice(0, 1))[0].cpu().numpy()
         if min(len(part) for part in (hidden, residual) if part is not None) < self.n_tokens:
             self.seen.some.add(layer)
+        else:
+            self.seen.streams[layer] = stream(hidden, residual, slice(0, 1))[0].cpu().numpy()
         self.plan.apply(layer, hidden, residual)
 
     def apply_compiled(self, number: torch.Tensor, hidden: torch.Tensor, residual: torch.Tensor | None) -> None:
@@ -70,7 +71,10 @@ def look(worker: Any) -> tuple[str | None, Seen | None]:
         return why, None
     if runner.device.type == "cpu":  # an eager engine warms nothing up there, and without attention holds any numbers
         vars(runner).pop(SEEN, None)
-        runner._dummy_run(_N_TOKENS, force_attention=True)
+        try:
+            runner._dummy_run(_N_TOKENS, force_attention=True)
+        except Exception as error:  # whatever is odd about a model, it runs as in stock vLLM
+            return f"its blocks were not seen ({error})", None
     return why, getattr(runner, SEEN, None)
 
 
@@ -81,14 +85,14 @@ def several(runner: Any) -> bool:
 
 def split(workers: Sequence[Seen | None]) -> str | None:
     """Why a model whose workers have seen this cannot be steered, or None."""
-    known = [seen for seen in workers if seen is not None and seen.streams]
-    if len(known) < len(workers) or any(seen.streams.keys() != known[0].streams.keys() for seen in known):
+    known = [seen for seen in workers if seen is not None]
+    if some := set().union(*(seen.some for seen in known)):
+        return f"after block {min(some)} a worker holds some of the tokens only"
+    if len(known) < len(workers) or not known[0].streams or len({tuple(sorted(seen.streams)) for seen in known}) > 1:
         return "whether its workers hold the same residual stream was not seen"
     for layer in sorted(known[0].streams):
         streams = np.stack([seen.streams[layer] for seen in known])
         largest = np.abs(streams).max()
-        if any(layer in seen.some for seen in known):
-            return f"after block {layer} a worker holds some of the tokens only"
         if not 0 < largest < np.inf:
             return (
                 f"whether its workers hold the same residual stream cannot be told from {largest} after block {layer}"
