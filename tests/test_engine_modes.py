@@ -95,12 +95,26 @@ def count_preemptions(engine):
     return count
 
 
-def test_compiled_equals_eager(tiny, vectors):
+def test_compiled_equals_eager(tiny, vectors, monkeypatch):
+    from vllm.platforms import current_platform
+
     compiled = config()
     compiled.eager = False
     with Engine(tiny, compiled, vectors, seed=0) as engine:
         assert engine._llm.llm_engine.vllm_config.compilation_config.mode != 0
         check(engine, loaded(tiny), PROMPTS, CASES)
+        monkeypatch.setattr(type(current_platform), "_global_graph_pool", (0, 1))  # as a GPU's engine has one
+    assert current_platform._global_graph_pool is None  # which closing it gives up: see the next test
+
+
+@pytest.mark.gpu
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="needs CUDA")
+def test_the_second_engine_of_a_process_captures_its_graphs_and_steers(tiny, vectors):
+    compiled = config()
+    compiled.eager = False
+    for _ in range(2):
+        with Engine(tiny, compiled, vectors, seed=0) as engine:
+            check(engine, loaded(tiny), PROMPTS, CASES)
 
 
 def test_lora_together_with_steering(tiny, vectors, tmp_path):

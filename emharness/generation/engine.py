@@ -210,10 +210,14 @@ class Engine:
     def close(self) -> None:
         """Stop the engine and free its memory, so that the next model can be loaded in this process."""
         from vllm.distributed.parallel_state import cleanup_dist_env_and_memory
+        from vllm.platforms import current_platform
 
         self._llm.llm_engine.engine_core.shutdown()
         del self._llm
         cleanup_dist_env_and_memory()
+        # vLLM keeps one memory pool of CUDA graphs for a process, and torch captures none into a pool whose graphs
+        # are gone: the next engine's are captured into a new one.
+        type(current_platform)._global_graph_pool = None
 
     def __enter__(self) -> Engine:
         return self

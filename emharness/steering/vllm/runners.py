@@ -120,6 +120,7 @@ def _before_dummy(run: Any, runner: Any, num_tokens: int, *args: Any, **kwargs: 
     looking = ranks.Look(plan, num_tokens)
     op.activate(looking)
     result = run(runner, num_tokens, *args, **kwargs)
+    op.activate(plan)  # V2 captures its graphs in passes that are no dummy runs
     setattr(runner, ranks.SEEN, looking.seen)
     return result
 
