@@ -44,7 +44,14 @@ def run(cfg: DictConfig) -> None:
         bench.save_vectors(Path(folder), max(config.specs), *shape, config.seed)
         for part in config.parts:
             terminal.say(f"bench: {part} …")
-            some, measured = bench.BENCHMARKS[part](config, model, Path(folder), shape, prompts)
+            some, measured = bench.BENCHMARKS[part](
+                config,
+                model,
+                Path(folder),
+                shape,
+                prompts,
+                lambda line, part=part: terminal.say(f"bench: {part}, {line}"),
+            )
             ratios += some
             speeds |= measured
     result = {

@@ -28,16 +28,17 @@ def test_a_ratio_is_taken_repetition_by_repetition():
 
 
 def test_jobs_are_measured_in_turns_after_a_warm_up():
-    order = []
+    order, told = [], []
 
     def job(name, tokens, seconds):
         order.append(name)
         return tokens, seconds
 
     jobs = {"a": lambda: job("a", 10, 2.0), "b": lambda: job("b", 9, 3.0)}
-    assert bench.in_turns(jobs, 2) == {"a": [5.0, 5.0], "b": [3.0, 3.0]}
+    assert bench.in_turns(jobs, 2, told.append) == {"a": [5.0, 5.0], "b": [3.0, 3.0]}
     assert order == ["a", "b"] * 3
-    assert bench.in_turns(jobs, 1, [jobs["b"]]) == {"a": [5.0], "b": [3.0]}
+    assert told == ["repetition 1 of 2, tokens/s: a 5, b 3", "repetition 2 of 2, tokens/s: a 5, b 3"]
+    assert bench.in_turns(jobs, 1, told.append, [jobs["b"]]) == {"a": [5.0], "b": [3.0]}
     assert order[6:] == ["b", "a", "b"]
 
 

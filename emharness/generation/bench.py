@@ -77,17 +77,22 @@ def half(engine: EngineConfig) -> EngineConfig:
 
 
 Job = Callable[[], tuple[int, float]]  # tokens and the seconds that they took
+Tell = Callable[[str], None]  # what a repetition has found, in a line
 
 
-def in_turns(jobs: dict[str, Job], repetitions: int, warm_up: Iterable[Job] | None = None) -> dict[str, list[float]]:
+def in_turns(
+    jobs: dict[str, Job], repetitions: int, tell: Tell, warm_up: Iterable[Job] | None = None
+) -> dict[str, list[float]]:
     """Tokens/s of every job, job after job within each repetition, after a warm-up: by default each job once."""
     for job in jobs.values() if warm_up is None else warm_up:
         job()
     speeds: dict[str, list[float]] = {name: [] for name in jobs}
-    for _ in range(repetitions):
+    for i in range(repetitions):
         for name, job in jobs.items():
             tokens, seconds = job()
             speeds[name].append(tokens / seconds)
+        last = ", ".join(f"{name} {speed[-1]:.0f}" for name, speed in speeds.items())
+        tell(f"repetition {i + 1} of {repetitions}, tokens/s: {last}")
     return speeds
 
 
@@ -106,7 +111,7 @@ def ratio(name: str, of: list[float], to: list[float]) -> dict[str, Any]:
 
 
 def bench_hf(
-    config: BenchConfig, model: Path, vectors: Path, shape: tuple[int, int], prompts: list[list[int]]
+    config: BenchConfig, model: Path, vectors: Path, shape: tuple[int, int], prompts: list[list[int]], tell: Tell
 ) -> tuple[list[dict[str, Any]], dict[str, list[float]]]:
     """1,160 steered responses in vLLM against generate with a hook, natural ends, the base's own sampling."""
     layer = shape[0] // 2
@@ -123,12 +128,12 @@ def bench_hf(
             "vllm steered": lambda: vllm.measure(prompts, config.samples, config.base.sampling, spec(0, 1.0, [layer])),
             "hf generate with hook": lambda: hf.measure(some, config.base.sampling),
         }
-        speeds = in_turns(jobs, config.repetitions)
+        speeds = in_turns(jobs, config.repetitions, tell)
     return [ratio("speedup_vs_hf", *speeds.values())], speeds
 
 
 def bench_specs(
-    config: BenchConfig, model: Path, vectors: Path, shape: tuple[int, int], prompts: list[list[int]]
+    config: BenchConfig, model: Path, vectors: Path, shape: tuple[int, int], prompts: list[list[int]], tell: Tell
 ) -> tuple[list[dict[str, Any]], dict[str, list[float]]]:
     """A full batch under k different specs (each its own vector and strength) against plugin-free vLLM.
 
@@ -173,14 +178,14 @@ def bench_specs(
             Worker(vllm_measure, model, engine, vectors, True) as steered,
         ):
             both = [partial(worker.measure, batch, 1, sampling) for worker in (plain, steered)]
-            speeds = in_turns(jobs(*both), config.repetitions)
+            speeds = in_turns(jobs(*both), config.repetitions, lambda line, mode=mode: tell(f"{mode}, {line}"))
         ratios += [ratio(f"ratio_{name} {mode}", speeds[of], speeds[to]) for name, of, to in compared]
         all_speeds |= {f"{name} {mode}": measured for name, measured in speeds.items()}
     return ratios, all_speeds
 
 
 def bench_grid(
-    config: BenchConfig, model: Path, vectors: Path, shape: tuple[int, int], prompts: list[list[int]]
+    config: BenchConfig, model: Path, vectors: Path, shape: tuple[int, int], prompts: list[list[int]], tell: Tell
 ) -> tuple[list[dict[str, Any]], dict[str, list[float]]]:
     """One vector at several strengths in one engine and one call, against one engine start per strength."""
     strengths = [float(s) for s in range(1, config.grid_strengths + 1)]
@@ -201,16 +206,13 @@ def bench_grid(
             tokens, seconds = tokens + some, seconds + worker.start_seconds + spent
         return tokens, seconds
 
-    speeds: dict[str, list[float]] = {"grid in one call": [], "grid, one start per strength": []}
-    for _ in range(config.repetitions):
-        for name, job in zip(speeds, (one_call, one_start_each), strict=True):
-            tokens, seconds = job()
-            speeds[name].append(tokens / seconds)
+    jobs: dict[str, Job] = {"grid in one call": one_call, "grid, one start per strength": one_start_each}
+    speeds = in_turns(jobs, config.repetitions, tell, [])
     return [ratio("grid_speedup", *speeds.values())], speeds
 
 
 def bench_stream(
-    config: BenchConfig, model: Path, vectors: Path, shape: tuple[int, int], prompts: list[list[int]]
+    config: BenchConfig, model: Path, vectors: Path, shape: tuple[int, int], prompts: list[list[int]], tell: Tell
 ) -> tuple[list[dict[str, Any]], dict[str, list[float]]]:
     """One stream of several strengths against as many unsteered requests, and against half as many: is cost linear?
 
@@ -226,7 +228,7 @@ def bench_stream(
             "stream steered, half as many": lambda: worker.measure(half_as_many, n, sampling, steered),
         }
         # The whole grid of 7 × 1,160 takes ten minutes on two cores: one sample of each question warms up as well.
-        speeds = in_turns(jobs, config.repetitions, [lambda: worker.measure(prompts, 1, sampling, steered)])
+        speeds = in_turns(jobs, config.repetitions, tell, [lambda: worker.measure(prompts, 1, sampling, steered)])
     whole, unsteered, less = speeds.values()
     return [ratio("stream_steered", whole, unsteered), ratio("stream_linear", whole, less)], speeds
 
