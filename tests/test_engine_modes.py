@@ -1,6 +1,7 @@
 """Steering equals Hugging Face hooks in other families, schedules and engine modes; nothing grows."""
 
 import gc
+import weakref
 
 import numpy as np
 import psutil
@@ -103,8 +104,13 @@ def test_compiled_equals_eager(tiny, vectors, monkeypatch):
     with Engine(tiny, compiled, vectors, seed=0) as engine:
         assert engine._llm.llm_engine.vllm_config.compilation_config.mode != 0
         check(engine, loaded(tiny), PROMPTS, CASES)
+        runner = engine._llm.llm_engine.engine_core.engine_core.model_executor.driver_worker.worker.model_runner
+        held = [weakref.ref(parameter) for parameter in runner.get_model().parameters()]
+        del runner
         monkeypatch.setattr(type(current_platform), "_global_graph_pool", (0, 1))  # as a GPU's engine has one
-    assert current_platform._global_graph_pool is None  # which closing it gives up: see the next test
+    gc.collect()
+    assert not any(parameter() is not None for parameter in held)  # a GPU's next engine needs that memory
+    assert current_platform._global_graph_pool is None  # and a pool of its own: see the next test
 
 
 @pytest.mark.gpu

@@ -7,6 +7,7 @@ import os
 import sys
 import time
 from collections.abc import Iterator, Sequence
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -60,6 +61,14 @@ class WorkerExtension:
         runner: Any = self.model_runner  # type: ignore[attr-defined]
         n_layers = runner.model_config.hf_text_config.num_hidden_layers
         return sum(bool(layer._forward_hooks) for layer in decoder_layers(runner.get_model(), n_layers))
+
+    def emharness_let_go(self) -> None:
+        """Take back the hooks by which torch knows compiled models: it would keep their weights in memory."""
+        from vllm.compilation.wrapper import TorchCompileWithNoGuardsWrapper
+
+        for module in self.model_runner.get_model().modules():  # type: ignore[attr-defined]
+            if isinstance(module, TorchCompileWithNoGuardsWrapper):
+                module.cleanup()
 
 
 class Engine:
@@ -212,6 +221,8 @@ class Engine:
         from vllm.distributed.parallel_state import cleanup_dist_env_and_memory
         from vllm.platforms import current_platform
 
+        with suppress(Exception):  # workers that have died hold nothing
+            self._llm.collective_rpc("emharness_let_go")
         self._llm.llm_engine.engine_core.shutdown()
         del self._llm
         cleanup_dist_env_and_memory()
