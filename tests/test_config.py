@@ -43,6 +43,7 @@ def test_engines_compile_on_a_gpu_and_what_they_did_is_in_the_key(gpu, monkeypat
         found = inputs.engine_identity(configured(f"base.engine.eager={eager}"))
         assert found["eager"] is eager
         assert ("kernels" in found) == (eager and not gpu)
+        assert ("graph" in found) == (not eager)
     parallel = inputs.engine_identity(configured("base.engine.eager=true", "+base.engine.extra.tensor_parallel_size=2"))
     assert "kernels" not in parallel
 

@@ -10,6 +10,8 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 
+from emharness.steering.vllm.plugin import GRAPH
+
 if TYPE_CHECKING:
     from emharness.config import EngineConfig
 
@@ -25,7 +27,10 @@ def wanted(engine: EngineConfig) -> bool:
 
 
 def identity(engine: EngineConfig) -> dict[str, int]:
-    return {"kernels": CODE} if wanted(engine) else {}
+    """What rounds differently: the kernel, or what the plugin has put into compiled graphs."""
+    if wanted(engine):
+        return {"kernels": CODE}
+    return {} if engine.is_eager() else {"graph": GRAPH}
 
 
 def arguments() -> dict[str, Any]:
