@@ -10,7 +10,8 @@ from emharness.steering.request.vectors import FOLDER_VARIABLE
 from emharness.steering.step import passes
 from emharness.steering.step.plan import StepPlan
 from emharness.steering.step.sums import Sums
-from emharness.steering.vllm import op
+from emharness.steering.vllm import graphs, op, plugin
+from emharness.steering.vllm.record import PLAN
 
 CPU = torch.device("cpu")
 
@@ -226,6 +227,42 @@ def test_a_compiled_block_adds_what_the_next_step_asks():
     plan.begin_step([("a", 0, 6, 1)])
     plan.end_step()  # without a pass of the block
     assert plan.short(["a", "b"]) == ["a"]
+
+
+class Runner:
+    """Blocks of a stream of ones, some of which do not add what lies in their buffers."""
+
+    def __init__(self, adding):
+        self.adding, sums = adding, sums_for(2)
+        self.plan = StepPlan(D, CPU, sums)
+        setattr(self, graphs.SUMS, sums)
+        setattr(self, PLAN, self.plan)
+
+    def _dummy_run(self, n_tokens, force_attention):
+        if self.adding is None:
+            raise TypeError("there is no such pass")
+        hidden = torch.ones(n_tokens, D)
+        for layer in range(LAYERS):
+            op._current[0].apply(layer, hidden, None)
+            if layer in self.adding:
+                hidden = hidden + self.plan.sums.rows[layer][self.plan.sums.which[:n_tokens]]
+
+
+@pytest.mark.parametrize(
+    ("adding", "why"),
+    [([0, 1, 2], None), ([1, 2], "of what block 0 is to add, 0 of 1 was found"), (None, "there is no such pass")],
+)
+def test_a_graph_that_does_not_add_is_seen_before_any_request(adding, why, capsys, monkeypatch):
+    monkeypatch.setattr(Runner, "_dummy_run", Runner._dummy_run)  # undone afterwards
+    plugin._wrap(Runner, "_dummy_run", lambda run, *_, **__: pytest.fail("a pass of its own"))
+    runner = Runner(adding)
+    graphs.prove(runner)
+    assert (why in capsys.readouterr().err) if why else not capsys.readouterr().err
+    assert not any(rows.any() for rows in runner.plan.sums.rows)
+    assert not runner.plan.sums.which.any()
+    runner.plan.add_request("a", resolved(edit()), 3)
+    runner.plan.begin_step([("a", 0, 5, 1)])
+    assert bool(runner.plan.passes) is (why is not None)
 
 
 def test_a_layer_that_is_passed_over_is_noticed(capsys):

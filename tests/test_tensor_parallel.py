@@ -14,6 +14,7 @@ from emharness.steering.request import spec
 from emharness.steering.request.answer import recorded
 from emharness.steering.verify.reference import hooked
 from emharness.steering.vllm import op, ranks
+from emharness.steering.vllm.look import Seen
 from emharness.steering.vllm.record import PLAN
 
 pytestmark = pytest.mark.engine
@@ -89,7 +90,7 @@ def hand_on_the_whole(worker):
 
 
 def seen(streams, some=()):
-    return ranks.Seen({layer: np.float32(values) for layer, values in enumerate(streams)}, set(some))
+    return Seen({layer: np.float32(values) for layer, values in enumerate(streams)}, set(some))
 
 
 @pytest.mark.parametrize(

@@ -71,6 +71,23 @@ class Sums:
             del self._count[own.digest]
             self._free.append(self._row_of.pop(own.digest))
 
+    def plant(self, n_tokens: int, length: float) -> torch.Tensor:
+        """A random row of this length at every layer, [n_layers, d_model], added to the first tokens until `clear`.
+        Before any request."""
+        generator = torch.Generator().manual_seed(0)
+        rows = torch.randn(len(self.rows), self._rows.shape[-1], generator=generator)
+        self._rows[:, 1] = (length * rows / rows.norm(dim=-1, keepdim=True)).to(self._rows.dtype)
+        self.which[:n_tokens] = 1
+        return self._rows[:, 1].clone()
+
+    def clear(self) -> None:
+        self._rows.zero_()
+        self.which.zero_()
+
+    def close(self) -> None:
+        """Give out no more rows."""
+        self._free = []
+
     def begin(self, spans: list[Span], others: Container[str]) -> list[Span]:
         """A step of (request id, first flat index, first position, n tokens). What is left to `passes`: the spans of
         `others`, of requests that have no row, and those of which some tokens only are steered."""

@@ -6,45 +6,16 @@ there, or to another's token. Whether it is so is seen in a pass with nobody's t
 """
 
 from collections.abc import Sequence
-from dataclasses import dataclass, field
 from typing import Any
 
 import numpy as np
-import torch
 
-from emharness.steering.step.passes import stream
-from emharness.steering.vllm import op
+from emharness.steering.vllm import graphs, op
+from emharness.steering.vllm.look import Seen
 
 SEEN = "_emharness_seen"  # attribute of a model runner
 _TOLERANCE = 0.05  # of the largest number: reductions may round differently, summands are other numbers altogether
 _N_TOKENS = 8
-
-
-@dataclass
-class Seen:
-    """What a worker has seen in one pass; every layer is in one of the two."""
-
-    streams: dict[int, np.ndarray] = field(default_factory=dict)  # layer → [d_model] float32, of the first token
-    some: set[int] = field(default_factory=set)  # layers that came with fewer tokens than the pass has
-
-
-class Look:
-    """Does what a step's plan does, and looks at the stream after each block."""
-
-    def __init__(self, plan: op.Step, n_tokens: int):
-        self.plan, self.n_tokens, self.seen = plan, n_tokens, Seen()
-
-    def apply(self, layer: int, hidden: torch.Tensor, residual: torch.Tensor | None) -> None:
-        """hidden + residual, [n_tokens, d_model] each, is the stream."""
-        if min(len(part) for part in (hidden, residual) if part is not None) < self.n_tokens:
-            self.seen.some.add(layer)
-        else:
-            self.seen.streams[layer] = stream(hidden, residual, slice(0, 1))[0].cpu().numpy()
-        self.plan.apply(layer, hidden, residual)
-
-    def apply_compiled(self, number: torch.Tensor, hidden: torch.Tensor, residual: torch.Tensor | None) -> None:
-        """`apply` to the layer of this number, int32 []."""
-        self.apply(int(number), hidden, residual)
 
 
 def tell(initialize: Any, core: Any, *args: Any, **kwargs: Any) -> Any:
@@ -67,6 +38,7 @@ def ask(executor: Any) -> None:
 def look(worker: Any) -> tuple[str | None, Seen | None]:
     """In a worker: why its model has no hooks; what it has seen, if it is one of several."""
     runner, why = worker.model_runner, next(iter(op.unhooked), None)
+    graphs.prove(runner)
     if not several(runner):
         return why, None
     if runner.device.type == "cpu":  # an eager engine warms nothing up there, and without attention holds any numbers

@@ -16,11 +16,12 @@ from emharness.steering.gpu.device import DevicePlan
 from emharness.steering.step.plan import StepPlan
 from emharness.steering.step.sums import Sums
 from emharness.steering.vllm import op, ranks
+from emharness.steering.vllm.graphs import SUMS
+from emharness.steering.vllm.look import Look
 from emharness.steering.vllm.record import PLAN, wanted
 
 Wrap = Callable[[Any, str, Any], Any]
 Plan = StepPlan | DevicePlan
-SUMS = "_emharness_sums"  # attribute of a model runner
 
 
 def patch(wrap: Wrap) -> None:
@@ -131,7 +132,7 @@ def _before_dummy(run: Any, runner: Any, num_tokens: int, *args: Any, **kwargs: 
     if hasattr(runner, ranks.SEEN) or not ranks.several(runner):
         op.activate(plan)
         return run(runner, num_tokens, *args, **kwargs)
-    looking = ranks.Look(plan, num_tokens)
+    looking = Look(plan, num_tokens)
     op.activate(looking)
     result = run(runner, num_tokens, *args, **kwargs)
     op.activate(plan)  # V2 captures its graphs in passes that are no dummy runs
