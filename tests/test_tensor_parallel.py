@@ -1,6 +1,7 @@
 """One model over two workers: each adds the whole vector to its own copy of the stream, if it has one."""
 
 import sys
+from types import SimpleNamespace
 
 import cloudpickle
 import numpy as np
@@ -109,3 +110,15 @@ def seen(streams, some=()):
 def test_workers_that_do_not_hold_the_same_stream_are_told(workers, words):
     why = ranks.split(workers)
     assert why is None if words is None else words in why
+
+
+@pytest.mark.parametrize(("n", "words"), [(1, None), (2, "was not seen")])
+def test_workers_that_do_not_answer_are_not_taken_for_like(n, words, monkeypatch):
+    """An executor of which only its own worker answers has nothing to compare with."""
+    monkeypatch.setattr(op, "unhooked", [])
+    mine = SimpleNamespace(
+        collective_rpc=lambda _: [(None, seen([[1, 2]]) if n > 1 else None)],
+        parallel_config=SimpleNamespace(tensor_parallel_size=n),
+    )
+    ranks.ask(mine)
+    assert op.unhooked == [] if words is None else words in op.unhooked[0]

@@ -27,11 +27,13 @@ def tell(initialize: Any, core: Any, *args: Any, **kwargs: Any) -> Any:
 
 
 def ask(executor: Any) -> None:
-    """All workers of an executor."""
+    """All workers of an executor; of some only their own answers (vLLM's external launcher)."""
     answers = executor.collective_rpc(look)
     why = next((why for why, _ in answers if why), None)
-    if why is None and len(answers) > 1:
-        why = split([seen for _, seen in answers])
+    workers = [seen for _, seen in answers]
+    workers += [None] * (executor.parallel_config.tensor_parallel_size - len(workers))
+    if why is None and len(workers) > 1:
+        why = split(workers)
     op.unhooked[:] = [why] if why else []
 
 
