@@ -3,11 +3,9 @@
 import json
 
 import numpy as np
-import torch
 from safetensors.numpy import save_file
 
 from emharness.steering.request import spec
-from emharness.steering.step.sums import Sums
 
 D, LAYERS = 6, 3
 NOTHING = {"digest": b"", "edits": [], "record": None}
@@ -34,7 +32,3 @@ def edit(**changes):
 
 def resolved(*edits):
     return spec.resolve({"edits": list(edits)}, LAYERS, D)
-
-
-def sums_for(n_requests, dtype=torch.float32):
-    return Sums(LAYERS, D, n_tokens=16, n_requests=n_requests, dtype=dtype)

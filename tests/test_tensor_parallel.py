@@ -1,7 +1,9 @@
 """One model over two workers: each adds the whole vector to its own copy of the stream, if it has one."""
 
+import os
+import subprocess
 import sys
-from types import SimpleNamespace
+from pathlib import Path
 
 import cloudpickle
 import numpy as np
@@ -15,7 +17,6 @@ from emharness.steering.request import spec
 from emharness.steering.request.answer import recorded
 from emharness.steering.verify.reference import hooked
 from emharness.steering.vllm import op, ranks
-from emharness.steering.vllm.look import Seen
 from emharness.steering.vllm.record import PLAN
 
 pytestmark = pytest.mark.engine
@@ -60,6 +61,17 @@ def test_two_workers_steer_and_record_as_one_model_does(engine, tiny):
     assert run(engine, PROMPTS, [None] * 3) == plain
 
 
+def test_engines_that_an_external_launcher_has_started_tell_each_other_what_they_hold(tiny, vectors):
+    """Each engine's executor hears its own worker alone."""
+    environment = os.environ | {"OMP_NUM_THREADS": "1", "VLLM_CPU_OMP_THREADS_BIND": "nobind"}
+    launch = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node=2"]
+    asked = [*launch, Path(__file__).with_name("launched.py"), tiny, vectors]
+    done = subprocess.run(asked, env=environment, capture_output=True, text=True, timeout=300, check=False)
+    assert done.returncode == 0, done.stderr
+    refused = "steering: this model cannot be steered: after block 1 its workers hold summands of the residual stream"
+    assert done.stdout.splitlines().count(refused) == 2, done.stdout
+
+
 def has_looked(worker):
     """And no longer looks: a look in a pass of which a CUDA graph is captured ends the engine."""
     runner = worker.model_runner
@@ -91,7 +103,7 @@ def hand_on_the_whole(worker):
 
 
 def seen(streams, some=()):
-    return Seen({layer: np.float32(values) for layer, values in enumerate(streams)}, set(some))
+    return ranks.Seen({layer: np.float32(values) for layer, values in enumerate(streams)}, set(some))
 
 
 @pytest.mark.parametrize(
@@ -110,15 +122,3 @@ def seen(streams, some=()):
 def test_workers_that_do_not_hold_the_same_stream_are_told(workers, words):
     why = ranks.split(workers)
     assert why is None if words is None else words in why
-
-
-@pytest.mark.parametrize(("n", "words"), [(1, None), (2, "was not seen")])
-def test_workers_that_do_not_answer_are_not_taken_for_like(n, words, monkeypatch):
-    """An executor of which only its own worker answers has nothing to compare with."""
-    monkeypatch.setattr(op, "unhooked", [])
-    mine = SimpleNamespace(
-        collective_rpc=lambda _: [(None, seen([[1, 2]]) if n > 1 else None)],
-        parallel_config=SimpleNamespace(tensor_parallel_size=n),
-    )
-    ranks.ask(mine)
-    assert op.unhooked == [] if words is None else words in op.unhooked[0]

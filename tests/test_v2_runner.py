@@ -32,7 +32,6 @@ def test_no_memory_is_taken_while_a_model_is_loaded(monkeypatch):
     runner = SimpleNamespace(get_model=lambda: None, model_config=None, device=None)
     monkeypatch.setattr(op, "unhooked", [])
     monkeypatch.setattr(runners, "_hook", lambda *_: None)
-    monkeypatch.setattr(runners, "_sums_of", lambda _: None)  # a CPU has them, and no sleep
     monkeypatch.setattr(runners, "_new_plan", lambda runner: ["its buffers"])
     runners._hook_layers(lambda runner: None, runner)
     assert not hasattr(runner, PLAN)

@@ -41,13 +41,6 @@ class Pattern:
     positions: list[tuple[Positions, np.ndarray]]  # each kind, and the edits that have it
 
     @property
-    def adds(self) -> bool:
-        """Whether its edits only add, one at a layer, from a position on that is known beforehand."""
-        one, all_of = self.columns, ("b", "rescale", "rank")
-        open_ended = (one["low"] == -np.inf) & (one["high"] == np.inf) & (one["gate_layer"] < 0)
-        return bool(open_ended.all()) and not any(one[name].any() for name in all_of) and not self.after
-
-    @property
     def after(self) -> dict[int, int]:
         """Edit → the token id after which it begins."""
         kinds = ((kind, some) for kind, some in self.positions if isinstance(kind, dict))

@@ -8,42 +8,30 @@ is in pass r, so edits of one request act in its order while a pass is one vecto
 import itertools
 import sys
 from collections.abc import Mapping, Sequence
-from typing import Any
 
 import numpy as np
 import torch
 
-from emharness.steering.step.columns import joined, pattern
+from emharness.steering.step.columns import joined
 from emharness.steering.step.living import Requests
 from emharness.steering.step.passes import Gate, Pass
 from emharness.steering.step.recording import Span
-from emharness.steering.step.sums import Sums
 
 
 class StepPlan(Requests):
     """The passes of the current step."""
 
-    def __init__(self, d_model: int, device: torch.device, sums: Sums | None = None):
-        """`sums`: what a compiled graph adds by itself; None: nothing."""
+    def __init__(self, d_model: int, device: torch.device):
         super().__init__(d_model, device)
-        self.sums = sums or Sums(0, d_model, 0, 0, torch.float32)
         self.passes: dict[int, list[Pass]] = {}
         self._again: dict[int, list[Pass]] = {}  # passes of the last step, if it may come again
         self._gates: dict[int, list[Gate]] = {}  # layer → gates of passes at later layers
         self.done: dict[int, int] = {}  # layer → tokens edited in this step
         self._asking: tuple[str, ...] = ()  # requests of this step
 
-    def add_request(
-        self, request_id: str, resolved: dict[str, Any], prompt_length: int, cached: Sequence[int] | np.ndarray = ()
-    ) -> None:
-        super().add_request(request_id, resolved, prompt_length, cached)
-        if (columns := self.requests[request_id].columns).size and pattern(resolved).adds:
-            self.sums.acquire(request_id, resolved["digest"], columns, self.table.rows)
-
     def remove_request(self, request_id: str) -> None:
         super().remove_request(request_id)
         self._again = {}
-        self.sums.release(request_id)
 
     def begin_step(self, spans: list[Span], ids: torch.Tensor | None = None) -> None:
         self.passes, self.done, self._gates = {}, {}, {}
@@ -54,13 +42,12 @@ class StepPlan(Requests):
                 if self.requests[name].awaited:
                     self.requests[name].look(ids[flat : flat + n].numpy(), position)
         self._asking = tuple(span[0] for span in spans)
+        if not spans:
+            self._last = None
+            return
         places = self._places(spans)
         if places is not None and places == self._last:
             self._repeat()
-            return
-        self._last, self._again = places or None, {}  # a dummy pass between two steps is not the one that comes again
-        spans = self.sums.begin(spans, self.recordings.living)
-        if not spans:
             return
         self._last = None
         parts = [self.requests[span[0]].columns for span in spans]
@@ -135,8 +122,6 @@ class StepPlan(Requests):
     def end_step(self) -> None:
         """Compare what was edited and recorded with what was asked for: no layer may have been passed over."""
         asked = {layer: sum(p.n for p in passes) for layer, passes in self.passes.items()}
-        for layer, n in self.sums.asked.items():
-            asked[layer] = asked.get(layer, 0) + n
         missed = self.recordings.end()
         if asked != self.done:
             missed.update(self._asking)
@@ -165,8 +150,6 @@ class StepPlan(Requests):
                     gate.look(self.table.rows, hidden, residual)
             edited = step.apply(self.table.rows, hidden, residual)
             self.done[layer] = self.done.get(layer, 0) + step.n * edited
-        if n := self.sums.asked.get(layer):
-            self.done[layer] = self.done.get(layer, 0) + n
         self.recordings.take(layer, hidden, residual)
         for gate in self._gates.get(layer, ()):
             gate.look(self.table.rows, hidden, residual)

@@ -5,9 +5,8 @@ from typing import Any, Protocol
 import torch
 
 from emharness.steering.blocks import Stream
-from emharness.steering.step.sums import Sums
 
-NUMBER, WHICH, ROWS = "emharness_layer", "emharness_which", "emharness_rows"  # buffers of a hooked block
+NUMBER = "emharness_layer"  # buffer of a hooked block
 
 
 class Step(Protocol):
@@ -49,16 +48,12 @@ class LayerHook:
         self.layer = layer
         self.summed = stream == "sum"
 
-    def add(self, block: torch.nn.Module, device: torch.device, sums: Sums | None = None) -> None:
-        """`sums`: what the block adds by itself."""
+    def add(self, block: torch.nn.Module, device: torch.device) -> None:
         number = torch.tensor(self.layer, dtype=torch.int32, device=device)
         block.register_buffer(NUMBER, number, persistent=False)
-        if sums is not None:
-            block.register_buffer(WHICH, sums.which, persistent=False)
-            block.register_buffer(ROWS, sums.rows[self.layer], persistent=False)
         block.register_forward_hook(self)
 
-    def __call__(self, block: Any, _inputs: Any, output: Any) -> Any:
+    def __call__(self, block: Any, _inputs: Any, output: Any) -> None:
         hidden = output[0] if isinstance(output, tuple) else output
         residual = output[1] if isinstance(output, tuple) and self.summed else None
         if hidden.dim() == 3:  # [1, n_tokens, d_model], as blocks of transformers have it
@@ -67,7 +62,3 @@ class LayerHook:
             torch.ops.emharness.steer(hidden, residual, getattr(block, NUMBER))
         elif _current:
             _current[0].apply(self.layer, hidden, residual)
-        if not hasattr(block, ROWS):
-            return None
-        added = getattr(block, ROWS)[getattr(block, WHICH).narrow(0, 0, len(hidden))].to(hidden.dtype)
-        return (output[0] + added, *output[1:]) if isinstance(output, tuple) else output + added

@@ -7,7 +7,7 @@
     compile cache VllmConfig.compute_hash         graphs with the hooks are never taken for plain ones
     recording     Scheduler.update_from_output    recorded means leave with the finished request's output …
                   RequestState.make_request_output  … and those of several samples with the last one's
-    workers       EngineCore._initialize_kv_caches  what they hold, and what their graphs add (see ranks.py, graphs.py)
+    workers       EngineCore._initialize_kv_caches  what they cannot steer, the engine core is told (see ranks.py)
     model, batch  see runners.py                  a hook on every decoder layer, and the plan of each step
 
 An exception inside the forward pass would leave its request waiting for ever, so everything that can
@@ -23,7 +23,7 @@ from emharness.steering.request import spec
 from emharness.steering.step.columns import pattern
 from emharness.steering.vllm import admission, ranks, record, runners
 
-GRAPH = 3  # raise when what the hooks put into compiled graphs changes
+GRAPH = 2  # raise when what the hooks put into compiled graphs changes
 _MARK = "_emharness_original"
 
 

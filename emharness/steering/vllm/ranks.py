@@ -6,16 +6,45 @@ there, or to another's token. Whether it is so is seen in a pass with nobody's t
 """
 
 from collections.abc import Sequence
+from dataclasses import dataclass, field
 from typing import Any
 
 import numpy as np
+import torch
 
-from emharness.steering.vllm import graphs, op
-from emharness.steering.vllm.look import Seen
+from emharness.steering.step.passes import stream
+from emharness.steering.vllm import op
 
 SEEN = "_emharness_seen"  # attribute of a model runner
 _TOLERANCE = 0.05  # of the largest number: reductions may round differently, summands are other numbers altogether
 _N_TOKENS = 8
+
+
+@dataclass
+class Seen:
+    """What a worker has seen in one pass; every layer is in one of the two."""
+
+    streams: dict[int, np.ndarray] = field(default_factory=dict)  # layer → [d_model] float32, of the first token
+    some: set[int] = field(default_factory=set)  # layers that came with fewer tokens than the pass has
+
+
+class Look:
+    """Does what a step's plan does, and looks at the stream after each block."""
+
+    def __init__(self, plan: op.Step, n_tokens: int):
+        self.plan, self.n_tokens, self.seen = plan, n_tokens, Seen()
+
+    def apply(self, layer: int, hidden: torch.Tensor, residual: torch.Tensor | None) -> None:
+        """hidden + residual, [n_tokens, d_model] each, is the stream."""
+        if min(len(part) for part in (hidden, residual) if part is not None) < self.n_tokens:
+            self.seen.some.add(layer)
+        else:
+            self.seen.streams[layer] = stream(hidden, residual, slice(0, 1))[0].cpu().numpy()
+        self.plan.apply(layer, hidden, residual)
+
+    def apply_compiled(self, number: torch.Tensor, hidden: torch.Tensor, residual: torch.Tensor | None) -> None:
+        """`apply` to the layer of this number, int32 []."""
+        self.apply(int(number), hidden, residual)
 
 
 def tell(initialize: Any, core: Any, *args: Any, **kwargs: Any) -> Any:
@@ -27,29 +56,34 @@ def tell(initialize: Any, core: Any, *args: Any, **kwargs: Any) -> Any:
 
 
 def ask(executor: Any) -> None:
-    """All workers of an executor; of some only their own answers (vLLM's external launcher)."""
-    answers = executor.collective_rpc(look)
-    why = next((why for why, _ in answers if why), None)
-    workers = [seen for _, seen in answers]
-    workers += [None] * (executor.parallel_config.tensor_parallel_size - len(workers))
-    if why is None and len(workers) > 1:
-        why = split(workers)
+    """All workers of an executor."""
+    why = next(filter(None, executor.collective_rpc(look)), None)
     op.unhooked[:] = [why] if why else []
 
 
-def look(worker: Any) -> tuple[str | None, Seen | None]:
-    """In a worker: why its model has no hooks; what it has seen, if it is one of several."""
+def look(worker: Any) -> str | None:
+    """In a worker, at the same time as in those that it shares its model with: why that cannot be steered, or None."""
     runner, why = worker.model_runner, next(iter(op.unhooked), None)
-    graphs.prove(runner)
     if not several(runner):
-        return why, None
+        return why
     if runner.device.type == "cpu":  # an eager engine warms nothing up there, and without attention holds any numbers
         vars(runner).pop(SEEN, None)
         try:
             runner._dummy_run(_N_TOKENS, force_attention=True)
         except Exception as error:  # whatever is odd about a model, it runs as in stock vLLM
-            return f"its blocks were not seen ({error})", None
-    return why, getattr(runner, SEEN, None)
+            why = why or f"its blocks were not seen ({error})"
+    told = _told_by_all((why, getattr(runner, SEEN, None)))
+    return next((why for why, _ in told if why), None) or split([seen for _, seen in told])
+
+
+def _told_by_all(own: Any) -> list[Any]:
+    """What each worker of a model tells, told to all: an executor need not hear them (external launcher)."""
+    from vllm.distributed.parallel_state import get_tp_group
+
+    group = get_tp_group()
+    told = [None] * group.world_size
+    torch.distributed.all_gather_object(told, own, group=group.cpu_group)
+    return told
 
 
 def several(runner: Any) -> bool:

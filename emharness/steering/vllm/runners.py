@@ -14,10 +14,7 @@ import torch
 from emharness.steering import blocks
 from emharness.steering.gpu.device import DevicePlan
 from emharness.steering.step.plan import StepPlan
-from emharness.steering.step.sums import Sums
 from emharness.steering.vllm import op, ranks
-from emharness.steering.vllm.graphs import SUMS
-from emharness.steering.vllm.look import Look
 from emharness.steering.vllm.record import PLAN, wanted
 
 Wrap = Callable[[Any, str, Any], Any]
@@ -55,7 +52,7 @@ def patch(wrap: Wrap) -> None:
 def _hook_layers(load_model: Any, runner: Any, *args: Any, **kwargs: Any) -> Any:
     result = load_model(runner, *args, **kwargs)
     try:
-        _hook(runner.get_model(), runner.model_config, runner.device, _sums_of(runner))
+        _hook(runner.get_model(), runner.model_config, runner.device)
         op.unhooked.clear()
     except Exception as error:  # whatever is odd about a model, it runs as in stock vLLM
         op.unhooked[:] = [str(error)]
@@ -75,21 +72,9 @@ def _plan_of(runner: Any) -> Plan:
 def _new_plan(runner: Any) -> Plan:
     d_model, device = runner.model_config.get_hidden_size(), runner.device
     if not on_device(device):
-        return StepPlan(d_model, device, _sums_of(runner))
+        return StepPlan(d_model, device)
     layers, limits = runner.model_config.hf_text_config.num_hidden_layers, runner.vllm_config.scheduler_config
     return DevicePlan(d_model, device, layers, limits.max_num_batched_tokens, limits.max_num_seqs)
-
-
-def _sums_of(runner: Any) -> Sums | None:
-    """What the blocks of a compiled engine add by themselves, on a CPU; a GPU has its kernel."""
-    config, model = runner.vllm_config, runner.model_config
-    if on_device(runner.device) or model.enforce_eager or not config.compilation_config.mode:
-        return None
-    if not hasattr(runner, SUMS):
-        limits, layers = config.scheduler_config, model.hf_text_config.num_hidden_layers
-        room = limits.max_num_batched_tokens + limits.max_num_seqs
-        setattr(runner, SUMS, Sums(layers, model.get_hidden_size(), room, limits.max_num_seqs, model.dtype))
-    return getattr(runner, SUMS)
 
 
 def on_device(device: Any) -> bool:
@@ -97,7 +82,7 @@ def on_device(device: Any) -> bool:
     return device.type == "cuda"
 
 
-def _hook(model: Any, config: Any, device: Any, sums: Sums | None) -> None:
+def _hook(model: Any, config: Any, device: Any) -> None:
     """Hooks on all decoder blocks, or on none. RuntimeError where the residual stream is not found."""
     layers = list(blocks.decoder_layers(model, config.hf_text_config.num_hidden_layers))
     hooks = []
@@ -109,7 +94,7 @@ def _hook(model: Any, config: Any, device: Any, sums: Sums | None) -> None:
             raise RuntimeError(f"{type(layer).__name__} scales its residual in float16; start with dtype=bfloat16")
         hooks.append(op.LayerHook(index, stream))
     for layer, hook in zip(layers, hooks, strict=True):
-        hook.add(layer, device, sums)
+        hook.add(layer, device)
 
 
 def _register(plan: Plan, request_id: str, found: dict[str, Any], prompt_length: int, cached: Any) -> None:
@@ -132,7 +117,7 @@ def _before_dummy(run: Any, runner: Any, num_tokens: int, *args: Any, **kwargs: 
     if hasattr(runner, ranks.SEEN) or not ranks.several(runner):
         op.activate(plan)
         return run(runner, num_tokens, *args, **kwargs)
-    looking = Look(plan, num_tokens)
+    looking = ranks.Look(plan, num_tokens)
     op.activate(looking)
     result = run(runner, num_tokens, *args, **kwargs)
     op.activate(plan)  # V2 captures its graphs in passes that are no dummy runs
