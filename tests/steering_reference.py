@@ -41,7 +41,8 @@ CASES = [
 
 
 def run(engine, prompts, edits_list, lora=None, n_new=N_NEW):
-    """Greedy tokens and their log-probabilities, each prompt under its own edits, in one batch."""
+    """Greedy tokens and their log-probabilities, each prompt (tokens, or as vLLM takes it) under its own edits, in one
+    batch."""
     params = [
         engine._vllm.SamplingParams(
             temperature=0.0,
@@ -53,7 +54,10 @@ def run(engine, prompts, edits_list, lora=None, n_new=N_NEW):
         for edits in edits_list
     ]
     outputs = engine._llm.generate(
-        [{"prompt_token_ids": p} for p in prompts], params, use_tqdm=False, lora_request=lora
+        [p if isinstance(p, dict) else {"prompt_token_ids": p} for p in prompts],
+        params,
+        use_tqdm=False,
+        lora_request=lora,
     )
     tokens = [list(o.outputs[0].token_ids) for o in outputs]
     logprobs = [

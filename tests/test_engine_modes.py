@@ -123,6 +123,20 @@ def test_the_second_engine_of_a_process_captures_its_graphs_and_steers(tiny, vec
             check(engine, loaded(tiny), PROMPTS, CASES)
 
 
+def test_prompts_of_embeddings_are_steered_where_no_token_is_waited_for(tiny, vectors):
+    model = loaded(tiny)
+    with torch.inference_mode():
+        prompts = [{"prompt_embeds": model.get_input_embeddings()(torch.tensor(ids))} for ids in PROMPTS]
+    with Engine(tiny, config(enable_prompt_embeds=True), vectors, seed=0) as engine:
+        for case in CASES:
+            tokens, logprobs = run(engine, prompts, [case] * 3)
+            for ids, new, values in zip(PROMPTS, tokens, logprobs, strict=True):
+                assert values == pytest.approx(reference(model, ids, new, case), abs=1e-4), case
+        with pytest.raises(ValueError, match=r"^steering: after_token needs a prompt of tokens, this one has embedd"):
+            run(engine, prompts[:1], [[edit(positions={"after_token": 0})]])
+        check(engine, model, PROMPTS, [[edit(positions={"after_token": PROMPTS[0][5]})]])
+
+
 def test_lora_together_with_steering(tiny, vectors, tmp_path):
     from vllm.lora.request import LoRARequest
 

@@ -32,7 +32,9 @@ def admit(process_inputs: Any, processor: Any, *args: Any, **kwargs: Any) -> Any
     if bound.arguments.get("resumable"):
         raise _refusal("steering: a prompt that comes in parts is not supported")
     bound.arguments["params"] = _resolved(params, processor.vllm_config)
-    return process_inputs(*bound.args, **bound.kwargs)
+    request = process_inputs(*bound.args, **bound.kwargs)
+    _check_prompt(request)
+    return request
 
 
 def admit_late(preprocess: Any, core: Any, request: Any) -> Any:
@@ -44,6 +46,7 @@ def admit_late(preprocess: Any, core: Any, request: Any) -> Any:
     asked = _asked(request.sampling_params)
     if asked is not None and (op.unhooked or not spec.is_resolved(asked)):
         request.sampling_params = _resolved(request.sampling_params, core.vllm_config)
+        _check_prompt(request)
     return preprocess(core, request)
 
 
@@ -76,6 +79,12 @@ def _resolved(params: Any, config: Any) -> Any:
         params.skip_reading_prefix_cache = True  # cached positions would not pass through the layers
     params.extra_args = {**extra, spec.KEY: resolved}
     return params
+
+
+def _check_prompt(request: Any) -> None:
+    """ValueError where edits wait for a token, and the prompt has none to look at."""
+    if request.prompt_embeds is not None and record.awaits(request.sampling_params.extra_args[spec.KEY]):
+        raise _refusal("steering: after_token needs a prompt of tokens, this one has embeddings")
 
 
 def _checked(request: Any, config: Any) -> dict[str, Any]:
