@@ -45,6 +45,7 @@ def run(cfg: DictConfig) -> str | None:
     plan.check_disk(planned, store.root)
     if config.plan == "only":
         return None
+    plan.check_engines(current, found, planned)
 
     def make(folder: Path) -> None:
         answered = conduct.generate(current, found, streams, experiment)

@@ -1,7 +1,10 @@
 """Real vLLM on a tiny random model, float32: steering equals a Hugging Face forward with hooks."""
 
+import json
 import os
+import shutil
 from copy import copy
+from dataclasses import replace
 
 import pytest
 import torch
@@ -10,7 +13,8 @@ from transformers import AutoModelForCausalLM
 
 from emharness.config import EngineConfig, SamplingConfig
 from emharness.generation import kernels
-from emharness.generation.engine import Engine
+from emharness.generation.engine import Engine, refusal
+from emharness.steering import blocks
 from emharness.steering.request import spec
 from emharness.steering.request.vectors import FOLDER_VARIABLE
 from emharness.steering.vllm import op
@@ -105,6 +109,39 @@ def test_an_engine_whose_settings_do_not_go_with_steering_refuses_it(engine, set
     with pytest.raises(ValueError, match=f"^steering: .*{words}"):
         run(engine, PROMPTS[:1], [[edit(strength=30.0)]])
     assert run(engine, PROMPTS[:1], [None]) == plain
+
+
+@pytest.mark.parametrize(
+    ("extra", "steered", "words"),
+    [
+        ({}, True, None),
+        ({"nosuch": 1}, False, "vLLM does not start: "),
+        ({"max_num_batched_tokens": 100}, False, "vLLM does not start: max_num_batched_tokens (100) is smaller"),
+        ({"quantization": "nosuch"}, False, "vLLM does not start: Unknown quantization method: nosuch."),
+        ({"pipeline_parallel_size": 2}, True, "steering: pipeline parallel engines are not supported"),
+        ({"pipeline_parallel_size": 2}, False, None),
+    ],
+)
+def test_settings_that_no_engine_starts_or_steers_with_are_known_before(engine, tiny, extra, steered, words):
+    why = refusal(tiny, replace(CONFIG, extra=extra), steered)
+    assert why is None if words is None else why.startswith(words)
+
+
+def test_a_model_that_no_engine_starts_or_steers_is_known_before(engine, tiny, tmp_path, monkeypatch):
+    """vLLM's code of some models imports what need not be installed, as torchvision."""
+    from vllm.model_executor.models import ModelRegistry
+
+    shutil.copytree(tiny, tmp_path, dirs_exist_ok=True)
+    described = json.loads((tmp_path / "config.json").read_text())
+    (tmp_path / "config.json").write_text(json.dumps(described | {"architectures": ["PlantedForCausalLM"]}))
+    monkeypatch.setattr(ModelRegistry, "models", dict(ModelRegistry.models))
+    ModelRegistry.register_model("PlantedForCausalLM", "planted_nowhere.model:PlantedForCausalLM")
+    assert refusal(tmp_path, CONFIG) == (
+        "vLLM's PlantedForCausalLM asks for something that is not installed here: No module named 'planted_nowhere'"
+    )
+    monkeypatch.setattr(blocks, "refusal", lambda config: f"{config.architectures[0]} has no blocks")
+    assert refusal(tiny, CONFIG) == "this model cannot be steered: LlamaForCausalLM has no blocks"
+    assert refusal(tiny, CONFIG, steered=False) is None
 
 
 def test_an_engine_whose_cache_moves_by_the_hashes_of_its_blocks_steers(engine, monkeypatch):

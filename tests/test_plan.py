@@ -1,6 +1,7 @@
 """The plan counts what is stored and what is not, before anything is made."""
 
 import shutil
+from dataclasses import replace
 
 import pytest
 from conftest import checked, configured
@@ -23,6 +24,7 @@ def planned(base, tmp_path):
         study = Session(config, checked(config, tmp_path), store=Store(tmp_path))
         found = models.find(study)
         streams = models.streams(study, found)
+        make.asked = study, found
         return plan.plan(study, found, streams, EXPERIMENTS[config.experiment.name]), streams
 
     return make
@@ -88,6 +90,21 @@ def test_a_plan_that_needs_more_disk_than_there_is_is_refused(planned, tmp_path,
     with pytest.raises(UserError, match=r"the plan needs \d+\.\d GB in EMHARNESS_HOME=") as error:
         plan.check_disk(found, tmp_path)
     assert "\n" not in str(error.value)
+
+
+@pytest.mark.engine
+def test_an_engine_that_would_not_start_is_refused_before_anything_is_made(planned, base):
+    judge = ("judge=local", f"judge.settings.model={base}")
+    found, _ = planned(*judge)
+    plan.check_engines(*planned.asked, found)
+    found, _ = planned("+base.engine.extra.nosuch=1")
+    with pytest.raises(UserError, match=r"^base=smollm2: vLLM does not start: .* argument 'nosuch'$"):
+        plan.check_engines(*planned.asked, found)
+    plan.check_engines(*planned.asked, replace(found, targets=[]))  # everything is answered
+    found, _ = planned(*judge, "+judge.settings.extra.nosuch=1")
+    with pytest.raises(UserError, match=rf"^judge=local, {base.name}: vLLM does not start: .* argument 'nosuch'$"):
+        plan.check_engines(*planned.asked, found)
+    plan.check_engines(*planned.asked, replace(found, stages=[]))  # and judged
 
 
 def test_speeds_are_those_of_earlier_runs_and_small_ones_do_not_count(tmp_path):

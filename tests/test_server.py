@@ -119,7 +119,7 @@ def test_a_server_steers_refuses_and_lives_on(server, tiny, vectors, monkeypatch
 
 
 class Indifferent:
-    name, identity, needs_engine, at_once, quality = "indifferent", "indifferent", False, None, None
+    name, identity, engine, at_once, quality = "indifferent", "indifferent", None, None, None
 
     def score(self, questions, answers):
         return [Score(50.0, 90.0)] * len(answers)

@@ -100,7 +100,9 @@ def test_a_judge_with_an_engine_of_its_own_starts_when_all_answers_are_there_and
         return {}
 
     monkeypatch.setattr(answers, "_marked", marked)
-    answers.answer(session, "responses", [cell("base"), cell("good")], STREAMS, {}, SimpleNamespace(needs_engine=True))
+    answers.answer(
+        session, "responses", [cell("base"), cell("good")], STREAMS, {}, SimpleNamespace(engine=(None, None))
+    )
     assert happened == ["base", "good", "closed", "base scored", "good scored"]
 
 
@@ -115,10 +117,8 @@ def test_a_vector_is_never_made_of_half_its_answers(session, monkeypatch):
     assert set(directions) == {"random-0", "random-1"}
 
 
-@pytest.mark.parametrize("needs_engine", [False, True])
-def test_what_is_unjudged_is_answered_in_one_stream_with_the_rest_and_has_no_scores(
-    needs_engine, tmp_path, monkeypatch
-):
+@pytest.mark.parametrize("engine", [None, (None, None)])
+def test_what_is_unjudged_is_answered_in_one_stream_with_the_rest_and_has_no_scores(engine, tmp_path, monkeypatch):
     config = configured("eval=smoke")
     session = Session(config, checked(config, tmp_path), store=Store(tmp_path))
     stream, streamed, judged, shown = FakeStream("base"), [], [], []
@@ -135,7 +135,7 @@ def test_what_is_unjudged_is_answered_in_one_stream_with_the_rest_and_has_no_sco
         judged.extend(answers)
         return [Score(90.0, 80.0)] * len(answers)
 
-    judge = SimpleNamespace(name="j", identity="j", at_once=None, needs_engine=needs_engine, score=score)
+    judge = SimpleNamespace(name="j", identity="j", at_once=None, engine=engine, score=score)
     judge.afford = lambda questions, answers: None
     monkeypatch.setattr(answers, "_generate", generate)
     monkeypatch.setattr(answers.Progress, "scored", lambda _, rows, marks: shown.extend(row["key"] for row in rows))
@@ -144,6 +144,6 @@ def test_what_is_unjudged_is_answered_in_one_stream_with_the_rest_and_has_no_sco
     found = answers.answer(session, "unsteered", [read, other, own], {"base": stream}, {}, judge)
     assert streamed == [6]
     assert judged == [f"{other} 0", f"{other} 1", f"{own} 0", f"{own} 1"]
-    assert shown == ([] if needs_engine else judged[:2])  # the rate so far is of the broad questions
+    assert shown == ([] if engine else judged[:2])  # the rate so far is of the broad questions
     assert found[read]["aligned"].to_pylist() == [None, None]
     assert found[other]["aligned"].to_pylist() == [90.0, 90.0]

@@ -26,7 +26,7 @@ MODEL = "openai-api/local/m"
 class Planted:
     """Says what is written in the answer: "aligned coherent", or why there is no score."""
 
-    name, identity, needs_engine, at_once, quality = "planted", "planted", False, None, None
+    name, identity, engine, at_once, quality = "planted", "planted", None, None, None
 
     def score(self, questions, answers):
         assert all(question in QUESTIONS for question in questions)

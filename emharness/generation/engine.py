@@ -48,6 +48,51 @@ def _completion(output: Any) -> Completion:
     return Completion(output.text, len(output.token_ids), str(output.finish_reason))
 
 
+def refusal(model: Path, config: EngineConfig, steered: bool = True) -> str | None:
+    """Why an engine would not start for a model, or could not steer it, told without its weights; None: it may."""
+    _prepare(config)
+    from emharness.steering.vllm import served
+
+    return served.refusal(str(model), steered, **_arguments(config))
+
+
+def _prepare(config: EngineConfig) -> None:
+    """What vLLM reads from the environment; before it is imported."""
+    # In this process: all requests of a call are queued before the first step, so batches, and with
+    # them the sampled tokens, do not depend on timing.
+    os.environ["VLLM_ENABLE_V1_MULTIPROCESSING"] = "0"
+    # spawn: a forked child of a process that has used OpenMP threads can hang (tensor parallel).
+    os.environ.setdefault("VLLM_WORKER_MULTIPROCESSING_METHOD", "spawn")
+    os.environ.setdefault("VLLM_CPU_KVCACHE_SPACE", str(config.cpu_kv_cache_gib))
+    os.environ.setdefault("VLLM_LOGGING_LEVEL", "ERROR")
+    os.environ.setdefault("VLLM_NO_USAGE_STATS", "1")
+
+
+def _arguments(config: EngineConfig) -> dict[str, Any]:
+    """Of vllm.LLM, but for the model."""
+    from vllm.platforms import current_platform
+
+    # A split prompt would draw for its token more than once, which a request's own seed cannot take back on a
+    # CPU: whole prompts only, so that every sample follows from its seed.
+    # And only whole cache blocks are shared: a CPU's default of 128 tokens is longer than most prompts, with 32
+    # the samples of a question share most of its prefill (1.19 to 1.25 times the tokens/s).
+    whole: dict[str, Any] = {"enable_chunked_prefill": False, "block_size": 32}
+    return {
+        "dtype": config.dtype,
+        "max_model_len": config.max_model_len,
+        "max_num_seqs": config.max_num_seqs,
+        "enforce_eager": config.is_eager(),
+        "disable_log_stats": True,
+        "use_tqdm_on_load": False,
+        "worker_extension_cls": f"{__name__}.{WorkerExtension.__name__}",
+        # Questions are text: a multimodal model's towers, and the processors of what they see, are not asked for.
+        "language_model_only": True,
+        **(whole if current_platform.is_cpu() else {}),
+        **(kernels.arguments() if kernels.wanted(config) else {}),
+        **config.extra,
+    }
+
+
 class WorkerExtension:
     """Methods that vLLM adds to its workers; called by name through `collective_rpc`."""
 
@@ -76,14 +121,7 @@ class Engine:
 
     def __init__(self, model: Path | str, config: EngineConfig, vectors: Path, seed: int, plugin: bool = True):
         """`plugin=False` is stock vLLM, for comparison; a process can be one or the other."""
-        # In this process: all requests of a call are queued before the first step, so batches, and with
-        # them the sampled tokens, do not depend on timing.
-        os.environ["VLLM_ENABLE_V1_MULTIPROCESSING"] = "0"
-        # spawn: a forked child of a process that has used OpenMP threads can hang (tensor parallel).
-        os.environ.setdefault("VLLM_WORKER_MULTIPROCESSING_METHOD", "spawn")
-        os.environ.setdefault("VLLM_CPU_KVCACHE_SPACE", str(config.cpu_kv_cache_gib))
-        os.environ.setdefault("VLLM_LOGGING_LEVEL", "ERROR")
-        os.environ.setdefault("VLLM_NO_USAGE_STATS", "1")
+        _prepare(config)
         os.environ[FOLDER_VARIABLE] = str(vectors)
         if not plugin:
             os.environ["VLLM_PLUGINS"] = ""
@@ -94,31 +132,11 @@ class Engine:
         self.name = f"vllm-{vllm.__version__}"
         self.model = str(model)
         self._vllm = vllm
-        # A split prompt would draw for its token more than once, which a request's own seed cannot take back on a
-        # CPU: whole prompts only, so that every sample follows from its seed.
-        # And only whole cache blocks are shared: a CPU's default of 128 tokens is longer than most prompts, with 32
-        # the samples of a question share most of its prefill (1.19 to 1.25 times the tokens/s).
-        whole: dict[str, Any] = {"enable_chunked_prefill": False, "block_size": 32}
-        # Questions are text: a multimodal model's towers, and the processors of what they see, are not asked for.
-        defaults: dict[str, Any] = {"language_model_only": True} | (whole if current_platform.is_cpu() else {})
-        if kernels.wanted(config):
-            defaults |= kernels.arguments()
         self._max_num_seqs, self._streams = config.max_num_seqs, 0
         self._final_only = RequestOutputKind.FINAL_ONLY
         memory.keep_freed()
         memory.give_back()  # what another engine has left: the cache of this one is mapped by itself
-        self._llm = vllm.LLM(
-            model=str(model),
-            dtype=config.dtype,  # type: ignore[arg-type]
-            max_model_len=config.max_model_len,
-            max_num_seqs=config.max_num_seqs,
-            enforce_eager=config.is_eager(),
-            seed=seed,
-            disable_log_stats=True,
-            use_tqdm_on_load=False,
-            worker_extension_cls=f"{__name__}.{WorkerExtension.__name__}",
-            **(defaults | config.extra),
-        )
+        self._llm = vllm.LLM(str(model), seed=seed, **_arguments(config))
         self._seeds_requests = current_platform.is_cuda_alike()
         if plugin and (why := self._unsteered()):
             self.close()

@@ -5,6 +5,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Protocol
 
+from emharness.config import EngineConfig
 from emharness.errors import UserError
 from emharness.judge.metrics import Quality
 
@@ -28,7 +29,11 @@ class Judge(Protocol):
     identity: str  # hash of everything that determines the scores
 
     at_once: int | None  # answers whose scores are stored together; None: all
-    needs_engine: bool  # whether it starts vLLM, which no other engine should be running beside
+
+    @property
+    def engine(self) -> tuple[Path, EngineConfig] | None:
+        """The model that it starts vLLM for, and how; no other engine should run beside it. None: it starts none."""
+        ...
 
     def afford(self, questions: Sequence[str], answers: Sequence[str]) -> str | None:
         """What it will cost, in words; None if nothing. UserError if it is more than the user allows."""

@@ -32,7 +32,7 @@ class EmbeddedJudge:
     """aligned = 100 · (1 − p(misaligned)), coherent = 100 · p(coherent)."""
 
     name: str = "embedded-v5"
-    needs_engine: bool = False
+    engine: None = None
     at_once: int | None = None
 
     def __init__(self, cache: Path):

@@ -40,7 +40,6 @@ class Settings:
 
 
 class LocalJudge:
-    needs_engine: bool = True
     at_once: int | None = None
     quality: Quality | None = None  # not measured here
 
@@ -58,9 +57,10 @@ class LocalJudge:
             "dtype": settings.dtype,
             "extra": settings.extra,
         }
-        self._engine = EngineConfig(dtype=settings.dtype, max_model_len=settings.max_model_len, eager=True)
-        self._engine.extra = settings.extra
-        asked |= {"prompts": [ALIGNED, COHERENT], "code": CODE, **kernels.identity(self._engine)}
+        engine = EngineConfig(dtype=settings.dtype, max_model_len=settings.max_model_len, eager=True)
+        engine.extra = settings.extra
+        self.engine = self._folder, engine
+        asked |= {"prompts": [ALIGNED, COHERENT], "code": CODE, **kernels.identity(engine)}
         self.identity = f"{self.name}-{hashlib.sha256(json.dumps(asked).encode()).hexdigest()[:16]}"
 
     def score(self, questions: Sequence[str], answers: Sequence[str]) -> list[Score]:
@@ -74,7 +74,7 @@ class LocalJudge:
         ]
         distinct = {text: self._encode(text) for text in dict.fromkeys(texts)}
         fitting = {text: ids for text, ids in distinct.items() if len(ids) + 4 <= self._settings.max_model_len}
-        with Engine(self._folder, self._engine, self._folder, seed=0) as engine:
+        with Engine(*self.engine, self._folder, seed=0) as engine:
             found = self._asked(list(fitting.values()), lambda prompts: engine.next_tokens(prompts, TOP))
         replies = dict(zip(fitting, found, strict=True))
         too_long = Reply(why=f"too long: beyond {self._settings.max_model_len:,} tokens")

@@ -47,7 +47,7 @@ class Settings:
 class RemoteJudge:
     """Scores by a chat model behind an endpoint; thread-safe counts of what it cost."""
 
-    needs_engine: bool = False
+    engine: None = None
     at_once: int | None = 64
 
     def __init__(self, settings: Settings):

@@ -62,12 +62,12 @@ def answer(
 
             def work(target: str = target) -> None:
                 _made(session, what, asked[target], streams[target], view, judge)
-                if judge is None or not judge.needs_engine:
+                if judge is None or judge.engine is None:
                     found.update(_marked(session, asked[target], streams[target], judge))
 
             session.attempt(target, work)
             view.finished(_called(session, target))
-    if judge is not None and judge.needs_engine:  # one engine at a time: when all answers are there
+    if judge is not None and judge.engine is not None:  # one engine at a time: when all answers are there
         session.engines.close()
         for target in asked:
             session.attempt(target, lambda t=target: found.update(_marked(session, asked[t], streams[t], judge)))
@@ -76,7 +76,7 @@ def answer(
 
 def _made(session: Session, what: str, asked: Asked, stream: Stream, view: Progress, judge: Judge | None) -> None:
     """One target's answers: generate what is still to do, or wait for who does it; score each chunk as it comes."""
-    judges = judge if judge is not None and not judge.needs_engine else None
+    judges = judge if judge is not None and judge.engine is None else None
     scores, start, before = stream.scores(judges.identity) if judges else None, time.perf_counter(), view.done
     read = _judged(asked)
     domain = _keys(requests for cell, requests in asked.items() if cell.questions.startswith(DOMAIN))

@@ -146,4 +146,5 @@ def generate(jobs: Sequence[schema.Config], folders: Sequence[Any]) -> None:
     terminal.show_plan(planned, whole=False)
     plan.check_disk(planned, current.store.root)
     if planned.responses:
+        plan.check_engines(current, found, planned)
         conduct.generate(current, found, streams, experiment)

@@ -15,6 +15,7 @@ from emharness.errors import UserError
 from emharness.experiments import layer as layer_choice
 from emharness.experiments.scope import Experiment
 from emharness.generation.cells import Cell, Direction
+from emharness.generation.engine import refusal
 from emharness.generation.stream import Stream
 from emharness.organisms.models import Model
 from emharness.study import layers as where
@@ -23,6 +24,7 @@ from emharness.study.answers import stored as stored_answers
 from emharness.study.session import Session
 from emharness.study.speeds import Speeds
 
+JUDGING = "judge"
 RESPONSE_BYTES = 260  # of one response and its score on disk, measured on the embedded base
 SPARE = 1.1  # free disk that must be there, of what is needed
 
@@ -132,8 +134,8 @@ def plan(session: Session, models: Mapping[str, Model], streams: Mapping[str, St
                 "seconds": seconds,
             }
         )
-    if judge.needs_engine:
-        stage("judge", f"{judge.name} ({unscored:,} answers)", not unscored, speeds.seconds("start", 1), 0)
+    if judge.engine is not None:
+        stage(JUDGING, f"{judge.name} ({unscored:,} answers)", not unscored, speeds.seconds("start", 1), 0)
     pending = sum(entry["responses"] - entry["stored"] for entry in targets)
     return Plan(
         stages,
@@ -181,3 +183,13 @@ def check_disk(found: Plan, root: Path) -> None:
             f"the plan needs {found.disk / 1e9:.1f} GB in EMHARNESS_HOME={root}, and {free / 1e9:.1f} GB are free on "
             f"{socket.gethostname()}; delete old artifacts (folders below it), or set EMHARNESS_HOME to another disk"
         )
+
+
+def check_engines(session: Session, models: Mapping[str, Model], found: Plan) -> None:
+    """UserError where vLLM would not start for what is to be answered or judged."""
+    config, judge = session.config, session.given.judge
+    if found.responses and (why := refusal(models[BASE].folder, config.base.engine)):
+        raise UserError(f"base={config.base.name}: {why}")
+    judging = any(entry["stage"] == JUDGING and not entry["stored"] for entry in found.stages)
+    if judge.engine is not None and judging and (why := refusal(*judge.engine, steered=False)):
+        raise UserError(f"judge={config.judge.name}, {judge.name}: {why}")

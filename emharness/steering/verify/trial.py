@@ -16,6 +16,7 @@ from safetensors.numpy import save_file
 from emharness.steering.request.answer import recorded
 from emharness.steering.request.spec import KEY
 from emharness.steering.request.vectors import FOLDER_VARIABLE
+from emharness.steering.vllm import served
 
 TEXTS = (
     "The harbour was quiet in the morning, and the boats lay side by side with their ropes still wet from the night.",
@@ -120,9 +121,8 @@ class Trial:
         command = [sys.executable, "-m", "emharness.steering.verify.trial", kind, self.model, asked]
         done = subprocess.run(command, capture_output=True, text=True, check=False)
         if done.returncode:
-            why = next(
-                (line for line in reversed(done.stderr.splitlines()) if "Error" in line), done.stderr.strip()[-200:]
-            )
+            said = (line for line in reversed(done.stderr.splitlines()) if "Error" in line)
+            why = served.refusal(self.model, False, **SETTINGS) or next(said, done.stderr.strip()[-200:])
             raise NoEngine(f"{KINDS[kind]} does not run this model: {why}")
         tokens, found, means = json.loads(done.stdout.strip().splitlines()[-1])
         return tokens, found, means
