@@ -10,9 +10,11 @@ from transformers import (
     AutoModelForCausalLM,
     AutoTokenizer,
     CohereConfig,
+    FalconH1Config,
     Gemma4TextConfig,
     GPT2Config,
     GPTNeoXConfig,
+    GraniteMoeHybridConfig,
     MistralConfig,
     Olmo2Config,
     Phi3Config,
@@ -49,10 +51,17 @@ FAMILIES = {
     "gemma4": lambda: Gemma4TextConfig(
         **HEADS, head_dim=32, global_head_dim=32, sliding_window=64, hidden_size_per_layer_input=0
     ),
+    "state space, then attention": lambda: GraniteMoeHybridConfig(
+        **HEADS, layer_types=["mamba", "attention", "mamba", "mamba"], mamba_n_heads=4, mamba_d_head=32,
+        mamba_d_state=16, mamba_n_groups=1, num_local_experts=0, shared_intermediate_size=128,
+    ),
+    "state space beside attention": lambda: FalconH1Config(
+        **HEADS, head_dim=32, mamba_d_ssm=64, mamba_n_heads=2, mamba_d_head=32, mamba_d_state=16, mamba_n_groups=1,
+    ),
     "mixture of experts": lambda: Qwen2MoeConfig(
         **HEADS, num_experts=4, num_experts_per_tok=2, moe_intermediate_size=64, shared_expert_intermediate_size=64
     ),
-}
+}  # fmt: skip
 CASES = [None, [edit()], [edit(mode="ablate", strength=1.0)], [edit(layer=3, strength=6.0, positions="generated")]]
 
 
@@ -124,6 +133,19 @@ def test_a_stream_beside_none_is_the_stream_alone():
     assert stream_of(Alone) == "first"
 
 
+class Branched(torch.nn.Module):
+    def forward(self, hidden, residual):
+        residual = hidden
+        if self.training:
+            hidden = hidden * 2
+        hidden = residual + hidden * 0.2
+        return hidden, residual
+
+
+def test_the_last_line_of_a_block_says_what_its_stream_is_whatever_its_branches_do():
+    assert stream_of(Branched) == "first"
+
+
 class Doubled(torch.nn.Module):
     def forward(self, hidden):
         return hidden, hidden, hidden
@@ -144,7 +166,21 @@ class Handed(torch.nn.Module):
         return hidden, residual, hidden, hidden
 
 
-@pytest.mark.parametrize("block", [Doubled, Unclear, Handed, int])
+class AddedAndTaken(torch.nn.Module):
+    def forward(self, hidden, residual):
+        residual = hidden + residual
+        hidden = residual + hidden
+        return hidden, residual
+
+
+class NeitherAddedNorTaken(torch.nn.Module):
+    def forward(self, hidden, residual):
+        residual = hidden
+        hidden = hidden * 2
+        return hidden, residual
+
+
+@pytest.mark.parametrize("block", [Doubled, Unclear, Handed, AddedAndTaken, NeitherAddedNorTaken, int])
 def test_a_block_whose_outputs_are_not_clear_is_not_guessed(block):
     assert stream_of(block) is None
 

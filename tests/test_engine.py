@@ -137,7 +137,7 @@ def test_a_model_that_no_engine_starts_or_steers_is_known_before(engine, tiny, t
     monkeypatch.setattr(ModelRegistry, "models", dict(ModelRegistry.models))
     ModelRegistry.register_model("PlantedForCausalLM", "planted_nowhere.model:PlantedForCausalLM")
     assert refusal(tmp_path, CONFIG) == (
-        "vLLM's PlantedForCausalLM asks for something that is not installed here: No module named 'planted_nowhere'"
+        "vLLM's code of this model asks for something that is not installed here: No module named 'planted_nowhere'"
     )
     monkeypatch.setattr(blocks, "refusal", lambda config: f"{config.architectures[0]} has no blocks")
     assert refusal(tiny, CONFIG) == "this model cannot be steered: LlamaForCausalLM has no blocks"

@@ -19,6 +19,7 @@ from emharness.generation.cells import Request
 from emharness.steering.blocks import decoder_layers
 from emharness.steering.request.spec import KEY
 from emharness.steering.request.vectors import FOLDER_VARIABLE
+from emharness.steering.vllm import served
 from emharness.steering.vllm.op import unhooked
 
 if TYPE_CHECKING:
@@ -51,9 +52,7 @@ def _completion(output: Any) -> Completion:
 def refusal(model: Path, config: EngineConfig, steered: bool = True) -> str | None:
     """Why an engine would not start for a model, or could not steer it, told without its weights; None: it may."""
     _prepare(config)
-    from emharness.steering.vllm import served
-
-    return served.refusal(str(model), steered, **_arguments(config))
+    return served.refusal(str(model), steered, **_arguments(model, config))
 
 
 def _prepare(config: EngineConfig) -> None:
@@ -68,8 +67,8 @@ def _prepare(config: EngineConfig) -> None:
     os.environ.setdefault("VLLM_NO_USAGE_STATS", "1")
 
 
-def _arguments(config: EngineConfig) -> dict[str, Any]:
-    """Of vllm.LLM, but for the model."""
+def _arguments(model: Path | str, config: EngineConfig) -> dict[str, Any]:
+    """Of vllm.LLM, but for the model itself."""
     from vllm.platforms import current_platform
 
     # A split prompt would draw for its token more than once, which a request's own seed cannot take back on a
@@ -77,6 +76,10 @@ def _arguments(config: EngineConfig) -> dict[str, Any]:
     # And only whole cache blocks are shared: a CPU's default of 128 tokens is longer than most prompts, with 32
     # the samples of a question share most of its prefill (1.19 to 1.25 times the tokens/s).
     whole: dict[str, Any] = {"enable_chunked_prefill": False, "block_size": 32}
+    if current_platform.is_cpu() and served.keeps_state(str(model)):
+        whole["enable_prefix_caching"] = (
+            False  # a state is shared only between prompts that are split where it was kept
+        )
     return {
         "dtype": config.dtype,
         "max_model_len": config.max_model_len,
@@ -136,7 +139,7 @@ class Engine:
         self._final_only = RequestOutputKind.FINAL_ONLY
         memory.keep_freed()
         memory.give_back()  # what another engine has left: the cache of this one is mapped by itself
-        self._llm = vllm.LLM(str(model), seed=seed, **_arguments(config))
+        self._llm = vllm.LLM(str(model), seed=seed, **_arguments(model, config))
         self._seeds_requests = current_platform.is_cuda_alike()
         if plugin and (why := self._unsteered()):
             self.close()

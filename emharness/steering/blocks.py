@@ -78,13 +78,30 @@ def _of(value: ast.expr | None, function: ast.AST) -> Stream | None:
     hidden, second = value.elts[0].id, value.elts[1].id
     if "residual" not in second:
         return None
-    last = [
-        node.value
+    assigned = [
+        node
         for node in ast.walk(function)
         if isinstance(node, ast.Assign)
         and any(isinstance(target, ast.Name) and target.id == hidden for target in node.targets)
     ]
-    return "first" if last and _adds_residual(last[-1]) else "sum"
+    last = max(assigned, key=lambda node: node.lineno, default=None)  # walked level by level, not line by line
+    added = last is not None and _adds_residual(last.value)
+    if _takes_residual(function) == added:  # what a block returns is what the next one is given
+        return None
+    return "first" if added else "sum"
+
+
+def _takes_residual(function: Any) -> bool:
+    """Whether a forward method reads the residual that it is given, before it puts another in its place."""
+    parameters = [*function.args.args, *function.args.kwonlyargs]
+    name = next((one.arg for one in parameters if "residual" in one.arg), None)
+    for statement in function.body:
+        named = [node for node in ast.walk(statement) if isinstance(node, ast.Name) and node.id == name]
+        if any(isinstance(node.ctx, ast.Load) for node in named):
+            return True
+        if named and isinstance(statement, ast.Assign):
+            return False
+    return False
 
 
 def _adds_residual(value: ast.expr) -> bool:

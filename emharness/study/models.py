@@ -23,7 +23,7 @@ from emharness.store import Artifact
 from emharness.study.session import Session
 from emharness.versions import engine_version
 
-CODE = 1  # raise when responses change for the same config
+CODE = 2  # raise when responses change for the same config
 DOMAIN, EXTRACTION = "domain", "extraction"  # question sets of an organism: domain:<name>, extraction:<name>
 
 

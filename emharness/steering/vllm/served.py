@@ -25,19 +25,31 @@ def refusal(model: str, steered: bool = True, **arguments: Any) -> str | None:
     return None
 
 
+def keeps_state(model: str) -> bool:
+    """Whether a model has layers that carry a state from token to token (Mamba, linear attention)."""
+    try:
+        return any(getattr(kind, "has_inner_state", False) for kind in _classes(model))
+    except ImportError:
+        return False
+
+
 def _not_installed(model: str) -> str | None:
     """What vLLM's code of a model imports in vain: vLLM itself says only that it could not be inspected."""
+    try:
+        _classes(model)
+    except ImportError as error:
+        return f"vLLM's code of this model asks for something that is not installed here: {error}"
+    return None
+
+
+def _classes(model: str) -> list[type]:
+    """vLLM's own classes of a model's architectures; none where vLLM or transformers has none."""
     from transformers import AutoConfig
     from vllm.model_executor.models import ModelRegistry
 
     try:
         architectures = AutoConfig.from_pretrained(model).architectures or []
     except Exception:  # vLLM knows configurations that transformers does not, and says what is wrong with others
-        return None
-    for name in architectures:
-        try:
-            if known := ModelRegistry.models.get(name):
-                known.load_model_cls()
-        except ImportError as error:
-            return f"vLLM's {name} asks for something that is not installed here: {error}"
-    return None
+        return []
+    known = [ModelRegistry.models[name] for name in architectures if name in ModelRegistry.models]
+    return [one.load_model_cls() for one in known]
