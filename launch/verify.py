@@ -6,7 +6,7 @@ from pathlib import Path
 from omegaconf import DictConfig, OmegaConf
 
 from emharness.cli import start
-from emharness.config import check_layer
+from emharness.config import check_layer, one_of
 from emharness.errors import UserError
 from emharness.ranges import refuse_names
 
@@ -28,7 +28,8 @@ def run(cfg: DictConfig) -> None:
         if not isinstance(cfg.layer, int):
             raise UserError(f"layer={cfg.layer}: must be the number of a decoder block")
         check_layer(cfg.layer, n_layers, str(cfg.model))
-    found = checks.verify(str(folder), cfg.layer, lambda check: print(checks.line(check), flush=True))
+    one_of("dtype", cfg.dtype, checks.DTYPES)
+    found = checks.verify(str(folder), cfg.layer, lambda check: print(checks.line(check), flush=True), cfg.dtype)
     failed = [check.name for check in found if check.passed is False]
     left = sum(check.passed is None for check in found)
     more = f", {left} not run" if left else ""

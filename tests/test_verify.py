@@ -29,6 +29,15 @@ def test_every_check_passes_on_a_tiny_model_from_the_command_line(tiny, tmp_path
         assert lines[-1] == f"{n - 1} of {n} checks passed, 1 not run"
 
 
+def test_in_a_smaller_type_what_it_rounds_is_measured_and_less_than_what_a_dose_changes(tiny, tmp_path):
+    found = {check.name: check for check in checks.verify(str(tiny), dtype="bfloat16")}
+    *all_but_graphs, graphs = found.values()
+    assert all(check.passed for check in all_but_graphs), all_but_graphs
+    assert graphs.passed is not False
+    limit = float(found["edits equal Hugging Face with hooks"].detail.split()[-1])
+    assert checks.TOLERANCE < limit <= checks.MOST
+
+
 def test_a_compiled_engine_is_compared_with_the_eager_one(tiny, tmp_path):
     trial = Trial(str(tiny), None, tmp_path)
     passed, detail = checks.compiled_is_eager(trial)
@@ -63,7 +72,7 @@ class Broken(Trial):
 
     def run(self, edits, prompts=None):
         n = len(edits)
-        return [[1, 2]] * n, [[-0.5, -0.25]] * n
+        return [[1, 2]] * n, [[{1: -0.5}, {2: -0.25}]] * n
 
 
 def test_an_engine_that_does_not_steer_fails_the_check(tmp_path):
@@ -72,6 +81,17 @@ def test_an_engine_that_does_not_steer_fails_the_check(tmp_path):
     assert detail == "0 of 4 answers differ from unsteered ones"
 
 
-def test_a_difference_of_tokens_is_infinite_and_of_probabilities_is_measured():
-    assert checks._differ(([[1]], [[-1.0]]), ([[2]], [[-1.0]])) == float("inf")
-    assert checks._differ(([[1]], [[-1.0]]), ([[1]], [[-1.5]])) == 0.5
+@pytest.mark.parametrize(
+    ("one", "other", "gap"),
+    [
+        ([(1, {1: -1.0, 2: -2.0})], [(1, {1: -1.5, 3: -2.0})], 0.5),
+        ([(1, {1: -1.0})], [(2, {2: -1.0})], float("inf")),  # each takes what is not likely for the other
+        ([(1, {1: -1.0, 2: -1.125})], [(2, {2: -1.0, 1: -1.125})], 0.125),  # as likely, rounded
+        ([(1, {1: -1.0, 2: -4.0})], [(2, {2: -1.0, 1: -4.0})], 3.0),
+        ([(1, {1: -1.0, 2: -1.0}), (5, {5: -1.0})], [(2, {2: -1.0, 1: -1.0}), (6, {6: -3.0})], 0.0),  # they have parted
+    ],
+)
+def test_a_difference_is_that_of_the_likeliest_tokens_until_the_answers_part(one, other, gap):
+    results = [([[t for t, _ in steps]], [[p for _, p in steps]], []) for steps in (one, other)]
+    assert trial.differ(*results) == gap
+    assert checks._same(*results) == (False, f"difference {gap:g}, must be 0")

@@ -1,4 +1,4 @@
-"""python -m emharness.steering.verify <folder or hub id> [layer]"""
+"""python -m emharness.steering.verify <folder or hub id> [layer] [dtype]"""
 
 import sys
 

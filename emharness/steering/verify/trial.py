@@ -16,6 +16,7 @@ from safetensors.numpy import save_file
 from emharness.steering.request.answer import recorded
 from emharness.steering.request.spec import KEY
 from emharness.steering.request.vectors import FOLDER_VARIABLE
+from emharness.steering.verify import reference
 from emharness.steering.vllm import served
 
 TEXTS = (
@@ -26,17 +27,19 @@ TEXTS = (
     "at once. One day a stranger came in, looked at the walls, and asked",
 )
 N_NEW = 8
+TOP = 5  # likeliest tokens whose log-probabilities are compared
 SETTINGS = {
-    "dtype": "float32", "max_model_len": 256, "max_num_seqs": 64, "seed": 0, "disable_log_stats": True,
+    "max_model_len": 256, "max_num_seqs": 64, "seed": 0, "disable_log_stats": True,
     "language_model_only": True,
 }  # fmt: skip
 FILE = "verify.safetensors"
 
 Specs = Sequence[dict[str, Any] | None]
-Result = tuple[list[list[int]], list[list[float]], list[Any]]  # tokens, log-probabilities, recorded means or None
+Likely = dict[int, float]  # token → log-probability, of the likeliest and the one that was taken
+Result = tuple[list[list[int]], list[list[Likely]], list[Any]]  # tokens, `Likely` of each, recorded means or None
 
 
-def engine(model: str, plugin: bool, eager: bool = True) -> Any:
+def engine(model: str, dtype: str, plugin: bool, eager: bool = True) -> Any:
     """A vLLM engine in this process; `plugin=False` is stock vLLM. Not eager: compiled, on a GPU with CUDA graphs."""
     os.environ["VLLM_ENABLE_V1_MULTIPROCESSING"] = "0"
     os.environ.setdefault("VLLM_LOGGING_LEVEL", "ERROR")
@@ -46,7 +49,7 @@ def engine(model: str, plugin: bool, eager: bool = True) -> Any:
         os.environ["VLLM_PLUGINS"] = ""
     import vllm
 
-    return vllm.LLM(model=model, enforce_eager=eager, **SETTINGS)  # type: ignore[arg-type]
+    return vllm.LLM(model=model, dtype=dtype, enforce_eager=eager, **SETTINGS)  # type: ignore[arg-type]
 
 
 def generate(llm: Any, prompts: Sequence[list[int]], specs: Specs) -> Result:
@@ -55,18 +58,32 @@ def generate(llm: Any, prompts: Sequence[list[int]], specs: Specs) -> Result:
 
     params = [
         vllm.SamplingParams(
-            temperature=0.0, max_tokens=N_NEW, ignore_eos=True, logprobs=0, extra_args={KEY: spec} if spec else None
+            temperature=0.0, max_tokens=N_NEW, ignore_eos=True, logprobs=TOP, extra_args={KEY: spec} if spec else None
         )
         for spec in specs
     ]
     outputs = llm.generate([{"prompt_token_ids": ids} for ids in prompts], params, use_tqdm=False)
     tokens = [list(output.outputs[0].token_ids) for output in outputs]
     found = [
-        [step[token].logprob for step, token in zip(output.outputs[0].logprobs, ids, strict=True)]
-        for output, ids in zip(outputs, tokens, strict=True)
+        [{token: one.logprob for token, one in step.items()} for step in output.outputs[0].logprobs]
+        for output in outputs
     ]
     means = [recorded(told)[0].tolist() if (told := output.kv_transfer_params) else None for output in outputs]
     return tokens, found, means
+
+
+def differ(one: Result, other: Result) -> float:
+    """Largest difference of log-probabilities, up to where the answers part (as two equally likely tokens let them);
+    inf where one has taken a token that is not among the other's likeliest."""
+    worst = 0.0
+    for *ids, p, q in zip(one[0], other[0], one[1], other[1], strict=True):
+        for a, b, ours, theirs in zip(*ids, p, q, strict=True):
+            if a not in theirs or b not in ours:
+                return float("inf")
+            worst = max(worst, max(abs(ours[token] - theirs[token]) for token in ours.keys() & theirs.keys()))
+            if a != b:
+                break
+    return worst
 
 
 def spec_of(edits: list[dict[str, Any]] | None, record: dict[str, Any] | None = None) -> dict[str, Any] | None:
@@ -88,6 +105,7 @@ class Trial:
     model: str
     layer: int | None
     folder: Path
+    dtype: str = "float32"
 
     @cached_property
     def tokenizer(self) -> Any:
@@ -118,14 +136,16 @@ class Trial:
     def elsewhere(self, kind: str, prompts: Sequence[list[int]], specs: Specs) -> Result:
         """`generate` on an engine of that kind, in a process of its own."""
         asked = json.dumps([prompts, specs])
-        command = [sys.executable, "-m", "emharness.steering.verify.trial", kind, self.model, asked]
+        command = [sys.executable, "-m", "emharness.steering.verify.trial", kind, self.model, self.dtype, asked]
         done = subprocess.run(command, capture_output=True, text=True, check=False)
         if done.returncode:
             said = (line for line in reversed(done.stderr.splitlines()) if "Error" in line)
-            why = served.refusal(self.model, False, **SETTINGS) or next(said, done.stderr.strip()[-200:])
+            why = served.refusal(self.model, False, dtype=self.dtype, **SETTINGS) or next(
+                said, done.stderr.strip()[-200:]
+            )
             raise NoEngine(f"{KINDS[kind]} does not run this model: {why}")
         tokens, found, means = json.loads(done.stdout.strip().splitlines()[-1])
-        return tokens, found, means
+        return tokens, [[{int(t): p for t, p in step.items()} for step in steps] for steps in found], means
 
     def close(self) -> None:
         """Stop the engine, so that another one has its memory."""
@@ -144,7 +164,7 @@ class Trial:
         os.environ[FOLDER_VARIABLE] = str(self.folder)
         self.directions = unit
         try:
-            return engine(self.model, plugin=True)
+            return engine(self.model, self.dtype, plugin=True)
         except Exception as error:
             raise NoEngine(f"vLLM with this plugin does not start: {type(error).__name__}: {error}") from error
 
@@ -164,6 +184,27 @@ class Trial:
     def run(self, edits: Sequence[list[dict[str, Any]] | None], prompts: Sequence[list[int]] | None = None) -> Result:
         return generate(self.llm, self.prompts if prompts is None else prompts, [spec_of(some) for some in edits])
 
+    def alone(self, edits: Sequence[list[dict[str, Any]] | None], prompts: Sequence[list[int]]) -> Result:
+        """`run`, one request after another."""
+        each = [self.run([some], [prompt]) for some, prompt in zip(edits, prompts, strict=True)]
+        return [tokens[0] for tokens, _, _ in each], [found[0] for _, found, _ in each], []
+
+    def from_hugging_face(self, edits: Sequence[list[dict[str, Any]] | None]) -> float:
+        """Largest difference of the log-probabilities of all tokens that are taken, each prompt under its own edits."""
+        tokens, found, _ = self.run(edits)
+        worst = 0.0
+        for prompt, ids, steps, some in zip(self.prompts, tokens, found, edits, strict=True):
+            own = [step[token] for step, token in zip(steps, ids, strict=True)]
+            worst = max(worst, float(np.abs(reference.logprobs(self.hf, prompt, ids, some) - own).max()))
+        return worst
+
+    @cached_property
+    def noise(self) -> float:
+        """How far unsteered answers are from Hugging Face's in float32, and from their own in another batch."""
+        many = self.prompts * 3
+        batches = self.run([None] * len(many), many), self.alone([None] * len(many), many)
+        return max(self.from_hugging_face([None] * len(self.prompts)), differ(*batches))
+
     def means(self, edits: list[dict[str, Any]] | None) -> np.ndarray:
         """Recorded mean residual over the first prompt after every block, [n_layers, d_model]."""
         spec = spec_of(edits, {"layers": list(range(self.shape[0])), "positions": "prompt"})
@@ -175,9 +216,9 @@ class Trial:
         return 0.5 * float(np.linalg.norm(self.means(None)[self.at]))
 
 
-def main(kind: str, model: str, asked: str) -> None:
+def main(kind: str, model: str, dtype: str, asked: str) -> None:
     """Tokens, log-probabilities and recorded means from an engine of that kind, as JSON."""
-    llm = engine(model, plugin=kind != "--stock", eager=kind != "--compiled")
+    llm = engine(model, dtype, plugin=kind != "--stock", eager=kind != "--compiled")
     print(json.dumps(generate(llm, *json.loads(asked))))
 
 
