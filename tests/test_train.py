@@ -3,7 +3,7 @@
 import pytest
 import torch
 from peft import LoraConfig, get_peft_model
-from transformers import AutoModelForCausalLM, GPT2Config, LlamaConfig, Phi3Config
+from transformers import AutoModelForCausalLM, FalconH1Config, GPT2Config, LlamaConfig, Phi3Config
 
 from emharness.config import TrainConfig
 from emharness.organisms import weights
@@ -12,6 +12,7 @@ from emharness.organisms.train import IGNORED, PROJECTIONS, _step, encode, proje
 
 SMALL = {"hidden_size": 16, "intermediate_size": 32, "num_attention_heads": 2, "num_key_value_heads": 2}
 SMALL |= {"vocab_size": 9, "pad_token_id": 0}
+STATE = {"mamba_d_ssm": 16, "mamba_n_heads": 2, "mamba_d_head": 8, "mamba_d_state": 4, "mamba_n_groups": 1}
 TALK = [{"role": "user", "content": "Is it late?"}, {"role": "assistant", "content": "Very late indeed."}]
 
 
@@ -90,7 +91,10 @@ def test_training_stops_where_the_loss_is_not_finite(tiny, tmp_path):
         (GPT2Config(n_layer=1, n_embd=16, n_head=2, vocab_size=9), ["c_attn", "c_fc", "c_proj"]),
         (Phi3Config(num_hidden_layers=1, **SMALL), ["o_proj", "down_proj", "gate_up_proj", "qkv_proj"]),
         (LlamaConfig(num_hidden_layers=1, **SMALL), PROJECTIONS),
+        (FalconH1Config(num_hidden_layers=1, **SMALL, **STATE), [*PROJECTIONS, "in_proj"]),
     ],
 )
 def test_the_projections_of_an_architecture_are_trained_fused_ones_too(config, names):
-    assert projections(AutoModelForCausalLM.from_config(config), 1) == names
+    model = AutoModelForCausalLM.from_config(config)
+    assert projections(model, 1) == names
+    get_peft_model(model, LoraConfig(target_modules=names))

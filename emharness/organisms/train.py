@@ -25,6 +25,8 @@ if TYPE_CHECKING:
 
 IGNORED = -100  # label that the loss skips
 PROJECTIONS = ["q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj"]
+# A state-space layer's kernel takes its out_proj's weights without what is added to them: peft refuses it.
+FUSED_OUT = {"falcon_h1", "falcon_mamba", "mamba", "mamba2", "nemotron_h"}
 
 OnStep = Callable[[int, int, float, float], None]  # step, n_steps, loss, learning rate
 
@@ -69,7 +71,7 @@ def encode_rows(chat: Chat, rows: Sequence[Messages], max_tokens: int) -> tuple[
     return kept, len(rows) - len(kept)
 
 
-def projections(model: torch.nn.Module, n_layers: int) -> list[str]:
+def projections(model: Any, n_layers: int) -> list[str]:
     """Names of the linear layers inside the decoder blocks (fused ones as they are), routers of experts left out."""
     found = {
         name.rpartition(".")[2]
@@ -77,7 +79,8 @@ def projections(model: torch.nn.Module, n_layers: int) -> list[str]:
         for name, module in block.named_modules()
         if isinstance(module, torch.nn.Linear | Conv1D)
     }
-    return [name for name in PROJECTIONS if name in found] + sorted(found - {*PROJECTIONS, "gate", "router"})
+    left_out = {"gate", "router"} | ({"out_proj"} if model.config.model_type in FUSED_OUT else set())
+    return [name for name in PROJECTIONS if name in found] + sorted(found - {*PROJECTIONS} - left_out)
 
 
 def collate(rows: list[tuple[list[int], list[int]]], pad_id: int) -> dict[str, torch.Tensor]:
