@@ -51,3 +51,16 @@ def test_a_folder_of_the_plugin_imports_only_those_above_it():
 def test_no_module_is_longer_than_a_person_reads_at_once():
     long = {path.name: n for path in PACKAGE.rglob("*.py") if (n := len(path.read_text().splitlines())) > 300}
     assert long == {}
+
+
+def test_a_model_s_own_code_is_never_run_nor_asked_about():
+    """transformers asks at a terminal whether to run it, where nothing is said."""
+    calls = [
+        (path.name, node.lineno, ast.unparse(node))
+        for folder in (PACKAGE, ROOT / "launch")
+        for path in folder.rglob("*.py")
+        for node in ast.walk(ast.parse(path.read_text(encoding="utf-8")))
+        if isinstance(node, ast.Call) and re.match(r"Auto\w+\.from_pretrained$", ast.unparse(node.func))
+    ]
+    assert len(calls) > 10
+    assert [call for call in calls if "trust_remote_code=False" not in call[2]] == []

@@ -30,7 +30,7 @@ class Means:
 
 def load_model(folder: Path) -> torch.nn.Module:
     device = "cuda" if torch.cuda.is_available() else "cpu"
-    model: Any = AutoModelForCausalLM.from_pretrained(folder, dtype=torch.bfloat16)
+    model: Any = AutoModelForCausalLM.from_pretrained(folder, dtype=torch.bfloat16, trust_remote_code=False)
     return model.to(device).eval()
 
 

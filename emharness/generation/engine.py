@@ -77,9 +77,7 @@ def _arguments(model: Path | str, config: EngineConfig) -> dict[str, Any]:
     # the samples of a question share most of its prefill (1.19 to 1.25 times the tokens/s).
     whole: dict[str, Any] = {"enable_chunked_prefill": False, "block_size": 32}
     if current_platform.is_cpu() and served.keeps_state(str(model)):
-        whole["enable_prefix_caching"] = (
-            False  # a state is shared only between prompts that are split where it was kept
-        )
+        whole["enable_prefix_caching"] = False  # prompts that share a state are split where it was kept
     return {
         "dtype": config.dtype,
         "max_model_len": config.max_model_len,

@@ -71,12 +71,14 @@ def hf_measure(model: Path, direction: np.ndarray, layer: int, batch_size: int) 
 
     device = "cuda" if torch.cuda.is_available() else "cpu"
     if any(model.glob("*.safetensors")):
-        loaded: Any = AutoModelForCausalLM.from_pretrained(model, dtype=torch.bfloat16)
+        loaded: Any = AutoModelForCausalLM.from_pretrained(model, dtype=torch.bfloat16, trust_remote_code=False)
     else:  # a dummy: its speed does not depend on its weights
         with torch.device(device):
-            loaded = AutoModelForCausalLM.from_config(AutoConfig.from_pretrained(model), dtype=torch.bfloat16)
+            loaded = AutoModelForCausalLM.from_config(
+                AutoConfig.from_pretrained(model, trust_remote_code=False), dtype=torch.bfloat16
+            )
     loaded.to(device).eval()
-    pad = AutoTokenizer.from_pretrained(model).pad_token_id
+    pad = AutoTokenizer.from_pretrained(model, trust_remote_code=False).pad_token_id
     vector = torch.from_numpy(direction).to(device, torch.bfloat16)
 
     def hook(_module: Any, _inputs: Any, output: Any) -> Any:

@@ -45,7 +45,8 @@ def encoder_hash() -> str:
 @cache
 def _load() -> tuple[Any, Any]:
     folder = model_folder()
-    return AutoTokenizer.from_pretrained(folder), AutoModel.from_pretrained(folder, dtype=torch.bfloat16).eval()
+    model = AutoModel.from_pretrained(folder, dtype=torch.bfloat16, trust_remote_code=False)
+    return AutoTokenizer.from_pretrained(folder, trust_remote_code=False), model.eval()
 
 
 @cache

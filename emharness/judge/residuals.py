@@ -27,10 +27,10 @@ BATCH = 20
 @cache
 def _load(root: Path) -> tuple[Any, Any]:
     folder = base_folder("embedded", Store(root))
-    model: Any = AutoModel.from_pretrained(folder, dtype=torch.bfloat16).eval()
+    model: Any = AutoModel.from_pretrained(folder, dtype=torch.bfloat16, trust_remote_code=False).eval()
     model.layers = model.layers[: max(LAYERS) + 1]  # nothing above is read
     model.config.num_hidden_layers = len(model.layers)
-    return AutoTokenizer.from_pretrained(folder), model
+    return AutoTokenizer.from_pretrained(folder, trust_remote_code=False), model
 
 
 def identity() -> dict[str, Any]:

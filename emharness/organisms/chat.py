@@ -75,7 +75,7 @@ class Chat:
 
 
 def load_chat(folder: Path, settings: Mapping[str, Any] | None = None) -> Chat:
-    return Chat(AutoTokenizer.from_pretrained(folder), settings or {})
+    return Chat(AutoTokenizer.from_pretrained(folder, trust_remote_code=False), settings or {})
 
 
 def _folded(messages: list[dict[str, str]]) -> list[dict[str, str]]:

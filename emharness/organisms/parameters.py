@@ -23,7 +23,7 @@ def check_whole(where: str, folder: Path) -> set[str]:
         return set()
     try:
         loaded: Any = AutoModelForCausalLM.from_pretrained(
-            folder, device_map="meta", output_loading_info=True, ignore_mismatched_sizes=True
+            folder, device_map="meta", output_loading_info=True, ignore_mismatched_sizes=True, trust_remote_code=False
         )
     except _REASONS as error:
         raise UserError(f"{where}: Hugging Face cannot load it ({in_a_line(error)})") from None
@@ -65,8 +65,8 @@ def _config(where: str, folder: Path | None) -> Any:
     try:
         if folder is None:
             gguf = embedded_gguf()
-            return AutoConfig.from_pretrained(gguf.parent, gguf_file=gguf.name)
-        return AutoConfig.from_pretrained(folder)
+            return AutoConfig.from_pretrained(gguf.parent, gguf_file=gguf.name, trust_remote_code=False)
+        return AutoConfig.from_pretrained(folder, trust_remote_code=False)
     except _REASONS as error:
         raise unknown_model(where, error) from None
 

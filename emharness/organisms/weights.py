@@ -46,9 +46,9 @@ def save_embedded(folder: Path) -> None:
     """Dequantise the embedded weights and save them once as bf16 safetensors."""
     gguf = embedded_gguf()
     source = {"pretrained_model_name_or_path": gguf.parent, "gguf_file": gguf.name}
-    tokenizer = AutoTokenizer.from_pretrained(**source)
+    tokenizer = AutoTokenizer.from_pretrained(**source, trust_remote_code=False)
     model = AutoModelForCausalLM.from_pretrained(
-        **source, quantization_config=GgufConfig(dequantize=True), dtype=torch.bfloat16
+        **source, quantization_config=GgufConfig(dequantize=True), dtype=torch.bfloat16, trust_remote_code=False
     )
     model.save_pretrained(folder)
     tokenizer.save_pretrained(folder)
@@ -71,7 +71,7 @@ def save_dummy(folder: Path) -> None:
         rms_norm_eps=1e-5,
         rope_parameters={"rope_theta": 500000.0, "rope_type": "llama3", **scaling},
     ).save_pretrained(folder)
-    AutoTokenizer.from_pretrained(gguf.parent, gguf_file=gguf.name).save_pretrained(folder)
+    AutoTokenizer.from_pretrained(gguf.parent, gguf_file=gguf.name, trust_remote_code=False).save_pretrained(folder)
 
 
 def embedded_identity() -> dict[str, str]:
@@ -177,7 +177,7 @@ def on_gpu() -> bool:
 def model_shape(folder: Path, key: str = "model") -> Shape:
     """Decoder blocks, width and vocabulary, from config.json alone. UserError where it does not say."""
     try:
-        config = AutoConfig.from_pretrained(folder).get_text_config()
+        config = AutoConfig.from_pretrained(folder, trust_remote_code=False).get_text_config()
         return Shape(int(config.num_hidden_layers), int(config.hidden_size), int(config.vocab_size))
     except (ValueError, OSError, AttributeError, KeyError, TypeError) as error:
         raise unknown_model(f"{key}={folder}", error) from None
@@ -193,10 +193,10 @@ def merge_adapter(base: Path, adapter: Path, folder: Path) -> None:
     """Merge a LoRA adapter into its base and save the whole model; vLLM serves merged weights faster."""
     from peft import PeftModel
 
-    model = AutoModelForCausalLM.from_pretrained(base, dtype="auto")
+    model = AutoModelForCausalLM.from_pretrained(base, dtype="auto", trust_remote_code=False)
     merged = PeftModel.from_pretrained(model, str(adapter)).merge_and_unload()
     merged.save_pretrained(folder)
-    AutoTokenizer.from_pretrained(base).save_pretrained(folder)
+    AutoTokenizer.from_pretrained(base, trust_remote_code=False).save_pretrained(folder)
 
 
 def with_tokenizer(base: Path, published: Path, folder: Path) -> None:
@@ -204,4 +204,4 @@ def with_tokenizer(base: Path, published: Path, folder: Path) -> None:
     for file in published.iterdir():
         if file.is_file():
             (folder / file.name).symlink_to(file.resolve())
-    AutoTokenizer.from_pretrained(base).save_pretrained(folder)
+    AutoTokenizer.from_pretrained(base, trust_remote_code=False).save_pretrained(folder)

@@ -111,7 +111,7 @@ class Trial:
     def tokenizer(self) -> Any:
         from transformers import AutoTokenizer
 
-        return AutoTokenizer.from_pretrained(self.model)
+        return AutoTokenizer.from_pretrained(self.model, trust_remote_code=False)
 
     @cached_property
     def prompts(self) -> list[list[int]]:
@@ -121,7 +121,7 @@ class Trial:
     def shape(self) -> tuple[int, int]:
         from transformers import AutoConfig
 
-        config = AutoConfig.from_pretrained(self.model).get_text_config()
+        config = AutoConfig.from_pretrained(self.model, trust_remote_code=False).get_text_config()
         return config.num_hidden_layers, config.hidden_size
 
     @property
@@ -173,7 +173,7 @@ class Trial:
         import torch
         from transformers import AutoModelForCausalLM
 
-        model: Any = AutoModelForCausalLM.from_pretrained(self.model, dtype=torch.float32)
+        model: Any = AutoModelForCausalLM.from_pretrained(self.model, dtype=torch.float32, trust_remote_code=False)
         for module in model.modules():  # vLLM's transformers backend changes the classes that it serves, here as well
             module.do_not_compile = True
         return model.eval()

@@ -48,7 +48,7 @@ def _classes(model: str) -> list[type]:
     from vllm.model_executor.models import ModelRegistry
 
     try:
-        architectures = AutoConfig.from_pretrained(model).architectures or []
+        architectures = AutoConfig.from_pretrained(model, trust_remote_code=False).architectures or []
     except Exception:  # vLLM knows configurations that transformers does not, and says what is wrong with others
         return []
     known = [ModelRegistry.models[name] for name in architectures if name in ModelRegistry.models]
