@@ -142,8 +142,23 @@ class Branched(torch.nn.Module):
         return hidden, residual
 
 
-def test_the_last_line_of_a_block_says_what_its_stream_is_whatever_its_branches_do():
-    assert stream_of(Branched) == "first"
+class Named(torch.nn.Module):
+    def forward(self, hidden, residual):
+        hidden, residual = self.norm(hidden, residual)
+        hidden = self.mlp(hidden)
+        outputs = (hidden, residual)
+        return outputs
+
+
+class NamedAlone(torch.nn.Module):
+    def forward(self, hidden):
+        outputs = (hidden + self.mlp(hidden),)
+        return outputs
+
+
+@pytest.mark.parametrize(("block", "stream"), [(Branched, "first"), (Named, "sum"), (NamedAlone, "first")])
+def test_the_last_lines_of_a_block_say_what_its_stream_is_whatever_its_branches_do(block, stream):
+    assert stream_of(block) == stream
 
 
 class Doubled(torch.nn.Module):

@@ -66,9 +66,13 @@ def _source(block: type) -> str:
         return ""
 
 
-def _of(value: ast.expr | None, function: ast.AST) -> Stream | None:
+def _of(value: ast.expr | None, function: Any) -> Stream | None:
+    if isinstance(value, ast.Name) and isinstance(named := _last(value.id, function), ast.Tuple):
+        value = named
     if not isinstance(value, ast.Tuple):  # of a call it is not known what it returns: DeepSeek V4's are four tensors
         return "first" if isinstance(value, ast.Name | ast.BinOp) else None
+    if len(value.elts) == 1:
+        return "first"
     if len(value.elts) != 2 or not isinstance(value.elts[0], ast.Name):
         return None
     if isinstance(value.elts[1], ast.Constant) and value.elts[1].value is None:
@@ -78,17 +82,23 @@ def _of(value: ast.expr | None, function: ast.AST) -> Stream | None:
     hidden, second = value.elts[0].id, value.elts[1].id
     if "residual" not in second:
         return None
+    last = _last(hidden, function)
+    added = last is not None and _adds_residual(last)
+    if _takes_residual(function) == added:  # what a block returns is what the next one is given
+        return None
+    return "first" if added else "sum"
+
+
+def _last(name: str, function: Any) -> ast.expr | None:
+    """What is put into a variable in the last line that does so."""
     assigned = [
         node
         for node in ast.walk(function)
         if isinstance(node, ast.Assign)
-        and any(isinstance(target, ast.Name) and target.id == hidden for target in node.targets)
+        and any(isinstance(target, ast.Name) and target.id == name for target in node.targets)
     ]
     last = max(assigned, key=lambda node: node.lineno, default=None)  # walked level by level, not line by line
-    added = last is not None and _adds_residual(last.value)
-    if _takes_residual(function) == added:  # what a block returns is what the next one is given
-        return None
-    return "first" if added else "sum"
+    return None if last is None else last.value
 
 
 def _takes_residual(function: Any) -> bool:
