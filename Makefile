@@ -22,9 +22,9 @@ run: setup
 view: setup
 	$(VENV)/bin/python launch/view.py
 
-# Two files at a time, a core for each.
+# Two files at a time, a core for each; the longest first (tests/conftest.py).
 test: setup
-	OMP_NUM_THREADS=1 VLLM_CPU_OMP_THREADS_BIND=nobind $(VENV)/bin/python -m pytest -n 2 --dist loadfile
+	OMP_NUM_THREADS=1 VLLM_CPU_OMP_THREADS_BIND=nobind $(VENV)/bin/python -m pytest -n 2 --dist loadfile --no-loadscope-reorder
 
 lint: setup
 	$(VENV)/bin/ruff check .

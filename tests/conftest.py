@@ -25,6 +25,14 @@ ROOT = Path(__file__).parent.parent
 SHARED = ROOT.parent / "shared"
 VOCABULARY = int(os.environ.get("EMHARNESS_TEST_VOCABULARY", 49152))  # of the tiny model; v2.py wants a small one
 
+LONGEST = ("test_run", "test_grid", "test_docs", "test_v2_runner", "test_verify", "test_architectures", "test_house")
+
+
+def pytest_collection_modifyitems(items):
+    """The files that take minutes come first, so that no core has nothing to do while the last one ends."""
+    place = {name: i for i, name in enumerate(LONGEST)}
+    items.sort(key=lambda item: place.get(item.path.stem, len(LONGEST)))
+
 
 @pytest.fixture(autouse=True)
 def wandb_reads_its_variables_anew():
