@@ -52,6 +52,7 @@ def test_a_step_edits_each_token_as_its_own_request_asks(block, monkeypatch):
     assert torch.equal(residual, before)
     plan.apply(0, hidden, residual)  # no edits at other layers
     plan.end_step()
+    assert not plan.missed
     kept = hidden.clone()
     plan.apply(1, hidden, residual)
     assert torch.equal(hidden, kept)
@@ -93,6 +94,7 @@ def test_steps_that_come_again_edit_as_if_planned_afresh(dtype, block, monkeypat
             one.begin_step(spans)
             one.apply(1, values, residual)
             one.end_step()
+            assert not one.missed
         assert torch.equal(hidden, expected)
     plan.remove_request("a")
     plan.add_request("a", resolved(edit(strength=50.0)), 3)  # the same name, another wish
@@ -100,6 +102,26 @@ def test_steps_that_come_again_edit_as_if_planned_afresh(dtype, block, monkeypat
     plan.begin_step(steps[-1])
     plan.apply(1, hidden, None)
     assert hidden[1].norm() == pytest.approx(50, rel=1e-5)
+
+
+def test_a_dummy_pass_between_two_steps_does_not_come_again():
+    plan = StepPlan(D, torch.device("cpu"))
+    plan.add_request("a", resolved(edit()), 3)
+    found = []
+    for position in (4, 5, 6):
+        plan.begin_dummy()
+        hidden = torch.zeros(1, D)
+        plan.apply(1, hidden, None)
+        assert not hidden.any()
+        plan.end_step()
+        plan.begin_batch(["a"], np.array([0, 1]), np.array([position]))
+        plan.apply(1, hidden, None)
+        plan.end_step()
+        assert not plan.missed
+        found.append(hidden)
+    assert found[0].norm() == pytest.approx(2.0, rel=1e-5)
+    assert torch.equal(found[0], found[1])
+    assert torch.equal(found[0], found[2])
 
 
 @pytest.mark.parametrize("mode", ["add", "ablate"])

@@ -44,6 +44,11 @@ def _limit(trial: Trial) -> float:
     return TOLERANCE if trial.dtype == "float32" else min(MOST, 3 * trial.noise)
 
 
+def _close(trial: Trial, exact: float = CLOSE) -> float:
+    """Of differences between residuals or projections, relative."""
+    return exact if trial.dtype == "float32" else ROUNDED
+
+
 def _apart(means: Any, expected: Any) -> float:
     """Largest difference of recorded means, as a part of the largest number that is expected."""
     return float(np.abs(np.subtract(means, expected)).max() / np.abs(expected).max())
@@ -93,14 +98,14 @@ def doses_add_up(trial: Trial) -> tuple[bool, str]:
     doses = [trial.dose * factor for factor in (0.5, 1, 2)]
     moved = [float(trial.means([trial.edit(dose)])[trial.at] @ along) - plain for dose in doses]
     gap = max(abs(m / d - 1) for m, d in zip(moved, doses, strict=True))
-    limit = CLOSE * 10 if trial.dtype == "float32" else ROUNDED
+    limit = _close(trial, CLOSE * 10)
     return gap < limit, f"projection moves by the dose to {gap:.1e}, must be below {limit:g}"
 
 
 def ablated_is_gone(trial: Trial) -> tuple[bool, str]:
     stream = trial.means([trial.edit(1.0, "ablate")])[trial.at].astype(np.float64)
     left = abs(float(stream @ trial.directions[0, trial.at])) / float(np.linalg.norm(stream))
-    limit = CLOSE if trial.dtype == "float32" else ROUNDED
+    limit = _close(trial)
     return left < limit, f"component left {left:.1e}, must be below {limit:g}"
 
 
@@ -146,7 +151,7 @@ def compiled_is_eager(trial: Trial) -> tuple[bool, str]:
     compiled = trial.elsewhere("--compiled", prompts, specs)
     gap = differ(eager, compiled)
     apart = max(_apart(means, expected) for expected, means in zip(eager[2], compiled[2], strict=True) if expected)
-    close = CLOSE if trial.dtype == "float32" else ROUNDED
+    close = _close(trial)
     detail = f"{len(specs)} requests at once: largest difference {gap:.1e}, must be below {limit:.2g}"
     return gap < limit and apart < close, f"{detail}; of recorded means {apart:.1e}, below {close:g}"
 

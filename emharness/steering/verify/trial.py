@@ -139,11 +139,11 @@ class Trial:
         command = [sys.executable, "-m", "emharness.steering.verify.trial", kind, self.model, self.dtype, asked]
         done = subprocess.run(command, capture_output=True, text=True, check=False)
         if done.returncode:
-            said = (line for line in reversed(done.stderr.splitlines()) if "Error" in line)
-            why = served.refusal(self.model, False, dtype=self.dtype, **SETTINGS) or next(
-                said, done.stderr.strip()[-200:]
+            errors = [line for line in done.stderr.splitlines() if "Error" in line]
+            why = served.refusal(self.model, False, dtype=self.dtype, **SETTINGS)
+            raise NoEngine(
+                f"{KINDS[kind]} does not run this model: {why or (errors or [done.stderr.strip()[-200:]])[-1]}"
             )
-            raise NoEngine(f"{KINDS[kind]} does not run this model: {why}")
         tokens, found, means = json.loads(done.stdout.strip().splitlines()[-1])
         return tokens, [[{int(t): p for t, p in step.items()} for step in steps] for steps in found], means
 
