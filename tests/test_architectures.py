@@ -1,5 +1,7 @@
 """Architectures that hand on their residual stream in other ways: equal to Hugging Face, or refused by name."""
 
+from types import SimpleNamespace
+
 import numpy as np
 import pytest
 import torch
@@ -30,7 +32,7 @@ from transformers import (
 )
 
 from emharness.generation.engine import Engine
-from emharness.steering.blocks import decoder_layers, rescales, stream_of
+from emharness.steering.blocks import decoder_layers, refusal, rescales, stream_of
 from emharness.steering.request import spec
 from emharness.steering.request.answer import recorded
 from emharness.steering.verify.reference import residuals
@@ -207,3 +209,18 @@ def test_blocks_that_hold_their_stream_at_another_scale_in_float16_are_known():
     assert rescales(DeepseekV2DecoderLayer, torch.float16)
     assert not rescales(DeepseekV2DecoderLayer, torch.bfloat16)
     assert not rescales(LlamaDecoderLayer, torch.float16)
+
+
+def test_a_model_that_goes_through_its_blocks_several_times_is_refused():
+    from vllm.model_executor.models import ModelRegistry
+
+    names = ["IQuestLoopCoderForCausalLM", "LlamaForCausalLM"]
+    models = {name: ModelRegistry.models[name].load_model_cls() for name in names}
+    why = {name: refusal(asked_for(name, models[name])) for name in names}
+    assert why == {names[0]: f"{names[0]} goes through its blocks several times for a token", names[1]: None}
+
+
+def asked_for(name, model):
+    """What a vLLM ModelConfig tells of a model's class."""
+    registry = SimpleNamespace(resolve_model_cls=lambda *args, **kwargs: (model, name))
+    return SimpleNamespace(architectures=[name], is_multimodal_model=False, registry=registry)

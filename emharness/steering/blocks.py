@@ -52,6 +52,13 @@ def stream_of(block: type) -> Stream | None:
     return kinds.pop() if len(kinds) == 1 else None
 
 
+def repeats(model: type) -> bool:
+    """Whether a model's forward method goes over its blocks several times a pass: a loop over them within a loop."""
+    loops = [node for node in ast.walk(ast.parse(_source(model))) if isinstance(node, ast.For | ast.While)]
+    within = [node for loop in loops for node in ast.walk(loop) if node is not loop and isinstance(node, ast.For)]
+    return any("layers" in ast.unparse(inner.iter) for inner in within)
+
+
 def rescales(block: type, dtype: torch.dtype) -> bool:
     """Whether a block holds its stream at another scale in this type, as DeepSeek V2's do in float16 lest it overflows;
     read from its forward method."""
@@ -152,6 +159,8 @@ def _refused(model: type, name: str) -> str | None:
         return None  # told from the blocks themselves, when they are there
     places = _places(model)  # Phi-3 is Llama's class …
     inner = [c for c in _modules(places) if c.__module__ in places]
+    if any(map(repeats, inner)):
+        return f"{name} goes through its blocks several times for a token"
     modules = _modules(places.union(*map(_places, inner)))  # … and that in a LongCat Ngram is one of LongCat
     called = [[c for c in modules if name.search(c.__name__)] for name in _BLOCKS]
     if not any(stream_of(block) for block in called[0] or called[1]):
