@@ -4,14 +4,20 @@ import os
 import subprocess
 import sys
 
+import numpy as np
 import pytest
+import quantised
 import torch
 from conftest import ROOT
 
 from emharness.steering.verify import checks, trial
+from emharness.steering.verify.checks import DTYPES
 from emharness.steering.verify.trial import Trial
 
 pytestmark = pytest.mark.engine
+
+AWQ = {"quant_method": "awq", "bits": 4, "group_size": 32, "zero_point": True, "version": "gemm"}
+RESULT = ([[1, 2, 3]] * 4, [[{1: -0.5}, {2: -0.5}, {3: -0.5}]] * 4, [])  # of four prompts
 
 
 def test_every_check_passes_on_a_tiny_model_from_the_command_line(tiny, tmp_path):
@@ -29,13 +35,35 @@ def test_every_check_passes_on_a_tiny_model_from_the_command_line(tiny, tmp_path
         assert lines[-1] == f"{n - 1} of {n} checks passed, 1 not run"
 
 
-def test_in_a_smaller_type_what_it_rounds_is_measured_and_less_than_what_a_dose_changes(tiny, tmp_path):
-    found = {check.name: check for check in checks.verify(str(tiny), dtype="bfloat16")}
+def test_what_a_smaller_type_and_quantised_weights_round_is_measured_and_less_than_what_a_dose_changes(tiny, tmp_path):
+    model = quantised.save(tiny, tmp_path)
+    found = {check.name: check for check in checks.verify(str(model), dtype="bfloat16")}
     *all_but_graphs, graphs = found.values()
     assert all(check.passed for check in all_but_graphs), all_but_graphs
     assert graphs.passed is not False
     limit = float(found["edits equal Hugging Face with hooks"].detail.split()[-1])
     assert checks.TOLERANCE < limit <= checks.MOST
+
+
+def test_only_a_model_that_is_not_quantised_is_exact_in_float32(tiny, tmp_path):
+    model = quantised.named(tiny, tmp_path / "awq", AWQ)
+    exact = {
+        (str(one), dtype): Trial(str(one), None, tmp_path, dtype).exact for one in (tiny, model) for dtype in DTYPES
+    }
+    assert [asked for asked, yes in exact.items() if yes] == [(str(tiny), "float32")]
+
+
+def test_checks_against_hugging_face_are_not_run_where_it_cannot_load_the_model(tiny, tmp_path, monkeypatch):
+    model = quantised.named(tiny, tmp_path / "awq", AWQ)  # asks for a package that is not installed
+    monkeypatch.setattr(trial, "engine", lambda *args, **kwargs: None)
+    monkeypatch.setattr(Trial, "prompts", [[1, 2]] * 4)
+    monkeypatch.setattr(Trial, "stock", RESULT)
+    monkeypatch.setattr(Trial, "run", lambda *args: RESULT)
+    monkeypatch.setattr(Trial, "means", lambda *args: np.ones((4, 64)))
+    found = {check.name: check for check in checks.verify(str(model), dtype="float16")}
+    for name in ("edits equal Hugging Face with hooks", "recorded means equal hidden states"):
+        assert found[name].passed is None
+        assert found[name].detail.startswith("not run: Hugging Face does not load this model")
 
 
 def test_a_compiled_engine_is_compared_with_the_eager_one(tiny, tmp_path):

@@ -98,6 +98,10 @@ class NoEngine(RuntimeError):
     """vLLM itself did not answer."""
 
 
+class NoReference(RuntimeError):
+    """Hugging Face does not load the model."""
+
+
 @dataclass
 class Trial:
     """What the checks share: the model, its prompts, one random unit direction a layer, the steered engine."""
@@ -118,11 +122,20 @@ class Trial:
         return [self.tokenizer(text)["input_ids"][:80] for text in TEXTS]
 
     @cached_property
-    def shape(self) -> tuple[int, int]:
+    def config(self) -> Any:
         from transformers import AutoConfig
 
-        config = AutoConfig.from_pretrained(self.model, trust_remote_code=False).get_text_config()
+        return AutoConfig.from_pretrained(self.model, trust_remote_code=False)
+
+    @cached_property
+    def shape(self) -> tuple[int, int]:
+        config = self.config.get_text_config()
         return config.num_hidden_layers, config.hidden_size
+
+    @property
+    def exact(self) -> bool:
+        """Whether nothing is rounded but by float32: not in a smaller type, nor in a quantised model."""
+        return self.dtype == "float32" and getattr(self.config, "quantization_config", None) is None
 
     @property
     def at(self) -> int:
@@ -173,7 +186,10 @@ class Trial:
         import torch
         from transformers import AutoModelForCausalLM
 
-        model: Any = AutoModelForCausalLM.from_pretrained(self.model, dtype=torch.float32, trust_remote_code=False)
+        try:
+            model: Any = AutoModelForCausalLM.from_pretrained(self.model, dtype=torch.float32, trust_remote_code=False)
+        except (ImportError, OSError, ValueError) as error:  # a package of a kind of quantised model; a GPU for it
+            raise NoReference(f"Hugging Face does not load this model: {error}") from error
         for module in model.modules():  # vLLM's transformers backend changes the classes that it serves, here as well
             module.do_not_compile = True
         return model.eval()
@@ -200,10 +216,14 @@ class Trial:
 
     @cached_property
     def noise(self) -> float:
-        """How far unsteered answers are from Hugging Face's in float32, and from their own in another batch."""
+        """How far unsteered answers are from Hugging Face's in float32, if it has the model, and from their own in
+        another batch."""
         many = self.prompts * 3
-        batches = self.run([None] * len(many), many), self.alone([None] * len(many), many)
-        return max(self.from_hugging_face([None] * len(self.prompts)), differ(*batches))
+        batches = differ(self.run([None] * len(many), many), self.alone([None] * len(many), many))
+        try:
+            return max(self.from_hugging_face([None] * len(self.prompts)), batches)
+        except NoReference:
+            return batches
 
     def means(self, edits: list[dict[str, Any]] | None) -> np.ndarray:
         """Recorded mean residual over the first prompt after every block, [n_layers, d_model]."""
