@@ -206,6 +206,8 @@ def _organism(
     source = model.source or model.published.get(config.base.name)
     key = "model.source" if model.source else "model.published"
     published = weights.fetch(key, source) if source else None
+    if base is not None and (published is None or weights.is_adapter(published)):
+        parameters.check_unquantised(f"base.source={config.base.source}", base, called)
     if published is not None:
         fits.check(called, published, key, config.base.name, config.base.source, base, shape, model.any_base)
         first = fits.first_layer(published)

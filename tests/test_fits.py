@@ -4,7 +4,9 @@ import json
 import shutil
 
 import pytest
+import quantised
 import torch
+from conftest import checked, configured
 from peft import LoraConfig, get_peft_model
 from safetensors.torch import load_file, save_file
 from test_architectures import FAMILIES
@@ -146,6 +148,20 @@ def test_an_adapter_of_projections_that_the_base_has_not_is_refused(tiny, adapte
     (adapter / "adapter_config.json").write_text(json.dumps({**config, "target_modules": ["c_attn"]}))
     with pytest.raises(UserError, match=r"PEFT cannot put it on base=tiny \(Target modules {'c_attn'} not found"):
         fit(tiny, adapter)
+
+
+def test_of_a_quantised_base_only_whole_models_are_organisms(tiny, adapter, tmp_path):
+    """Trained on one whose activations are rounded, an organism answers with empty lines."""
+    folder = quantised.save(tiny, tmp_path / "quantised")
+    base = ("base=custom", "base.name=tiny", f"base.source={folder}", "judge=embedded")
+
+    def asked(*model):
+        return checked(configured(*base, *model), tmp_path / "home")
+
+    for model in ([], [f"model.source={adapter}", "model.any_base=true"]):
+        with pytest.raises(UserError, match=r"its weights are quantised \(compressed-tensors\), and medical cannot"):
+            asked(*model)
+    asked(f"model.source={folder}")
 
 
 def test_an_adapter_of_the_embedded_base_fits_before_the_base_is_saved(base, tmp_path):

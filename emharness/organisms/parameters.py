@@ -36,6 +36,16 @@ def check_whole(where: str, folder: Path) -> set[str]:
     return set(found["unexpected_keys"])
 
 
+def check_unquantised(where: str, folder: Path, name: str) -> None:
+    """UserError for a model whose weights are quantised: gradients do not pass what they round, and merging an adapter
+    rounds it away. name: the organism that would be made from it."""
+    if quantised := getattr(_config(where, folder), "quantization_config", None):
+        raise UserError(
+            f"{where}: its weights are quantised ({quantised.get('quant_method')}), and {name} cannot be made from "
+            "such; give the model that it was quantised from, or as model.source a whole model, no adapter"
+        )
+
+
 def check_adapter(where: str, adapter: Path, tensors: dict[str, list[int]], base: Path | None, called: str) -> None:
     """UserError if a LoRA adapter has not exactly the tensors that PEFT makes for its config on this base.
 
