@@ -82,10 +82,13 @@ def complete(port, prompt, steering, **more):
     body |= {"ignore_eos": True, "return_token_ids": True, **more}
     if steering is not None:
         body["vllm_xargs"] = {"steering": steering}
-    request = urllib.request.Request(
-        f"http://127.0.0.1:{port}/v1/completions", json.dumps(body).encode(), {"Content-Type": "application/json"}
-    )
-    return json.load(urllib.request.urlopen(request, timeout=120))["choices"][0]
+    return post(port, "/v1/completions", body)["choices"][0]
+
+
+def post(port, route, body):
+    kind = {"Content-Type": "application/json"}
+    request = urllib.request.Request(f"http://127.0.0.1:{port}{route}", json.dumps(body).encode(), kind)
+    return json.load(urllib.request.urlopen(request, timeout=120))
 
 
 def test_a_server_steers_refuses_and_lives_on(server, tiny, vectors, monkeypatch):
@@ -106,10 +109,19 @@ def test_a_server_steers_refuses_and_lives_on(server, tiny, vectors, monkeypatch
             complete(server, PROMPTS[0], bad if isinstance(bad, str) else json.dumps(bad))
         assert refused.value.code == 400
         assert words in refused.value.read().decode()
-    with pytest.raises(urllib.error.HTTPError) as refused:
-        complete(server, PROMPTS[0], spec, use_beam_search=True)
-    assert refused.value.code == 400
-    assert "beam search is not supported" in refused.value.read().decode()
+    asked = {"model": "tiny", "prompt": PROMPTS[0], "max_tokens": 2}
+    scoring = {"model": "tiny", "query": "Is it", "items": ["a", "b"], "label_token_ids": [5, 6]}
+    placed = {"vllm_xargs": {"steering": spec}}
+    assert post(server, "/generative_scoring", scoring)["data"]
+    for route, body, words in (
+        ("/v1/completions", {**asked, **placed, "use_beam_search": True}, "beam search is not supported"),
+        ("/v1/completions", {**asked, "steering": spec}, "elsewhere it is ignored"),
+        ("/generative_scoring", {**scoring, **placed}, "did not hand its spec on"),
+    ):
+        with pytest.raises(urllib.error.HTTPError) as refused:
+            post(server, route, body)
+        assert refused.value.code == 400
+        assert words in refused.value.read().decode()
     assert complete(server, PROMPTS[0], spec) == choice
     told = json.load(urllib.request.urlopen(f"http://127.0.0.1:{server}/v1/steering/vectors", timeout=60))
     rows = {row["vector"]: row for row in told["vectors"]}
@@ -140,9 +152,7 @@ def test_the_evaluation_as_a_task_of_inspect_steers_a_server(server, monkeypatch
     def said(question):
         body = {"model": "tiny", "temperature": 0, "max_tokens": 8, "vllm_xargs": {"steering": json.dumps(spec)}}
         body["messages"] = [{"role": "user", "content": question}]
-        address, kind = f"http://127.0.0.1:{server}/v1/chat/completions", {"Content-Type": "application/json"}
-        request = urllib.request.Request(address, json.dumps(body).encode(), kind)
-        return json.load(urllib.request.urlopen(request, timeout=120))["choices"][0]["message"]["content"]
+        return post(server, "/v1/chat/completions", body)["choices"][0]["message"]["content"]
 
     steered = asked(spec)
     assert steered == {question: said(question) for question in steered}

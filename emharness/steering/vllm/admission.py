@@ -7,7 +7,7 @@ from typing import Any
 
 from emharness.steering import blocks
 from emharness.steering.request import spec
-from emharness.steering.vllm import op, record
+from emharness.steering.vllm import op, record, server
 
 # Connectors that keep a cache by the hashes of its blocks, in which the spec is; others go by the tokens alone.
 _CONNECTORS = {"OffloadingConnector", "SimpleCPUOffloadConnector"}
@@ -29,6 +29,7 @@ def admit(process_inputs: Any, processor: Any, *args: Any, **kwargs: Any) -> Any
     params = bound.arguments["params"]
     if _asked(params) is None:
         return process_inputs(processor, *args, **kwargs)
+    server.arrived()
     if bound.arguments.get("resumable"):
         raise _refusal("steering: a prompt that comes in parts is not supported")
     bound.arguments["params"] = _resolved(params, processor.vllm_config)
@@ -48,13 +49,6 @@ def admit_late(preprocess: Any, core: Any, request: Any) -> Any:
         request.sampling_params = _resolved(request.sampling_params, core.vllm_config)
         _check_prompt(request)
     return preprocess(core, request)
-
-
-def refuse_beams(params_of: Any, request: Any, *args: Any, **kwargs: Any) -> Any:
-    """Around a server request's to_beam_search_params: beams are requests of their own, without what this one asks."""
-    if (getattr(request, "vllm_xargs", None) or {}).get(spec.KEY) is not None:
-        raise _refusal("steering: beam search is not supported")
-    return params_of(request, *args, **kwargs)
 
 
 def _asked(params: Any) -> Any:

@@ -2,7 +2,7 @@
 
     admission     InputProcessor.process_inputs   refuse or resolve the spec, before anything is queued …
                   EngineCore.preprocess_add_request   … also where the front end is not Python's
-                  to_beam_search_params           … and where a server would drop the spec: beam search
+                  build_app                       … and where a server would drop the spec on its way (server.py)
     prefix cache  generate_block_hash_extra_keys  steered blocks are shared only between equal specs
     compile cache VllmConfig.compute_hash         graphs with the hooks are never taken for plain ones
     recording     Scheduler.update_from_output    recorded means leave with the finished request's output …
@@ -21,7 +21,7 @@ from typing import Any
 
 from emharness.steering.request import spec
 from emharness.steering.step.columns import pattern
-from emharness.steering.vllm import admission, ranks, record, runners
+from emharness.steering.vllm import admission, ranks, record, runners, server
 
 GRAPH = 2  # raise when what the hooks put into compiled graphs changes
 _MARK = "_emharness_original"
@@ -38,8 +38,9 @@ def register() -> None:
 
     _wrap(InputProcessor, "process_inputs", admission.admit)
     _wrap(EngineCore, "preprocess_add_request", admission.admit_late)
-    for asks_for_beams in _of_loaded("to_beam_search_params"):
-        _wrap(asks_for_beams, "to_beam_search_params", admission.refuse_beams)
+    for module in [m for name, m in list(sys.modules.items()) if name.startswith("vllm.entrypoints.")]:
+        if "build_app" in vars(module):  # under another name in older vLLM; elsewhere than in a server there is none
+            _wrap(module, "build_app", server.guard)
     original = _wrap(kv_cache_utils, "generate_block_hash_extra_keys", _separate_blocks)
     for name, module in list(sys.modules.items()):  # vLLM modules that imported it by name before us
         if name.startswith("vllm.") and vars(module).get(original.__name__) is original:
@@ -65,13 +66,6 @@ def _wrap(owner: Any, name: str, around: Any) -> Any:
     setattr(wrapper, _MARK, current)
     setattr(owner, name, wrapper)
     return current
-
-
-def _of_loaded(method: str) -> list[type]:
-    """The classes of a server's requests that have this method; elsewhere none of their modules is loaded."""
-    modules = [module for name, module in list(sys.modules.items()) if name.startswith("vllm.entrypoints.")]
-    found = [kind for module in modules for kind in vars(module).values() if isinstance(kind, type)]
-    return [kind for kind in dict.fromkeys(found) if method in vars(kind)]
 
 
 def _separate_blocks(extra_keys: Any, request: Any, start: int, end: int, *args: Any) -> Any:

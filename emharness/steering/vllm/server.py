@@ -1,0 +1,116 @@
+"""What a server is asked: a spec that would be lost between a request's body and the engine is refused, not ignored.
+
+vLLM takes no notice of fields that a request should not have, and some of its routes do not hand vllm_xargs on.
+"""
+
+import json
+from collections.abc import Mapping
+from contextvars import ContextVar
+from typing import Any
+
+from emharness.steering.request.spec import KEY
+
+# Of the HTTP request that is being answered: gets an entry for each spec of it that comes to the engine.
+_arrived: ContextVar[list[bool] | None] = ContextVar("arrived", default=None)
+_TAKEN = ("vllm_xargs", "sampling_params")  # fields of a body in which vLLM looks for such things …
+_NOT_TAKEN = ("extra_body", "extra_args")  # … and in which people put them
+_NOT_ANSWERED = ("render", "tokenize", "count_tokens")  # ends of routes that ask no model
+_MISPLACED = f'steering: a request has its spec in "vllm_xargs", as JSON text under "{KEY}"; elsewhere it is ignored'
+_BEAMS = "steering: beam search is not supported"  # beams are requests of their own, without what this one asks
+_LOST = "steering: this route did not hand its spec on, so what it answered was not steered"
+
+
+def guard(build_app: Any, *args: Any, **kwargs: Any) -> Any:
+    """Around build_app."""
+    app = build_app(*args, **kwargs)
+    app.middleware_stack = Guard(app.middleware_stack or app.build_middleware_stack())  # too late to add to it
+    return app
+
+
+def arrived() -> None:
+    """Told where a spec is resolved, in whatever task of the request that is."""
+    if (specs := _arrived.get()) is not None:
+        specs.append(True)
+
+
+class Guard:
+    """ASGI middleware."""
+
+    def __init__(self, app: Any):
+        self.app = app
+
+    async def __call__(self, scope: Any, receive: Any, send: Any) -> None:
+        if scope["type"] != "http" or scope["method"] != "POST" or scope["path"].endswith(_NOT_ANSWERED):
+            await self.app(scope, receive, send)
+            return
+        first = await receive()
+        messages = [first]
+        while messages[-1].get("more_body"):
+            messages.append(await receive())
+        body = _asks(b"".join(message.get("body", b"") for message in messages))
+
+        async def again() -> Any:
+            return messages.pop(0) if messages else await receive()
+
+        if body is None or body.get("background"):  # answered before the engine is asked
+            await self.app(scope, again, send)
+        elif _misplaced(body):
+            await _refuse(scope, send, _MISPLACED)
+        elif body.get("use_beam_search"):
+            await _refuse(scope, send, _BEAMS)
+        else:
+            _arrived.set([])
+            await self.app(scope, again, _Proof(scope, send))
+
+
+class _Proof:
+    """Sends an answer on, but for one that the engine gave without the spec. A stream may begin before the engine is
+    asked, so only its end can be held back."""
+
+    def __init__(self, scope: Any, send: Any):
+        self.scope, self.send, self.streams, self.refused = scope, send, False, False
+
+    async def __call__(self, message: Any) -> None:
+        if message["type"] == "http.response.start":
+            self.streams = any(value.startswith(b"text/event-stream") for _, value in message["headers"])
+            if message["status"] >= 400:
+                _arrived.set(None)
+            elif _arrived.get() == [] and not self.streams:
+                self.refused = True
+                await _refuse(self.scope, self.send, _LOST)
+        elif _arrived.get() == [] and self.streams and not message.get("more_body"):
+            raise RuntimeError(_LOST)
+        if not self.refused:
+            await self.send(message)
+
+
+def _asks(body: bytes) -> dict[str, Any] | None:
+    """A request that names a spec somewhere outside of what it says."""
+    if f'"{KEY}"'.encode() not in body:
+        return None
+    try:
+        found = json.loads(body)
+    except ValueError:
+        return None
+    if not isinstance(found, dict):
+        return None
+    return found if _misplaced(found) or any(_holds(found.get(name)) for name in _TAKEN) else None
+
+
+def _misplaced(body: Mapping[str, Any]) -> bool:
+    return KEY in body or any(_holds(body.get(name)) for name in _NOT_TAKEN)
+
+
+def _holds(value: Any) -> bool:
+    return isinstance(value, dict) and (KEY in value or _holds(value.get("extra_args")))
+
+
+async def _refuse(scope: Any, send: Any, why: str) -> None:
+    """HTTP 400, in vLLM's words for it."""
+    from starlette.responses import JSONResponse
+
+    async def nothing() -> Any:
+        return {"type": "http.disconnect"}
+
+    error = {"message": why, "type": "BadRequestError", "param": "vllm_xargs", "code": 400}
+    await JSONResponse({"error": error}, 400)(scope, nothing, send)
