@@ -38,8 +38,9 @@ def register() -> None:
 
     _wrap(InputProcessor, "process_inputs", admission.admit)
     _wrap(EngineCore, "preprocess_add_request", admission.admit_late)
-    for module in [m for name, m in list(sys.modules.items()) if name.startswith("vllm.entrypoints.")]:
-        if "build_app" in vars(module):  # under another name in older vLLM; elsewhere than in a server there is none
+    for module in list(sys.modules.values()):
+        name = getattr(getattr(module, "__spec__", None), "name", "")  # also of one that runs as __main__
+        if name.startswith("vllm.entrypoints.") and "build_app" in vars(module):
             _wrap(module, "build_app", server.guard)
     original = _wrap(kv_cache_utils, "generate_block_hash_extra_keys", _separate_blocks)
     for name, module in list(sys.modules.items()):  # vLLM modules that imported it by name before us
