@@ -1,7 +1,10 @@
 """A request that asks a server for steering is steered, or refused: also where vLLM itself would ignore it."""
 
 import asyncio
+import importlib
+import inspect
 import json
+from importlib.util import find_spec
 
 import pytest
 from fastapi import FastAPI, Request
@@ -10,6 +13,7 @@ from starlette.testclient import TestClient
 
 from emharness.steering.vllm import server
 
+LAUNCHERS = "vllm.entrypoints.launchers"  # where vLLM has what it starts, but for older ones
 SPEC = json.dumps({"edits": []})
 IN_PLACE = {"vllm_xargs": {"steering": SPEC}}
 
@@ -87,6 +91,41 @@ def test_a_stream_without_the_spec_does_not_end_well(client):
     assert client.post("/streams/steers", json=IN_PLACE).text == "data: begins\n\ndata: ends\n\n"
     with pytest.raises(RuntimeError, match="did not hand its spec on"):
         client.post("/streams/loses", json=IN_PLACE)
+
+
+@pytest.mark.parametrize(
+    ("body", "reaches", "words"),
+    [
+        (IN_PLACE, True, None),
+        ({}, False, None),
+        (IN_PLACE, False, "did not hand its spec on"),
+        ({"steering": SPEC}, True, 'has its spec in "vllm_xargs"'),
+        ({**IN_PLACE, "use_beam_search": True}, True, "beam search is not supported"),
+    ],
+)
+def test_a_request_of_a_batch_is_steered_or_refused(body, reaches, words):
+    from vllm.entrypoints.openai.chat_completion.protocol import ChatCompletionResponse
+
+    run_batch = importlib.import_module(
+        f"vllm.entrypoints.{'launchers' if find_spec(LAUNCHERS) else 'openai'}.run_batch"
+    )
+    asked = {"model": "tiny", "messages": [{"role": "user", "content": "Why?"}], **body}
+    line = {"custom_id": "one", "method": "POST", "url": "/v1/chat/completions", "body": asked}
+    request = run_batch.BatchRequestInput.model_validate(line)
+
+    async def answer(body):
+        if reaches:
+            server.arrived()
+        return ChatCompletionResponse(model="tiny", choices=[], usage={})
+
+    takes = inspect.signature(run_batch.run_request).parameters  # a tracker no longer in vLLM 0.33
+    tracker = [run_batch.BatchProgressTracker()] if "tracker" in takes else []
+    output = asyncio.run(server.guard_batch(run_batch.run_request, answer, request, *tracker))
+    if words is None:
+        assert (output.error, output.response.status_code) == (None, 200)
+    else:
+        assert output.response.status_code == 400
+        assert words in output.error.error.message
 
 
 def test_what_a_route_refuses_itself_is_told_as_it_says(client):

@@ -2,7 +2,7 @@
 
     admission     InputProcessor.process_inputs   refuse or resolve the spec, before anything is queued …
                   EngineCore.preprocess_add_request   … also where the front end is not Python's
-                  build_app                       … and where a server would drop the spec on its way (server.py)
+                  build_app, run_request          … and where a server, or a batch, would lose the spec (server.py)
     prefix cache  generate_block_hash_extra_keys  steered blocks are shared only between equal specs
     compile cache VllmConfig.compute_hash         graphs with the hooks are never taken for plain ones
     recording     Scheduler.update_from_output    recorded means leave with the finished request's output …
@@ -40,8 +40,9 @@ def register() -> None:
     _wrap(EngineCore, "preprocess_add_request", admission.admit_late)
     for module in list(sys.modules.values()):
         name = getattr(getattr(module, "__spec__", None), "name", "")  # also of one that runs as __main__
-        if name.startswith("vllm.entrypoints.") and "build_app" in vars(module):
-            _wrap(module, "build_app", server.guard)
+        for function, around in (("build_app", server.guard), ("run_request", server.guard_batch)):
+            if name.startswith("vllm.entrypoints.") and function in vars(module):
+                _wrap(module, function, around)
     original = _wrap(kv_cache_utils, "generate_block_hash_extra_keys", _separate_blocks)
     for name, module in list(sys.modules.items()):  # vLLM modules that imported it by name before us
         if name.startswith("vllm.") and vars(module).get(original.__name__) is original:

@@ -27,6 +27,24 @@ def guard(build_app: Any, *args: Any, **kwargs: Any) -> Any:
     return app
 
 
+def guard_batch(run_request: Any, answer: Any, request: Any, *args: Any, **kwargs: Any) -> Any:
+    """Around run_request of `vllm run-batch`, which answers requests from a file, each in a task of its own."""
+
+    async def guarded(body: Any) -> Any:
+        asked = body.model_dump(exclude_unset=True)  # with what it should not have
+        if not _asks(asked):
+            return await answer(body)
+        if why := _ignored(asked):
+            raise ValueError(why)
+        _arrived.set([])
+        response = await answer(body)
+        if _arrived.get() == [] and type(response).__name__ != "ErrorResponse":
+            raise ValueError(_LOST)
+        return response
+
+    return run_request(guarded, request, *args, **kwargs)
+
+
 def arrived() -> None:
     """Told where a spec is resolved, in whatever task of the request that is."""
     if (specs := _arrived.get()) is not None:
@@ -47,17 +65,15 @@ class Guard:
         messages = [first]
         while messages[-1].get("more_body"):
             messages.append(await receive())
-        body = _asks(b"".join(message.get("body", b"") for message in messages))
+        body = _read(b"".join(message.get("body", b"") for message in messages))
 
         async def again() -> Any:
             return messages.pop(0) if messages else await receive()
 
-        if body is None or body.get("background"):  # answered before the engine is asked
+        if not _asks(body) or body.get("background"):  # that is answered before the engine is asked
             await self.app(scope, again, send)
-        elif _misplaced(body):
-            await _refuse(scope, send, _MISPLACED)
-        elif body.get("use_beam_search"):
-            await _refuse(scope, send, _BEAMS)
+        elif why := _ignored(body):
+            await _refuse(scope, send, why)
         else:
             _arrived.set([])
             await self.app(scope, again, _Proof(scope, send))
@@ -84,21 +100,27 @@ class _Proof:
             await self.send(message)
 
 
-def _asks(body: bytes) -> dict[str, Any] | None:
-    """A request that names a spec somewhere outside of what it says."""
+def _read(body: bytes) -> dict[str, Any]:
+    """A body in which the name of a spec is; empty where there is none."""
     if f'"{KEY}"'.encode() not in body:
-        return None
+        return {}
     try:
         found = json.loads(body)
     except ValueError:
-        return None
-    if not isinstance(found, dict):
-        return None
-    return found if _misplaced(found) or any(_holds(found.get(name)) for name in _TAKEN) else None
+        return {}
+    return found if isinstance(found, dict) else {}
 
 
-def _misplaced(body: Mapping[str, Any]) -> bool:
-    return KEY in body or any(_holds(body.get(name)) for name in _NOT_TAKEN)
+def _asks(body: Mapping[str, Any]) -> bool:
+    """Whether a request names a spec, outside of what it says to the model."""
+    return KEY in body or any(_holds(body.get(name)) for name in (*_TAKEN, *_NOT_TAKEN))
+
+
+def _ignored(body: Mapping[str, Any]) -> str | None:
+    """Why the spec of a request would not be looked at, or None."""
+    if KEY in body or any(_holds(body.get(name)) for name in _NOT_TAKEN):
+        return _MISPLACED
+    return _BEAMS if body.get("use_beam_search") else None
 
 
 def _holds(value: Any) -> bool:
