@@ -5,6 +5,7 @@ import subprocess
 import sys
 
 import numpy as np
+import psutil
 import pytest
 import quantised
 import torch
@@ -53,8 +54,20 @@ def test_only_a_model_that_is_not_quantised_is_exact_in_float32(tiny, tmp_path):
     assert [asked for asked, yes in exact.items() if yes] == [(str(tiny), "float32")]
 
 
-def test_checks_against_hugging_face_are_not_run_where_it_cannot_load_the_model(tiny, tmp_path, monkeypatch):
-    model = quantised.named(tiny, tmp_path / "awq", AWQ)  # asks for a package that is not installed
+@pytest.mark.parametrize(
+    ("quantised_by", "limit", "why"),
+    [
+        (AWQ, None, "Hugging Face does not load this model: "),  # without a package that is not installed
+        (None, 1, "Hugging Face's model takes 0.0 GB, 0.0 are free"),  # its container has one byte
+    ],
+)
+def test_checks_against_hugging_face_are_not_run_where_it_has_no_such_model(
+    quantised_by, limit, why, tiny, tmp_path, monkeypatch
+):
+    model = quantised.named(tiny, tmp_path / "awq", quantised_by) if quantised_by else tiny
+    if limit is not None:
+        (tmp_path / "limit").write_text(f"{limit}\n")
+        monkeypatch.setattr(trial, "CONTAINER", tmp_path / "limit")
     monkeypatch.setattr(trial, "engine", lambda *args, **kwargs: None)
     monkeypatch.setattr(Trial, "prompts", [[1, 2]] * 4)
     monkeypatch.setattr(Trial, "stock", RESULT)
@@ -63,7 +76,15 @@ def test_checks_against_hugging_face_are_not_run_where_it_cannot_load_the_model(
     found = {check.name: check for check in checks.verify(str(model), dtype="float16")}
     for name in ("edits equal Hugging Face with hooks", "recorded means equal hidden states"):
         assert found[name].passed is None
-        assert found[name].detail.startswith("not run: Hugging Face does not load this model")
+        assert found[name].detail.startswith(f"not run: {why}")
+
+
+@pytest.mark.parametrize("limit", ["max\n", None])
+def test_without_a_limit_what_the_machine_has_free_counts(limit, tmp_path, monkeypatch):
+    monkeypatch.setattr(trial, "CONTAINER", tmp_path / "limit")
+    if limit:
+        (tmp_path / "limit").write_text(limit)
+    assert 0 < trial.free_memory() <= psutil.virtual_memory().total
 
 
 def test_a_compiled_engine_is_compared_with_the_eager_one(tiny, tmp_path):

@@ -33,6 +33,7 @@ SETTINGS = {
     "language_model_only": True,
 }  # fmt: skip
 FILE = "verify.safetensors"
+CONTAINER = Path("/sys/fs/cgroup/memory.max")
 
 Specs = Sequence[dict[str, Any] | None]
 Likely = dict[int, float]  # token → log-probability, of the likeliest and the one that was taken
@@ -91,6 +92,17 @@ def spec_of(edits: list[dict[str, Any]] | None, record: dict[str, Any] | None = 
     return {key: value for key, value in (("edits", edits), ("record", record)) if value} or None
 
 
+def free_memory() -> int:
+    """Bytes that this process can still have: a container may allow less than there is, and kills who takes more."""
+    import psutil
+
+    free = psutil.virtual_memory().available
+    try:
+        return max(0, min(free, int(CONTAINER.read_text()) - psutil.Process().memory_info().rss))
+    except (OSError, ValueError):  # no container, or one without a limit
+        return free
+
+
 KINDS = {"--stock": "stock vLLM", "--compiled": "compiled vLLM"}
 
 
@@ -99,7 +111,7 @@ class NoEngine(RuntimeError):
 
 
 class NoReference(RuntimeError):
-    """Hugging Face does not load the model."""
+    """Hugging Face does not load the model, or not here."""
 
 
 @dataclass
@@ -187,6 +199,11 @@ class Trial:
         from transformers import AutoModelForCausalLM
 
         try:
+            with torch.device("meta"):
+                shapes: Any = AutoModelForCausalLM.from_config(self.config, trust_remote_code=False)
+            needed, free = 4 * sum(one.numel() for one in shapes.parameters()), free_memory()
+            if needed > free:
+                raise NoReference(f"Hugging Face's model takes {needed / 1e9:.1f} GB, {free / 1e9:.1f} are free")
             model: Any = AutoModelForCausalLM.from_pretrained(self.model, dtype=torch.float32, trust_remote_code=False)
         except (ImportError, OSError, ValueError) as error:  # a package of a kind of quantised model; a GPU for it
             raise NoReference(f"Hugging Face does not load this model: {error}") from error
