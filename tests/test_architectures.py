@@ -32,7 +32,7 @@ from transformers import (
 )
 
 from emharness.generation.engine import Engine
-from emharness.steering.blocks import decoder_layers, refusal, rescales, stream_of
+from emharness.steering.blocks import decoder_layers, refusal, repeats, rescales, stream_of
 from emharness.steering.request import spec
 from emharness.steering.request.answer import recorded
 from emharness.steering.verify.reference import residuals
@@ -197,9 +197,16 @@ class NeitherAddedNorTaken(torch.nn.Module):
         return hidden, residual
 
 
-@pytest.mark.parametrize("block", [Doubled, Unclear, Handed, AddedAndTaken, NeitherAddedNorTaken, int])
+class Unreadable(torch.nn.Module):
+    forward = {
+        "its line alone is no Python": lambda self, hidden: hidden,
+    }["its line alone is no Python"]
+
+
+@pytest.mark.parametrize("block", [Unreadable, Doubled, Unclear, Handed, AddedAndTaken, NeitherAddedNorTaken, int])
 def test_a_block_whose_outputs_are_not_clear_is_not_guessed(block):
     assert stream_of(block) is None
+    assert not repeats(block)
 
 
 def test_blocks_that_hold_their_stream_at_another_scale_in_float16_are_known():

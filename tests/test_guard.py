@@ -87,6 +87,11 @@ def test_a_spec_that_would_be_ignored_is_refused_before_the_engine_is_asked(clie
     assert client.asked == []
 
 
+def test_what_is_answered_before_the_engine_is_asked_is_refused_only_where_it_would_be_ignored(client):
+    assert client.post("/loses", json={**IN_PLACE, "background": True}).status_code == 200
+    assert client.post("/loses", json={"steering": SPEC, "background": True}).status_code == 400
+
+
 def test_a_stream_without_the_spec_does_not_end_well(client):
     assert client.post("/streams/steers", json=IN_PLACE).text == "data: begins\n\ndata: ends\n\n"
     with pytest.raises(RuntimeError, match="did not hand its spec on"):

@@ -41,10 +41,10 @@ def stream_of(block: type) -> Stream | None:
     vLLM's usual blocks return (hidden, residual), still to be added; some (StableLM, Cohere) return the same two after
     they have added them, and others (GPT-2, Granite; Gemma 4 beside None) return the stream alone.
     """
-    try:
-        function = ast.parse(_source(block)).body[0]
-    except (SyntaxError, IndexError):
+    parsed = _parsed(block).body
+    if not parsed:
         return None
+    function = parsed[0]
     returned = [node.value for node in ast.walk(function) if isinstance(node, ast.Return)]
     if not returned:
         return None
@@ -54,7 +54,7 @@ def stream_of(block: type) -> Stream | None:
 
 def repeats(model: type) -> bool:
     """Whether a model's forward method goes over its blocks several times a pass: a loop over them within a loop."""
-    loops = [node for node in ast.walk(ast.parse(_source(model))) if isinstance(node, ast.For | ast.While)]
+    loops = [node for node in ast.walk(_parsed(model)) if isinstance(node, ast.For | ast.While)]
     within = [node for loop in loops for node in ast.walk(loop) if node is not loop and isinstance(node, ast.For)]
     return any("layers" in ast.unparse(inner.iter) for inner in within)
 
@@ -63,6 +63,14 @@ def rescales(block: type, dtype: torch.dtype) -> bool:
     """Whether a block holds its stream at another scale in this type, as DeepSeek V2's do in float16 lest it overflows;
     read from its forward method."""
     return dtype == torch.float16 and "torch.float16" in _source(block)
+
+
+def _parsed(kind: type) -> ast.Module:
+    """Its forward method; an empty module where there is none to read."""
+    try:
+        return ast.parse(_source(kind))
+    except SyntaxError:
+        return ast.Module([], [])
 
 
 def _source(block: type) -> str:

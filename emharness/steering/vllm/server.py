@@ -36,9 +36,10 @@ def guard_batch(run_request: Any, answer: Any, request: Any, *args: Any, **kwarg
             return await answer(body)
         if why := _ignored(asked):
             raise ValueError(why)
-        _arrived.set([])
+        specs: list[bool] = []
+        _arrived.set(specs)
         response = await answer(body)
-        if _arrived.get() == [] and type(response).__name__ != "ErrorResponse":
+        if not specs and type(response).__name__ != "ErrorResponse":
             raise ValueError(_LOST)
         return response
 
@@ -70,31 +71,32 @@ class Guard:
         async def again() -> Any:
             return messages.pop(0) if messages else await receive()
 
-        if not _asks(body) or body.get("background"):  # that is answered before the engine is asked
-            await self.app(scope, again, send)
-        elif why := _ignored(body):
+        why = _ignored(body) if _asks(body) else None
+        if why:
             await _refuse(scope, send, why)
+        elif not _asks(body) or body.get("background"):  # that is answered before the engine is asked
+            await self.app(scope, again, send)
         else:
-            _arrived.set([])
-            await self.app(scope, again, _Proof(scope, send))
+            specs: list[bool] = []
+            _arrived.set(specs)
+            await self.app(scope, again, _Proof(scope, send, specs))
 
 
 class _Proof:
     """Sends an answer on, but for one that the engine gave without the spec. A stream may begin before the engine is
     asked, so only its end can be held back."""
 
-    def __init__(self, scope: Any, send: Any):
-        self.scope, self.send, self.streams, self.refused = scope, send, False, False
+    def __init__(self, scope: Any, send: Any, specs: list[bool]):
+        self.scope, self.send, self.specs = scope, send, specs
+        self.streams = self.refused = False
 
     async def __call__(self, message: Any) -> None:
-        if message["type"] == "http.response.start":
+        if message["type"] == "http.response.start" and message["status"] < 400:
             self.streams = any(value.startswith(b"text/event-stream") for _, value in message["headers"])
-            if message["status"] >= 400:
-                _arrived.set(None)
-            elif _arrived.get() == [] and not self.streams:
+            if not self.specs and not self.streams:
                 self.refused = True
                 await _refuse(self.scope, self.send, _LOST)
-        elif _arrived.get() == [] and self.streams and not message.get("more_body"):
+        elif self.streams and not self.specs and not message.get("more_body"):
             raise RuntimeError(_LOST)
         if not self.refused:
             await self.send(message)
