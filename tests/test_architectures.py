@@ -120,6 +120,9 @@ def check_family(folder, model, vectors):
         with pytest.raises(RuntimeError, match="an edit was not made"):
             engine.generate(PROMPTS, 1, GREEDY, 0, {"edits": [edit()]})
 
+        again = type(model).from_pretrained(folder, dtype=torch.float32).eval()  # beside the engine that serves it
+        assert np.array_equal(residuals(again, PROMPTS[0]), residuals(model, PROMPTS[0]))
+
 
 def unhook(worker):
     decoder_layers(worker.model_runner.get_model(), 4)[1]._forward_hooks.clear()

@@ -14,7 +14,7 @@ import torch
 from emharness.steering import blocks
 from emharness.steering.gpu.device import DevicePlan
 from emharness.steering.step.plan import StepPlan
-from emharness.steering.vllm import op, ranks
+from emharness.steering.vllm import borrowed, op, ranks
 from emharness.steering.vllm.record import PLAN, wanted
 
 Wrap = Callable[[Any, str, Any], Any]
@@ -51,6 +51,7 @@ def patch(wrap: Wrap) -> None:
 
 def _hook_layers(load_model: Any, runner: Any, *args: Any, **kwargs: Any) -> Any:
     result = load_model(runner, *args, **kwargs)
+    borrowed.lend_back(runner.get_model())
     try:
         _hook(runner.get_model(), runner.model_config, runner.device)
         op.unhooked.clear()
