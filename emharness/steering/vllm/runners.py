@@ -51,8 +51,8 @@ def patch(wrap: Wrap) -> None:
 
 def _hook_layers(load_model: Any, runner: Any, *args: Any, **kwargs: Any) -> Any:
     result = load_model(runner, *args, **kwargs)
-    borrowed.lend_back(runner.get_model())
     try:
+        borrowed.lend_back(runner.get_model())
         _hook(runner.get_model(), runner.model_config, runner.device)
         op.unhooked.clear()
     except Exception as error:  # whatever is odd about a model, it runs as in stock vLLM
