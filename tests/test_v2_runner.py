@@ -11,6 +11,7 @@ import sys
 from types import SimpleNamespace
 
 import pytest
+import torch
 from conftest import ROOT
 
 from emharness.steering.vllm import op, runners
@@ -29,7 +30,7 @@ def test_every_vllm_tells_the_length_of_a_prompt():
 
 def test_no_memory_is_taken_while_a_model_is_loaded(monkeypatch):
     """An engine that sleeps on a GPU (level 2) drops what was, and the kernel would read on."""
-    runner = SimpleNamespace(get_model=lambda: None, model_config=None, device=None)
+    runner = SimpleNamespace(get_model=torch.nn.Module, model_config=None, device=None)
     monkeypatch.setattr(op, "unhooked", [])
     monkeypatch.setattr(runners, "_hook", lambda *_: None)
     monkeypatch.setattr(runners, "_new_plan", lambda runner: ["its buffers"])
