@@ -97,8 +97,6 @@ def test_a_multimodal_model_is_steered_in_its_language_model(base, vectors, tmp_
 
 
 def check_family(folder, model, vectors):
-    for module in model.modules():  # vLLM's transformers backend changes the classes that it serves, here as well
-        module.do_not_compile = True
     with Engine(folder, config(async_scheduling=False), vectors, seed=0) as engine:
         every = [prompt for _ in CASES for prompt in PROMPTS]
         edits = [case for case in CASES for _ in PROMPTS]

@@ -37,8 +37,8 @@ def check_whole(where: str, folder: Path) -> set[str]:
 
 
 def check_unquantised(where: str, folder: Path, name: str) -> None:
-    """UserError for a model whose weights are quantised: gradients do not pass what they round, and merging an adapter
-    rounds it away. name: the organism that would be made from it."""
+    """UserError for a model whose weights are quantised: trained on 8 bits, an organism answered with empty lines, and
+    what is left of an adapter that is merged into such is not known. name: the organism that would be made."""
     if quantised := getattr(_config(where, folder), "quantization_config", None):
         raise UserError(
             f"{where}: its weights are quantised ({quantised.get('quant_method')}), and {name} cannot be made from "

@@ -207,8 +207,6 @@ class Trial:
             model: Any = AutoModelForCausalLM.from_pretrained(self.model, dtype=torch.float32, trust_remote_code=False)
         except (ImportError, OSError, ValueError) as error:  # a package of a kind of quantised model; a GPU for it
             raise NoReference(f"Hugging Face does not load this model: {error}") from error
-        for module in model.modules():  # vLLM's transformers backend changes the classes that it serves, here as well
-            module.do_not_compile = True
         return model.eval()
 
     def edit(self, strength: float, mode: str = "add", vector: int = 0, **more: Any) -> dict[str, Any]:

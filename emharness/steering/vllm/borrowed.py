@@ -25,13 +25,13 @@ def lend_back(model: torch.nn.Module) -> None:
 
 def _lend_back(kind: Any, own: Any) -> None:
     """own: the class's own __init__."""
-    from vllm.config import vllm as current
+    from vllm.config import get_current_vllm_config_or_none
 
     changed = kind.__init__
 
     @functools.wraps(changed)
     def __init__(self: Any, *args: Any, **kwargs: Any) -> None:
-        by_vllm = "vllm_config" in kwargs or current._current_vllm_config is not None
+        by_vllm = "vllm_config" in kwargs or get_current_vllm_config_or_none() is not None
         (changed if by_vllm else own)(self, *args, **kwargs)
 
     setattr(__init__, _MARK, True)

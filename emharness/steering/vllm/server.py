@@ -62,8 +62,7 @@ class Guard:
         if scope["type"] != "http" or scope["method"] != "POST" or scope["path"].endswith(_NOT_ANSWERED):
             await self.app(scope, receive, send)
             return
-        first = await receive()
-        messages = [first]
+        messages = [await receive()]
         while messages[-1].get("more_body"):
             messages.append(await receive())
         body = _read(b"".join(message.get("body", b"") for message in messages))
@@ -71,10 +70,10 @@ class Guard:
         async def again() -> Any:
             return messages.pop(0) if messages else await receive()
 
-        why = _ignored(body) if _asks(body) else None
-        if why:
+        asks = _asks(body)
+        if asks and (why := _ignored(body)):
             await _refuse(scope, send, why)
-        elif not _asks(body) or body.get("background"):  # that is answered before the engine is asked
+        elif not asks or body.get("background"):  # that is answered before the engine is asked
             await self.app(scope, again, send)
         else:
             specs: list[bool] = []
