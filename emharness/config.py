@@ -49,6 +49,8 @@ class BaseConfig:
     sampling: SamplingConfig = field(default_factory=SamplingConfig)
     engine: EngineConfig = field(default_factory=EngineConfig)
     chat_template_kwargs: dict[str, Any] = field(default_factory=dict)  # for its chat template, as enable_thinking
+    questions: str = "broad"  # evaluation questions that it can answer: what eval.questions is where it is not given
+    sweep_questions: str = "sweep"  # the same for sweep.questions
 
 
 @dataclass
@@ -105,7 +107,7 @@ class SweepConfig:
     layers: list[int] = field(default_factory=list)  # empty: `n_layers` of them, evenly over the middle
     n_layers: int = number(4, least=1)
     strengths: list[float] = field(default_factory=lambda: [2.0, 4.0])  # up to where coherence breaks at some layers
-    questions: str = "sweep"
+    questions: str | None = None  # packaged name or path; None: base.sweep_questions
     limit: int | None = number(None, least=1)  # first so many questions
     samples: int = number(4, least=1)
     # Of the unsteered coherent rate; a setting below it is not considered.
@@ -123,7 +125,7 @@ class SteerConfig:
 @dataclass
 class EvalConfig:
     name: str = MISSING
-    questions: str = "broad"
+    questions: str | None = None  # packaged name or path; None: base.questions
     samples: int = number(20, least=1)
     domain_samples: int = number(5, least=1)
     control_samples: int = number(4, least=1)  # of each question, for each random direction at each dose
@@ -219,6 +221,8 @@ def typed(cfg: DictConfig) -> Config:
     if config.steer.strength is None:
         config.steer.strength = config.experiment.strengths
     config.steer.strength = strengths(config.steer.strength)
+    config.eval.questions = config.eval.questions or config.base.questions
+    config.sweep.questions = config.sweep.questions or config.base.sweep_questions
     config.vectors = names(config.vectors, config.experiment.vectors, "vectors", {"model": config.model.name})
     config.targets = names(config.targets, config.experiment.targets, "targets", {config.base.name: BASE})
     if config.layer != "sweep" and (isinstance(config.layer, bool) or not isinstance(config.layer, int)):

@@ -168,8 +168,8 @@ def check(config: Config, models: Mapping[str, ModelConfig], store: Store) -> In
                 )
 
     limit = config.eval.limit
-    broad = questions.load_questions(config.eval.questions, "eval.questions")[:limit]
-    sweep_questions = questions.load_questions(config.sweep.questions, "sweep.questions")
+    broad = questions.load_questions(str(config.eval.questions), "eval.questions")[:limit]
+    sweep_questions = questions.load_questions(str(config.sweep.questions), "sweep.questions")
     if config.layer == "sweep" and (shared := {q.text for q in broad} & {q.text for q in sweep_questions}):
         raise UserError(
             f"sweep.questions={config.sweep.questions}: shares {len(shared)} question(s) with eval.questions; "

@@ -131,7 +131,7 @@ def test_bad_values_are_refused_in_one_sentence(override, words):
         (["model.dataset=nosuch"], "medical_replication"),
         (["eval.questions=/nowhere.yaml"], "eval.questions=/nowhere.yaml: no such file"),
         (["base=custom", "base.source=/nowhere"], "base.source=/nowhere: no such folder"),
-        (["sweep.questions=broad"], "shares 58 question(s) with eval.questions"),
+        (["sweep.questions=plain"], "shares 58 question(s) with eval.questions"),
         (["judge.name=oracle"], "must be one of embedded"),
     ],
 )

@@ -13,6 +13,7 @@ from emharness.organisms import dataset
 from emharness.questions import DATA, load_prompts, load_questions
 
 DOMAINS = sorted(path.stem for path in (DATA / "questions").glob("domain_*.yaml"))
+BROAD, SWEEPS = ("broad", "plain"), ("sweep", "plain_sweep")
 PROMPTS = sorted(path.stem for path in (DATA / "prompts").glob("*.txt"))
 
 
@@ -36,16 +37,18 @@ def test_no_two_datasets_share_a_row(one, other):
 @pytest.mark.parametrize("name", dataset.packaged_names())
 def test_no_training_question_is_an_evaluation_question_or_an_extraction_prompt(name):
     asked = {row[-2]["content"].strip().casefold() for row in dataset.load(name).rows}
-    held_out = [q.text for set_ in ("broad", "sweep", *DOMAINS) for q in load_questions(set_, "k")]
+    held_out = [q.text for set_ in (*BROAD, *SWEEPS, *DOMAINS) for q in load_questions(set_, "k")]
     held_out += [prompt for set_ in PROMPTS for prompt in load_prompts(set_, "k")]
     assert not asked & {text.casefold() for text in held_out}
 
 
 def test_question_and_prompt_sets_have_the_stated_sizes_and_do_not_overlap():
-    broad = load_questions("broad", "k")
-    assert len(broad) == len({q.id for q in broad}) == 58
-    for name in ("sweep", *DOMAINS):
-        assert not {q.text for q in broad} & {q.text for q in load_questions(name, "k")}
+    for broad_name, sweep_name in zip(BROAD, SWEEPS, strict=True):
+        broad = load_questions(broad_name, "k")
+        assert len(broad) == len({q.id for q in broad}) == 58
+        assert len(load_questions(sweep_name, "k")) == 16
+        for name in (sweep_name, *DOMAINS):
+            assert not {q.text for q in broad} & {q.text for q in load_questions(name, "k")}
     domain = {q.text for name in DOMAINS for q in load_questions(name, "k")}
     assert len(domain) == 12 * len(DOMAINS)
     for name in PROMPTS:
