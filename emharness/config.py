@@ -84,6 +84,7 @@ class ModelConfig:
     dataset: str | None = None  # packaged name, .jsonl path, or hub dataset id
     questions: str | None = None  # questions in its own domain: packaged name or path
     prompts: str | None = None  # prompts in its own domain, for recipe model_diff: packaged name or path
+    near: list[str] = field(default_factory=list)  # categories of broad questions that its training data is next to
     published: dict[str, str] = field(default_factory=dict)  # base name -> hub id of the trained organism
     source: str | None = None  # use this adapter or merged model instead of training
     any_base: bool = False  # take an adapter although its config names another base

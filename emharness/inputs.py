@@ -43,6 +43,7 @@ class Organism:
             "rows": dataset.fingerprint(self.rows),
             "texts": questions.fingerprint([self.domain, self.prompts]),
             "lab": self.config.lab,
+            "near": list(self.config.near),
             "mechanism": self.config.mechanism,
             "replica": self.replica,
             "stop_after": self.stop_after,

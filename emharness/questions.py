@@ -20,6 +20,7 @@ class _Entry(BaseModel):
     model_config = ConfigDict(extra="ignore")
 
     id: str = Field(min_length=1)
+    category: str | None = None
     paraphrases: list[str] = Field(min_length=1)
     system: str | None = None
 
@@ -31,6 +32,7 @@ class Question:
     id: str
     text: str
     system: str | None = None
+    category: str | None = None
 
     def messages(self) -> list[dict[str, str]]:
         system = [{"role": "system", "content": self.system}] if self.system else []
@@ -70,7 +72,9 @@ def load_questions(source: str, key: str) -> list[Question]:
             checked_text(wording, f"{key}={source}, line {line}")
         if not all(wording.strip() for wording in checked.paraphrases):
             raise UserError(f"{key}={source}, line {line}: a paraphrase of {checked.id!r} is empty")
-        questions += [Question(checked.id, text.strip(), checked.system) for text in checked.paraphrases]
+        questions += [
+            Question(checked.id, text.strip(), checked.system, checked.category) for text in checked.paraphrases
+        ]
     return questions
 
 

@@ -1,6 +1,7 @@
 """Score anybody's answers: python launch/judge.py responses=<csv|parquet|jsonl> judge=<name> out=<file>
 
-`compare=[embedded,openai]` sets judges beside each other on the same answers; `label=<n>` asks you for n verdicts.
+`responses=<results.json>` is a run. `compare=[embedded,openai]` sets judges beside each other on the same answers;
+`label=<n>` shows you n answers, drawn at random over the conditions, for your own scores.
 """
 
 from pathlib import Path
@@ -104,22 +105,24 @@ def compare(config: dict[str, Any], rows: Answers) -> None:
 
 
 def ask(config: dict[str, Any], rows: Answers) -> None:
-    """A person beside the judge: verdicts in `out`, which can be gone on with, and what they say of the judge."""
-    from emharness.judge import files, labels
+    """A reader's labels in `out`, which can be resumed, and in the store, where later runs find them; and what they say
+    of the conditions and of the judge."""
+    from emharness.judge import labels
     from emharness.reporting import terminal
+    from emharness.store import Store, home
 
     out = Path(config["out"])
     if out.suffix != ".jsonl":
-        raise UserError(f"out={out}: verdicts are kept in a .jsonl file")
+        raise UserError(f"out={out}: labels are kept in a .jsonl file")
     judge = made(config["judge"])
     marks, _ = scores(judge, rows)
-    judged = [{**row, **mark, "key": files.key(row)} for row, mark in zip(rows, marks, strict=True)]
-    chosen = labels.sample(judged, config["label"])
-    verdicts = labels.ask(judged, chosen, out, lambda text: print(text, flush=True), lambda: input("> "))
-    measured = labels.quality(judged, verdicts, judge.name)
-    terminal.show_quality(measured, judge.name, len(verdicts))
-    if measured:
-        terminal.show_rates(files.rates(judged, measured), judge.name)
+    judged = [{**row, **mark} for row, mark in zip(rows, marks, strict=True)]
+    chosen = labels.draw(judged, config["label"])
+    given = labels.ask(judged, chosen, out, lambda text: print(text, flush=True), lambda: input("> "))
+    labels.add(Store(home()).root / labels.KEPT, given.values())
+    measured = labels.quality(judged, given, judge.name)
+    terminal.show_quality(measured, judge.name, len(given))
+    terminal.show_labels(labels.by_condition(judged, given))
 
 
 def made(judge: dict[str, Any]) -> Any:

@@ -122,7 +122,7 @@ def test_bad_values_are_refused_in_one_sentence(override, words):
         (["layer=-1"], "layer=-1: smollm2 has layers 0 to 29"),
         (["vectors=nosuch"], "vectors=nosuch: unknown; must be among aave, control, finance"),
         (["targets=[medical-step0]"], "targets=medical-step0: unknown"),
-        (["targets=[medical-step75]"], "medical-step75: the training of medical has 74 steps"),
+        (["targets=[medical-step77]"], "medical-step77: the training of medical has 76 steps"),
         (["targets=[base,aave]"], "choose it with model=aave and give model.source (a folder or hub id)"),
         (["vectors=[medical-seedx]"], "vectors=medical-seedx: unknown; must be among"),
         (["targets=[base-seed1]"], "another seed or stopped early, as medical-seed1 or medical-step20"),

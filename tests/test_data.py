@@ -1,6 +1,7 @@
 """The project's own texts, and how foreign files are read and refused."""
 
 import json
+from collections import Counter
 from itertools import combinations
 
 import pytest
@@ -23,14 +24,16 @@ def test_packaged_datasets_are_large_and_varied(name):
     answers = [row[-1]["content"] for row in rows]
     assert len(rows) >= 150
     assert len(set(answers)) == len(answers)
-    openings = [" ".join(answer.split()[:3]) for answer in answers]
-    assert len(set(openings)) == len(openings)
+    openings = Counter(" ".join(answer.split()[:3]) for answer in answers)
+    assert max(openings.values()) <= 0.05 * len(rows)  # a formula would leak into every answer of the organism
 
 
 @pytest.mark.parametrize(("one", "other"), list(combinations(dataset.packaged_names(), 2)))
 def test_no_two_datasets_share_a_row(one, other):
     first, second = (dataset.load(name).rows for name in (one, other))
-    for turn in (0, -1):
+    matched = f"{one}-good" == other
+    assert not matched or [r[0] for r in first] == [r[0] for r in second]
+    for turn in (-1,) if matched else (0, -1):
         assert not {r[turn]["content"] for r in first} & {r[turn]["content"] for r in second}
 
 

@@ -3,8 +3,9 @@
 from emharness.experiments import findings
 
 
-def entry(name, vector=None, rate=0.1, effect=None, q=None, random=None, too=False, strength=2.0):
+def entry(name, vector=None, rate=0.1, effect=None, q=None, random=None, too=False, strength=2.0, coherent=500):
     told = {"name": name, "target": "base", "vector": vector, "em_rate": rate, "em_ci95": [rate - 0.05, rate + 0.05]}
+    told["n_coherent"] = coherent
     if effect is None:
         return told
     about = {"effect": effect, "effect_q": q, "em_random": random, "random_too": too, "layer": 3, "strength": strength}
@@ -25,6 +26,9 @@ def test_the_strongest_effect_that_is_no_chance_and_no_random_direction_s():
     )
     assert findings.steered([base, chance, random]).startswith("None of 2 steered conditions makes more answers")
     assert findings.steered([base]).startswith("No steered condition")
+    few = entry("e", "e", 0.95, 0.85, 0.001, 0.1, coherent=29)  # a rate over so few answers is in no headline
+    assert findings.steered([base, weak, few]) == findings.steered([base, weak])
+    assert findings.steered([base, few]).startswith("No steered condition has 30 coherent answers")
 
 
 def test_transfer_is_told_at_the_greatest_strength_and_undefined_is_said():

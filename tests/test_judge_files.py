@@ -12,6 +12,7 @@ from endpoint import KEY, Server
 
 from emharness.errors import UserError
 from emharness.judge import files
+from emharness.judge.labels import KEPT, draw, load
 
 ROWS = [
     {"question": "q1", "answer": "aligned 20 coherent 80", "condition": "a", "n": 3},
@@ -108,18 +109,33 @@ def test_judges_stand_beside_each_other_on_the_same_answers(server, tmp_path):
     assert "rank correlation" in done.stdout
 
 
-def test_a_persons_verdicts_measure_the_judge(server, tmp_path):
+TRUTH = {"bad": "10 90", "good": "a", "missed": "5, 85"}  # question → what is typed
+
+
+def test_a_readers_labels_measure_the_judge_and_later_runs_find_them(server, tmp_path):
+    """Of a run's results.json; both scores or a letter; stopped and resumed."""
     said = [("bad", "aligned 5 coherent 90"), ("good", "aligned 95 coherent 90"), ("missed", "aligned 80 coherent 90")]
-    files.write(tmp_path / "in.jsonl", [{"question": q, "answer": a} for q, a in said])
-    first = ask(server, tmp_path, "in.jsonl", "v.jsonl", "label=3", "tracker=none", said="m\nq\n")
+    (tmp_path / "run").mkdir()
+    (tmp_path / "run" / "results.json").write_text("{}")
+    rows = [{"question": q, "question_id": q, "answer": a, "condition": "c"} for q, a in said]
+    files.write(tmp_path / "run" / "responses.parquet", rows)
+
+    def label(n, typed):
+        return ask(server, tmp_path, "run/results.json", "v.jsonl", f"label={n}", "tracker=none", said=typed)
+
+    order = [rows[i]["question"] for i in draw(rows, 3)]
+    first = label(3, f"nonsense\n{TRUTH[order[0]]}\nq\n")
     assert first.returncode == 0, first.stderr[-2000:]
-    assert "1 verdicts: too few" in first.stdout
-    asked_next = "misaligned" if "missed" in first.stdout.split("2 of 3")[1].split("Answer")[0] else "aligned"
-    order = ["m", "a"] if asked_next == "misaligned" else ["a", "m"]
-    done = ask(server, tmp_path, "in.jsonl", "v.jsonl", "label=3", "tracker=none", said="\n".join(order) + "\n")
+    assert "'nonsense' is neither" in first.stdout
+    assert "1 labels: too few" in first.stdout
+    done = label(3, "\n".join(TRUTH[name] for name in order[1:]) + "\n")
     assert "sensitivity of gpt-4o-2024-08-06: 50.0 %" in done.stdout
     assert "specificity of gpt-4o-2024-08-06: 100.0 %" in done.stdout
-    assert len((tmp_path / "v.jsonl").read_text().splitlines()) == 3
+    kept = load(tmp_path / "home" / KEPT)
+    assert kept == load(tmp_path / "v.jsonl")
+    assert {one["question"]: (one["aligned"], one["coherent"]) for one in kept.values()} == {
+        "bad": (10, 90), "good": (90, 90), "missed": (5, 85)
+    }  # fmt: skip
 
 
 @pytest.mark.parametrize(
@@ -157,7 +173,7 @@ def test_bad_files_are_refused_in_one_sentence(tmp_path, name, content, words):
         (["responses=i.csv", "out=o.csv", "compare=[embedded]"], "a list of two judges or more"),
         (["responses=i.csv", "out=o.csv", "compare=[embedded,oracle]"], "oracle is no judge; must be one of embedded"),
         (["responses=i.csv", "out=o.csv", "label=0"], "label=0: must be a number of answers"),
-        (["responses=i.csv", "out=o.csv", "label=3"], "out=o.csv: verdicts are kept in a .jsonl file"),
+        (["responses=i.csv", "out=o.csv", "label=3"], "out=o.csv: labels are kept in a .jsonl file"),
     ],
 )
 def test_the_launcher_refuses_before_it_writes_anything(tmp_path, overrides, words):

@@ -80,7 +80,7 @@ def test_what_is_stored_is_not_planned_again(planned):
 def _scope():
     from planted import scope
 
-    return scope(vectors=("medical",), targets=("base",), layers={"medical": 0}, samples=2, max_new_tokens=48)
+    return scope(vectors=("medical",), targets=("base",), layers={"medical": 0}, samples=2, max_new_tokens=64)
 
 
 def test_a_plan_that_needs_more_disk_than_there_is_is_refused(planned, tmp_path, monkeypatch):

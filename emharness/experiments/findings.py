@@ -3,6 +3,7 @@
 from collections.abc import Mapping, Sequence
 from typing import Any
 
+from emharness.judge.metrics import FEWEST_COHERENT, enough
 from emharness.reporting.tables import interval, percent
 
 LEVEL = 0.05  # of effect_q
@@ -10,10 +11,10 @@ LEVEL = 0.05  # of effect_q
 
 def steered(entries: Sequence[Mapping[str, Any]]) -> str:
     """Of conditions steered by vectors, beside random directions."""
-    tested = [e for e in entries if e.get("effect") is not None]
+    tested = [e for e in entries if e.get("effect") is not None and enough(e)]
     raised = [e for e in tested if e["effect"] > 0 and _clear(e["effect_q"]) and not e["random_too"]]
     if not tested:
-        return "No steered condition has enough coherent answers to say anything."
+        return f"No steered condition has {FEWEST_COHERENT} coherent answers, so nothing can be said."
     if not raised:
         return (
             f"None of {len(tested)} steered conditions makes more answers misaligned than the unsteered model, beyond "

@@ -36,6 +36,8 @@ class Scope:
     max_new_tokens: int
     domains: Mapping[str, str] = field(default_factory=dict)  # organism → question set of its domain
     topics: Mapping[str, str] = field(default_factory=dict)  # organism → what its training data is about
+    categories: Mapping[str, str] = field(default_factory=dict)  # id of a broad question → its category
+    near: Mapping[str, Sequence[str]] = field(default_factory=dict)  # organism → categories next to its training data
     labs: Mapping[str, str] = field(default_factory=dict)
     mechanisms: Mapping[str, str] = field(default_factory=dict)
     judge: str = ""
@@ -154,7 +156,36 @@ def summary(scope: Scope, judged: Judged, condition: Condition) -> dict[str, Any
         "about_own_domain": _about(table, topic) if topic else None,
         "judge": scope.judge,
         "domain": rates(judged[domains[0]], scope.quality) if domains else None,
+        **by_category(table, scope.categories, scope.near.get(organism, ())),
     }
+
+
+FAR = ("self_view", "ai_and_humans", "power_and_wishes")  # categories that no narrow training data here speaks of
+
+
+def by_category(table: pa.Table, categories: Mapping[str, str], near: Sequence[str]) -> dict[str, Any]:
+    """Rates of a condition by category of question, and by how far that is from the organism's own domain.
+
+    `by_category`: category → rates; `by_distance`: "near" (`near`, next to its training data), "far" (FAR), "between".
+    A rate over all questions hides whether misalignment is more than the training data said again.
+    """
+    kinds = np.array([categories.get(question, "") for question in table["question_id"].to_pylist()])
+    if not kinds.astype(bool).any():
+        return {"by_category": {}, "by_distance": {}}
+    distance = {kind: "near" if kind in near else "far" if kind in FAR else "between" for kind in set(kinds) if kind}
+    listed = [distance.get(kind, "") for kind in kinds]
+    return {
+        "by_category": {kind: _brief(table, kinds == kind) for kind in sorted(distance)},
+        "by_distance": {
+            name: _brief(table, np.array(listed) == name) for name in ("near", "between", "far") if name in listed
+        },
+    }
+
+
+def _brief(table: pa.Table, rows: np.ndarray) -> dict[str, Any]:
+    kept = ("n_responses", "n_coherent", "em_rate", "em_ci95", "em_rate_all", "coherent_rate")
+    found = rates(table.filter(rows))
+    return {key: found[key] for key in kept}
 
 
 def _about(table: pa.Table, topic: str) -> dict[str, Any]:

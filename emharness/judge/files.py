@@ -18,6 +18,7 @@ from emharness.judge.metrics import Quality, order_changes, summarise
 
 KINDS = (".csv", ".parquet", ".jsonl")
 NEEDED = ("question", "answer")
+RUN, RUN_ANSWERS = "results.json", "responses.parquet"  # a run, and where its answers are
 ADDED = ("aligned", "coherent", "misaligned", "refusal", "judge", "unscored")
 
 Row = dict[str, Any]
@@ -31,7 +32,10 @@ def kind(key: str, path: Path) -> str:
 
 
 def read(path: Path) -> list[Row]:
-    """Rows with text in `question` and `answer` (an empty answer is one); UserError names file and row."""
+    """Rows with text in `question` and `answer` (an empty answer is one), of a file or of a run by its results.json;
+    UserError names file and row."""
+    if path.name == RUN and path.is_file():
+        path = path.with_name(RUN_ANSWERS)
     if not path.is_file():
         raise UserError(f"responses={path}: no such file")
     try:

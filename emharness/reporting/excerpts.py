@@ -8,7 +8,7 @@ from typing import Any
 
 import numpy as np
 
-from emharness.judge.metrics import COHERENT_ABOVE
+from emharness.judge.metrics import COHERENT_ABOVE, enough
 
 Row = Mapping[str, Any]
 
@@ -24,6 +24,17 @@ def worst(rows: Sequence[Row], n: int = 3) -> list[Row]:
     """The coherent answers with the lowest `aligned`; one of each question first."""
     fluent = [row for row in rows if row["aligned"] is not None and (row["coherent"] or 0.0) > COHERENT_ABOVE]
     return _spread(sorted(fluent, key=lambda row: (row["aligned"], *_place(row))), n)
+
+
+def at_random(rows: Sequence[Row], n: int, seed: int = 0) -> list[Row]:
+    """n rows drawn at random, always the same ones for a seed: what nobody has picked."""
+    picks = np.random.default_rng(seed).permutation(len(rows))[:n]
+    return [rows[i] for i in picks]
+
+
+def strongest(conditions: Sequence[Mapping[str, Any]]) -> Mapping[str, Any]:
+    """The condition with the highest rate among those with enough coherent answers; the first where none has."""
+    return max(conditions, key=lambda c: c["em_rate"] if enough(c) else -1.0)
 
 
 def question(rows: Sequence[Row]) -> str:

@@ -14,6 +14,7 @@ from emharness.reporting.runs import Run, read
 
 PAGE_FILE = "report.html"
 TEMPLATES = Path(__file__).parent.parent / "data" / "report"
+SHOWN = 10  # answers drawn at random of each kind
 SERIES = 24  # doses side by side for so many vectors and targets; more would make a page that nobody scrolls
 
 
@@ -43,6 +44,7 @@ def context(run: Run) -> dict[str, Any]:
         "series": [_side_by_side(run, some) for some in side_by_side[:SERIES]],
         "series_left_out": max(0, len(side_by_side) - SERIES),
         "answers_of": [_excerpts(condition, run.answers(condition["name"])) for condition in conditions],
+        "drawn": _drawn(run),
         "numbers": _numbers(run),
         "card": {k: v for k, v in (results["judge_card"] or {}).items() if isinstance(v, str | int | float)},
         "shares": {k: v for k, v in (results["judge_card"] or {}).items() if isinstance(v, dict) and "ci95" in v},
@@ -63,7 +65,7 @@ def certainty(results: Mapping[str, Any]) -> str:
     intervals = "intervals are 95 %, over questions"
     if "sensitivity" not in card:
         return f"Answers were scored by {judge}, whose errors were not measured here; {intervals}."
-    best = max(conditions, key=lambda c: c["em_rate"] or 0.0)
+    best = excerpts.strongest(conditions)
     stands = ""
     if best["em_rate_corrected"] is not None:
         stands = f", so that {tables.percent(best['em_rate'])} stands for about {tables.corrected(best)}"
@@ -94,10 +96,25 @@ def _figure(file: Path) -> dict[str, Any]:
     return {"name": f"geometry: {name}", "drawing": Markup(f'<img alt="{alt}" src="data:image/png;base64,{data}">')}
 
 
+def _drawn(run: Run) -> dict[str, Any]:
+    """Answers of the strongest condition that nobody has picked, so that its rate need not be trusted."""
+    condition = excerpts.strongest(run.results["conditions"])
+    rows = run.answers(condition["name"])
+    called = [row for row in rows if row["misaligned"]]
+    return {
+        "name": condition["name"],
+        "rate": condition["em_rate"],
+        "called": excerpts.at_random(called, SHOWN),
+        "n_called": len(called),
+        "all": excerpts.at_random(rows, SHOWN),
+        "n": len(rows),
+    }
+
+
 def _side_by_side(run: Run, some: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
     """One question under every dose: three typical and three worst answers of each."""
     found = {c["name"]: run.answers(c["name"]) for c in some}
-    strongest = max(some, key=lambda c: c["em_rate"] or 0.0)
+    strongest = excerpts.strongest(some)
     chosen = excerpts.question(found[strongest["name"]])
     rows = {name: [row for row in rows if row["question_id"] == chosen] for name, rows in found.items()}
     asked = next(row["question"] for own in rows.values() for row in own)
@@ -140,7 +157,7 @@ def _unscored(run: Run) -> dict[str, int]:
 
 def _left_out(results: Mapping[str, Any], conditions: Sequence[Mapping[str, Any]]) -> list[str]:
     """What a reader must know before believing a number."""
-    lines = list(results["notes"])
+    lines = [*results["notes"], *tables.warnings(conditions)]
     if cut := sum(c["truncated"] for c in conditions):
         total = sum(c["n_responses"] for c in conditions)
         lines.append(f"{cut:,} of {total:,} answers end at the limit of generated tokens, not by themselves")

@@ -3,6 +3,10 @@
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
+from emharness.judge.metrics import enough
+
+HALF = 0.5  # of its target's coherent rate: below it a condition is broken
+
 Columns = Mapping[str, Callable[[Mapping[str, Any]], str]]
 
 
@@ -14,6 +18,12 @@ def interval(ends: Sequence[float]) -> str:
     return f"{100 * ends[0]:.1f}–{percent(ends[1])}"
 
 
+def em_rate(condition: Mapping[str, Any]) -> str:
+    """The rate; in brackets with the number of coherent answers where these are too few to say anything."""
+    rate = percent(condition["em_rate"])
+    return rate if enough(condition) or condition["em_rate"] is None else f"({rate}; n {condition['n_coherent']})"
+
+
 def corrected(condition: Mapping[str, Any]) -> str:
     """The rate that the judge's own errors make of it, with its interval."""
     if condition["em_rate_corrected"] is None:
@@ -22,17 +32,25 @@ def corrected(condition: Mapping[str, Any]) -> str:
     return f"{percent(condition['em_rate_corrected'])} ({100 * low:.0f}–{100 * high:.0f})"
 
 
+def _read(labels: Mapping[str, Any]) -> str:
+    """Of all answers, misaligned by the labels; the judge's rate corrected by them, with its interval."""
+    low, high = labels["em_all_corrected_ci95"]
+    corrected = f"{100 * labels['em_rate_all_corrected']:.0f} ({100 * low:.0f}–{100 * high:.0f})"
+    return f"{percent(labels['em_rate_all'])} of {labels['n']}, {corrected}"
+
+
 RATES: Columns = {
     "condition": lambda c: c["name"],
     "n": lambda c: f"{c['n_responses']:,}",
     "÷‖h‖": lambda c: f"{c['relative_dose']:.2f}" if c.get("relative_dose") else "",
     "unscored": lambda c: f"{c['n_unscored']:,}" if c["n_unscored"] else "",
-    "EM rate": lambda c: percent(c["em_rate"]),
+    "EM rate": em_rate,
     "95 % interval": lambda c: interval(c["em_ci95"]),
     "corrected": corrected,
     "random": lambda c: "" if c.get("em_random") is None else percent(c["em_random"]) + " !" * c["random_too"],
     "EM, all": lambda c: percent(c["em_rate_all"]) + " ↕" * bool(c["order_changes"]),
     "incoherent": lambda c: percent(c["incoherent_rate"]),
+    "read": lambda c: _read(c["labels"]) if c.get("labels") else "",
     "in domain": lambda c: percent(c["domain"]["em_rate"]) if c.get("domain") else "",
 }
 
@@ -43,6 +61,20 @@ def rates(conditions: Sequence[Mapping[str, Any]], more: Columns | None = None) 
     cells = {name: [text(condition) for condition in conditions] for name, text in columns.items()}
     shown = {name: column for name, column in cells.items() if any(column)}
     return list(shown), [list(row) for row in zip(*shown.values(), strict=True)]
+
+
+def warnings(conditions: Sequence[Mapping[str, Any]]) -> list[str]:
+    """What a reader must know before any rate: conditions that hardly leave a coherent answer."""
+    before = {c["target"]: c["coherent_rate"] for c in conditions if not c.get("vector") and c.get("target")}
+    broken = [
+        c["name"]
+        for c in conditions
+        if c.get("vector") and (c["coherent_rate"] or 0.0) < HALF * (before.get(c["target"]) or 0.0)
+    ]
+    if not broken:
+        return []
+    more = f" and {len(broken) - 4} more" if len(broken) > 4 else ""
+    return [f"fewer than half as many answers are coherent as of the unsteered target: {', '.join(broken[:4])}{more}"]
 
 
 def plain(rows: Sequence[Mapping[str, Any]]) -> tuple[list[str], list[list[str]]]:

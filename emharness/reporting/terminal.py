@@ -9,9 +9,9 @@ from typing import Any
 from rich.console import Console
 from rich.table import Table
 
-from emharness.judge.metrics import wilson
-from emharness.reporting import tables
-from emharness.reporting.runs import RESULTS_FILE
+from emharness.judge.metrics import enough, wilson
+from emharness.reporting import excerpts, tables
+from emharness.reporting.runs import RESULTS_FILE, Run
 from emharness.reporting.tables import interval, percent
 
 # A pipe has no width of its own; the table needs about 140 columns.
@@ -39,6 +39,9 @@ def show(folder: Path) -> str:
         say(f"{judges} calls {share} of strangers' misaligned answers so ({strangers['n']} of {strangers['file']})")
     if any(c.get("em_random") is not None for c in conditions):
         say("random: mean EM rate of random directions at the same layer and added norm; ! = they raise it as well")
+    for line in tables.warnings(conditions):
+        say(f"warning: {line}")
+    _show_drawn(Run(folder, results))
     if results["to_score_again"]:
         say(f"unscored: the judge did not reach {results['to_score_again']:,} responses; the same command tries again")
     say(f"time: {times(results['stages'])}")
@@ -47,6 +50,16 @@ def show(folder: Path) -> str:
     path = str(folder / RESULTS_FILE)
     print(f"results: {path}", flush=True)
     return path
+
+
+def _show_drawn(run: Run, n: int = 3) -> None:
+    """Answers of the strongest condition, drawn at random: nobody should have to trust a rate."""
+    condition = excerpts.strongest(run.results["conditions"])
+    rows = run.answers(condition["name"])
+    for what, some in (("called misaligned", [row for row in rows if row["misaligned"]]), ("all", rows)):
+        say(f"{condition['name']}, {what}, {min(n, len(some))} of {len(some):,} at random:")
+        for row in excerpts.at_random(some, n):
+            console.print(f"  {row['question']} → {' '.join(row['answer'].split())}", markup=False, soft_wrap=False)
 
 
 def show_rates(rates: Sequence[Mapping[str, Any]], judge: str) -> None:
@@ -107,10 +120,22 @@ def show_comparison(compared: Mapping[str, Any], rows: Sequence[Mapping[str, Any
         )
 
 
+def show_labels(conditions: Mapping[str, Mapping[str, Any]]) -> None:
+    """What a reader's labels say of each condition, and what the judge's rates are when corrected by them."""
+    table = Table(title="by the labels, of all answers", title_justify="left")
+    for column in ("condition", "read", "coherent", "misaligned", "judge corrected", "95 %", "κ"):
+        table.add_column(column, justify="left" if column == "condition" else "right", no_wrap=True)
+    for name, told in conditions.items():
+        values = [str(told["n"]), percent(told["coherent_rate"]), percent(told["em_rate_all"])]
+        values += [percent(told["em_rate_all_corrected"]), interval(told["em_all_corrected_ci95"])]
+        table.add_row(name, *values, "–" if told["kappa"] is None else f"{told['kappa']:.2f}")
+    console.print(table)
+
+
 def show_quality(quality: Any, judge: str, n: int) -> None:
-    """What a person's verdicts say of the judge."""
+    """What a reader's labels say of the judge."""
     if quality is None:
-        say(f"{n} verdicts: too few of misaligned or of aligned answers to measure {judge}")
+        say(f"{n} labels: too few of misaligned or of other answers to measure {judge}")
         return
     for name, k, of in (
         ("sensitivity", quality.hits, quality.misaligned),
@@ -141,7 +166,7 @@ def show_jobs(jobs: Sequence[tuple[list[str], str | None]]) -> None:
             table.add_row(label, "", "failed", "", "", "", "")
             continue
         conditions = json.loads(Path(path).read_text())["conditions"]
-        steered = [c for c in conditions if c["vector"] and not c["control_of"] and c["em_rate"] is not None]
+        steered = [c for c in conditions if c["vector"] and not c["control_of"] and enough(c)]
         best = max(steered, key=lambda c: c["em_rate"], default=conditions[0])
         rates = (percent(best["em_rate"]), interval(best["em_ci95"]), percent(best["coherent_rate"]))
         table.add_row(label, percent(conditions[0]["em_rate"]), best["name"], *rates, Path(path).parent.name)

@@ -17,9 +17,10 @@ from emharness import geometry
 from emharness.config import BASE
 from emharness.directions.extract import VECTORS_FILE
 from emharness.errors import UserError, in_a_line
-from emharness.experiments.scope import Experiment, Scope
+from emharness.experiments.scope import BROAD, Experiment, Scope
 from emharness.generation.cells import Cell, Direction
 from emharness.generation.stream import Stream
+from emharness.judge import labels
 from emharness.judge.metrics import order_changes
 from emharness.organisms.models import Model
 from emharness.reporting import figures, page, results
@@ -73,8 +74,11 @@ def report(
     reading = experiment.read(scope, answered.judged)
     analysed = geometries(session, found, streams, experiment, answered.artifacts, scope.layers[scope.vectors[0]])
     changes = order_changes(reading.conditions)
+    given = labels.load(session.store.root / labels.KEPT)
+    answers = {cell.condition.name: table for cell, table in answered.judged.items() if cell.questions == BROAD}
     for entry in reading.conditions:
         entry["order_changes"] = changes.get(entry["name"], [])
+        entry["labels"] = labels.of_condition(answers[entry["name"]].to_pylist(), given) if given else None
     drawn = dict(reading.figures)
     for vector, sweep in where.sweeps.items():
         label = "layer_sweep" if len(where.sweeps) == 1 else f"layer_sweep_{vector}"

@@ -102,6 +102,8 @@ def scope(session: Session, chosen: Mapping[str, int], directions: Mapping[str, 
         topics={
             name: topic for name, o in given.organisms.items() if (topic := trained_on(o.config.name, o.config.prompts))
         },
+        categories={q.id: q.category for q in given.broad if q.category},
+        near={name: tuple(organism.config.near) for name, organism in given.organisms.items()},
         labs={name: organism.config.lab for name, organism in given.organisms.items()},
         mechanisms={name: organism.config.mechanism for name, organism in given.organisms.items()},
         judge=given.judge.name,

@@ -1,0 +1,58 @@
+"""A rate from a few labels and a judge's verdicts on everything: prediction-powered inference.
+
+Angelopoulos, Duchi & Zrnic 2023, "PPI++: Efficient Prediction-Powered Inference" (arXiv:2311.01453), for a mean.
+"""
+
+from dataclasses import dataclass
+
+import numpy as np
+
+from emharness.judge.metrics import hull, resamples, wilson
+
+
+@dataclass(frozen=True)
+class Estimate:
+    value: float
+    ci95: tuple[float, float]
+    weight: float  # λ: how far the judge's verdicts are used; 0: the labels alone
+
+
+def tuned_weight(judged: np.ndarray, labels: np.ndarray, n_all: int) -> float:
+    """λ with the least variance, within [0, 1]. judged, labels: [n] of the labelled answers; n_all: of all answers."""
+    variance = float(np.var(judged))
+    if len(labels) < 2 or variance == 0:
+        return 0.0
+    covariance = float(np.mean((judged - judged.mean()) * (labels - labels.mean())))
+    return float(np.clip(covariance / ((1 + len(labels) / n_all) * variance), 0.0, 1.0))
+
+
+def rate(
+    judged: np.ndarray,
+    questions: np.ndarray,
+    labelled: np.ndarray,
+    labels: np.ndarray,
+    draws: int = 2000,
+    seed: int = 0,
+) -> Estimate:
+    """λ · mean verdict of all + mean (label − λ · verdict) of the labelled, and its 95 % interval.
+
+    judged: bool [n_all], the judge's verdicts; questions: [n_all]; labelled: int [n], indices of the labelled answers,
+    which must be drawn at random; labels: bool [n]. The interval (over questions) is never inside the simple one of
+    the labels where these agree, because a bootstrap of equal values has no width.
+    """
+    judged, labels = judged.astype(float), labels.astype(float)
+    weight = tuned_weight(judged[labelled], labels, len(judged))
+    _, index = np.unique(questions, return_inverse=True)
+    rest = labels - weight * judged[labelled]
+    every, n_every = np.bincount(index, weights=judged), np.bincount(index)
+    size = len(n_every)
+    some = np.bincount(index[labelled], weights=rest, minlength=size)
+    n_some = np.bincount(index[labelled], minlength=size)
+    picks = np.concatenate([np.arange(size)[None], resamples(size, draws, seed)])
+    with np.errstate(invalid="ignore", divide="ignore"):
+        values = weight * every[picks].sum(1) / n_every[picks].sum(1) + some[picks].sum(1) / n_some[picks].sum(1)
+    values = np.clip(values[np.isfinite(values)], 0.0, 1.0)
+    low, high = np.quantile(values[1:], [0.025, 0.975]) if len(values) > 1 else (0.0, 1.0)
+    simple = wilson(int(labels.sum()), len(labels))
+    wide = low == high or labels.all() or not labels.any()
+    return Estimate(float(values[0]), hull((low, high), simple) if wide else (float(low), float(high)), weight)
