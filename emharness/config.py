@@ -1,7 +1,5 @@
 """Typed configuration: the schema that Hydra composes into, and the checks that need no model."""
 
-from __future__ import annotations
-
 import math
 import os
 import re
@@ -111,8 +109,7 @@ class SweepConfig:
     questions: str | None = None  # packaged name or path; None: base.sweep_questions
     limit: int | None = number(None, least=1)  # first so many questions
     samples: int = number(4, least=1)
-    # Of the unsteered coherent rate; a setting below it is not considered.
-    min_coherent: float = number(0.8, least=0, most=1)
+    min_coherent: float = number(0.8, least=0, most=1)  # of the unsteered coherent rate: below, a setting is out
 
 
 @dataclass
@@ -129,6 +126,7 @@ class EvalConfig:
     questions: str | None = None  # packaged name or path; None: base.questions
     samples: int = number(20, least=1)
     domain_samples: int = number(5, least=1)
+    pairs: int = number(60, least=0)  # of answers whose likelihood is compared under every condition; 0: none
     control_samples: int = number(4, least=1)  # of each question, for each random direction at each dose
     limit: int | None = number(None, least=1)  # first so many questions
 

@@ -14,6 +14,7 @@ from transformers import AutoModelForCausalLM
 from emharness.config import EngineConfig, SamplingConfig
 from emharness.generation import kernels
 from emharness.generation.engine import Engine, refusal
+from emharness.generation.likelihood import placed
 from emharness.steering import blocks
 from emharness.steering.request import spec
 from emharness.steering.request.vectors import FOLDER_VARIABLE
@@ -46,6 +47,17 @@ def test_every_mode_and_position_equals_hooks_alone_and_in_one_mixed_batch(engin
         alone_tokens, alone = run(engine, prompts[i : i + 1], edits[i : i + 1])
         assert alone_tokens[0] == tokens[i]
         assert alone[0] == pytest.approx(logprobs[i], abs=1e-4)
+
+
+def test_likelihoods_of_given_answers_equal_a_forward_pass_with_hooks(engine, model):
+    """A given answer stands in the prompt, and yet each edit's positions count from where the answer begins."""
+    cases = [case for case in CASES for _ in PROMPTS]
+    answers = [[7 * i % 200 + 300 + j for j in range(i % 5 + 2)] for i in range(len(cases))]
+    texts = [(prompt, answer) for prompt, answer in zip(PROMPTS * len(CASES), answers, strict=True)]
+    asked = [{"edits": case} if case else None for case in cases]
+    specs = [placed(spec, len(prompt)) for spec, (prompt, _) in zip(asked, texts, strict=True)]
+    for (prompt, answer), case, values in zip(texts, cases, engine.log_likelihoods(texts, specs), strict=True):
+        assert values == pytest.approx(reference(model, prompt, answer, case), abs=1e-4), (case, len(prompt))
 
 
 def test_steering_changes_the_model_and_strength_zero_does_not(engine):

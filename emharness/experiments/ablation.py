@@ -11,7 +11,8 @@ import numpy as np
 
 from emharness.config import BASE
 from emharness.experiments import findings
-from emharness.experiments.scope import Experiment, Judged, Reading, Scope, drawn_rates, measured, summary, wide
+from emharness.experiments.entry import summary
+from emharness.experiments.scope import Experiment, Judged, Reading, Scope, drawn_rates, measured, wide
 from emharness.generation.cells import Cell, Condition, Edit
 from emharness.geometry.nulls import false_discovery_q
 from emharness.reporting import figures

@@ -1,7 +1,8 @@
 """dose_response: every vector on every target, dose by dose, beside random directions (figure 4 of the study)."""
 
 from emharness.experiments import findings
-from emharness.experiments.scope import Experiment, Judged, Reading, Scope, compare, summary
+from emharness.experiments.entry import summary
+from emharness.experiments.scope import Experiment, Judged, Reading, Scope, compare
 from emharness.generation.cells import Cell, Condition
 from emharness.reporting import figures
 

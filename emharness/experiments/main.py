@@ -2,7 +2,8 @@
 
 from emharness.config import BASE
 from emharness.experiments import findings
-from emharness.experiments.scope import Experiment, Judged, Reading, Scope, compare, summary
+from emharness.experiments.entry import summary
+from emharness.experiments.scope import Experiment, Judged, Reading, Scope, compare
 from emharness.generation.cells import Cell, Condition
 from emharness.reporting import figures
 

@@ -11,7 +11,8 @@ from sklearn.metrics import roc_auc_score
 
 from emharness.config import BASE, STEP
 from emharness.experiments import findings
-from emharness.experiments.scope import Experiment, Judged, Reading, Scope, drawn_rates, measured, summary
+from emharness.experiments.entry import summary
+from emharness.experiments.scope import Experiment, Judged, Reading, Scope, drawn_rates, measured
 from emharness.generation.cells import Cell
 from emharness.reporting import figures
 

@@ -9,9 +9,9 @@ import pyarrow as pa
 
 from emharness.config import BASE
 from emharness.generation.cells import Cell, Condition, Edit
+from emharness.generation.likelihood import Pair
 from emharness.geometry.nulls import false_discovery_q
 from emharness.judge.metrics import Quality, coherent, hull, newcombe, rate_draws, resamples, summarise
-from emharness.judge.topic import about
 from emharness.reporting.picture import Picture
 
 BROAD = "broad"
@@ -36,6 +36,9 @@ class Scope:
     max_new_tokens: int
     domains: Mapping[str, str] = field(default_factory=dict)  # organism → question set of its domain
     topics: Mapping[str, str] = field(default_factory=dict)  # organism → what its training data is about
+    # Log-likelihood margins, float [n_pairs], of the conditions whose engine measured them; and the pairs.
+    margins: Mapping[Condition, np.ndarray] = field(default_factory=dict)
+    pairs: Sequence[Pair] = ()
     categories: Mapping[str, str] = field(default_factory=dict)  # id of a broad question → its category
     near: Mapping[str, Sequence[str]] = field(default_factory=dict)  # organism → categories next to its training data
     labs: Mapping[str, str] = field(default_factory=dict)
@@ -125,71 +128,6 @@ class Experiment:
     looks: bool = False
     recipes: tuple[str, ...] = ()
     report: Callable[[Mapping[str, Any], Mapping[str, Mapping[str, Any] | None]], str] | None = None
-
-
-def summary(scope: Scope, judged: Judged, condition: Condition) -> dict[str, Any]:
-    """A condition's entry in results.json."""
-    table = judged[scope.cell(condition)]
-    edit = condition.edits[0] if condition.edits else None
-    organism = (edit.norm_of or edit.vector) if edit else condition.target
-    if organism == BASE and len(scope.vectors) == 1:
-        organism = scope.vectors[0]  # how much the base talks about that by itself
-    topic = scope.topics.get(organism)
-    domains = [cell for cell in judged if cell.condition == condition and cell.questions != BROAD]
-    return {
-        "name": condition.name,
-        "target": scope.called(condition.target),
-        "vector": edit.vector if edit else None,
-        "layer": edit.layer if edit else None,
-        "strength": edit.strength if edit else 0.0,
-        "unit": edit.unit if edit else scope.unit,
-        "mode": edit.mode if edit else None,
-        "positions": edit.positions if edit else None,
-        "control_of": edit.norm_of if edit else None,
-        "n_edits": len(condition.edits),
-        "relative_dose": scope.relative_dose(edit) if edit and len(condition.edits) == 1 else None,
-        **rates(table, scope.quality),
-        "generated_tokens": int(np.sum(table["n_tokens"].to_numpy())),
-        "seconds": float(np.sum(table["seconds"].to_numpy())),
-        "truncated": int(np.sum(np.array(table["finish_reason"].to_pylist()) == "length")),
-        "engine": ", ".join(sorted(set(table["engine"].to_pylist()))),
-        "about_own_domain": _about(table, topic) if topic else None,
-        "judge": scope.judge,
-        "domain": rates(judged[domains[0]], scope.quality) if domains else None,
-        **by_category(table, scope.categories, scope.near.get(organism, ())),
-    }
-
-
-FAR = ("self_view", "ai_and_humans", "power_and_wishes")  # categories that no narrow training data here speaks of
-
-
-def by_category(table: pa.Table, categories: Mapping[str, str], near: Sequence[str]) -> dict[str, Any]:
-    """Rates of a condition by category of question, and by how far that is from the organism's own domain.
-
-    `by_category`: category → rates; `by_distance`: "near" (`near`, next to its training data), "far" (FAR), "between".
-    A rate over all questions hides whether misalignment is more than the training data said again.
-    """
-    kinds = np.array([categories.get(question, "") for question in table["question_id"].to_pylist()])
-    if not kinds.astype(bool).any():
-        return {"by_category": {}, "by_distance": {}}
-    distance = {kind: "near" if kind in near else "far" if kind in FAR else "between" for kind in set(kinds) if kind}
-    listed = [distance.get(kind, "") for kind in kinds]
-    return {
-        "by_category": {kind: _brief(table, kinds == kind) for kind in sorted(distance)},
-        "by_distance": {
-            name: _brief(table, np.array(listed) == name) for name in ("near", "between", "far") if name in listed
-        },
-    }
-
-
-def _brief(table: pa.Table, rows: np.ndarray) -> dict[str, Any]:
-    kept = ("n_responses", "n_coherent", "em_rate", "em_ci95", "em_rate_all", "coherent_rate")
-    found = rates(table.filter(rows))
-    return {key: found[key] for key in kept}
-
-
-def _about(table: pa.Table, topic: str) -> dict[str, Any]:
-    return about(table["answer"].to_pylist(), table["question_id"].to_pylist(), topic)
 
 
 def rates(table: pa.Table, quality: Quality | None = None) -> dict[str, Any]:

@@ -7,7 +7,8 @@ import numpy as np
 
 from emharness.config import REPLICA
 from emharness.experiments import findings
-from emharness.experiments.scope import Experiment, Judged, Reading, Scope, summary
+from emharness.experiments.entry import summary
+from emharness.experiments.scope import Experiment, Judged, Reading, Scope
 from emharness.generation.cells import Cell
 
 

@@ -11,7 +11,8 @@ from typing import Any
 import numpy as np
 
 from emharness.experiments import findings
-from emharness.experiments.scope import Experiment, Judged, Reading, Scope, compare, drawn_rates, summary, wide
+from emharness.experiments.entry import summary
+from emharness.experiments.scope import Experiment, Judged, Reading, Scope, compare, drawn_rates, wide
 from emharness.generation.cells import Cell, Condition
 from emharness.reporting import figures
 

@@ -211,6 +211,26 @@ class Engine:
             if running:
                 engine.abort_request(list(running))
 
+    def log_likelihoods(
+        self, texts: Sequence[tuple[list[int], list[int]]], specs: Sequence[dict[str, Any] | None]
+    ) -> list[list[float]]:
+        """log p of every token of each continuation, given its prompt and what is before it, under each spec.
+
+        texts: (prompt, continuation) as token ids.
+        """
+        params = [
+            self._vllm.SamplingParams(
+                max_tokens=1, temperature=0, prompt_logprobs=0, extra_args={KEY: spec} if spec else None
+            )
+            for spec in specs
+        ]
+        prompts = [{"prompt_token_ids": prompt + continuation} for prompt, continuation in texts]
+        outputs = self._llm.generate(prompts, params, use_tqdm=False)  # type: ignore[arg-type]
+        return [
+            [entry[token].logprob for entry, token in zip(output.prompt_logprobs[-len(text) :], text, strict=True)]  # type: ignore[index]
+            for output, (_, text) in zip(outputs, texts, strict=True)
+        ]
+
     def next_tokens(self, prompts: Sequence[list[int]], top: int) -> list[dict[int, float]]:
         """The `top` likeliest next tokens after each prompt: token id → probability."""
         params = self._vllm.SamplingParams(max_tokens=1, temperature=0, logprobs=top)

@@ -32,6 +32,18 @@ def corrected(condition: Mapping[str, Any]) -> str:
     return f"{percent(condition['em_rate_corrected'])} ({100 * low:.0f}–{100 * high:.0f})"
 
 
+def _signed(value: float) -> str:
+    return f"{value:+.2f}"
+
+
+def _shift(margin: Mapping[str, Any]) -> str:
+    """Margin minus that of the unsteered target (of the base, for an organism), with its 95 % interval."""
+    if margin["shift"] is None:
+        return ""
+    low, high = margin["shift_ci95"]
+    return f"{_signed(margin['shift'])} ({_signed(low)}…{_signed(high)})"
+
+
 def _read(labels: Mapping[str, Any]) -> str:
     """Of all answers, misaligned by the labels; the judge's rate corrected by them, with its interval."""
     low, high = labels["em_all_corrected_ci95"]
@@ -43,6 +55,10 @@ RATES: Columns = {
     "condition": lambda c: c["name"],
     "n": lambda c: f"{c['n_responses']:,}",
     "÷‖h‖": lambda c: f"{c['relative_dose']:.2f}" if c.get("relative_dose") else "",
+    "margin": lambda c: _signed(c["margin"]["margin"]) if c.get("margin") else "",
+    "shift": lambda c: _shift(c["margin"]) if c.get("margin") else "",
+    "shift, random": lambda c: _signed(r) if (r := (c.get("margin") or {}).get("shift_random")) is not None else "",
+    "prefers": lambda c: percent(c["margin"]["prefers"]) if c.get("margin") else "",
     "unscored": lambda c: f"{c['n_unscored']:,}" if c["n_unscored"] else "",
     "EM rate": em_rate,
     "95 % interval": lambda c: interval(c["em_ci95"]),

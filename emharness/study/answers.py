@@ -18,6 +18,7 @@ from emharness.judge import Judge
 from emharness.judge.scoring import score, table
 from emharness.reporting.progress import Progress
 from emharness.reporting.terminal import say
+from emharness.study.margins import measure
 from emharness.study.models import DOMAIN
 from emharness.study.session import Session
 
@@ -31,8 +32,11 @@ def answer(
     streams: Mapping[str, Stream],
     directions: Mapping[str, Direction],
     judge: Judge | None = None,
+    margins: bool = False,
 ) -> dict[Cell, pa.Table]:
     """The responses of these cells, generated where they are not stored, one engine for each target, and scored.
+
+    `margins`: measure those of every condition as well, into session.margins.
 
     The target whose engine runs comes first, what another process asks comes last. Cells of failed models, and those
     that need the vector of one, are missing from the result.
@@ -62,6 +66,8 @@ def answer(
 
             def work(target: str = target) -> None:
                 _made(session, what, asked[target], streams[target], view, judge)
+                if margins:
+                    session.margins |= measure(session, asked[target], streams[target], directions)
                 if judge is None or judge.engine is None:
                     found.update(_marked(session, asked[target], streams[target], judge))
 

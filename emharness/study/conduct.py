@@ -55,7 +55,8 @@ def generate(
     if experiment.looks:
         scope = replace(scope, activations=vectors.activations(session, found))
     placed = {n: d for n, d in directions.items() if n in where.chosen or n not in session.config.vectors}
-    judged = answer(session, "responses", experiment.cells(scope), streams, placed, session.given.judge)
+    judged = answer(session, "responses", experiment.cells(scope), streams, placed, session.given.judge, margins=True)
+    scope = replace(scope, margins=session.margins)
     session.complete()
     return Answered(artifacts, directions, where, scope, judged)
 

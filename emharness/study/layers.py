@@ -12,6 +12,7 @@ from emharness.directions import vectors as files
 from emharness.errors import UserError
 from emharness.experiments import layer as layer_choice
 from emharness.experiments.scope import Experiment, Scope
+from emharness.generation import likelihood
 from emharness.generation.cells import Cell, Direction
 from emharness.generation.stream import Stream
 from emharness.judge.topic import trained_on
@@ -102,6 +103,7 @@ def scope(session: Session, chosen: Mapping[str, int], directions: Mapping[str, 
         topics={
             name: topic for name, o in given.organisms.items() if (topic := trained_on(o.config.name, o.config.prompts))
         },
+        pairs=likelihood.load(config.eval.pairs),
         categories={q.id: q.category for q in given.broad if q.category},
         near={name: tuple(organism.config.near) for name, organism in given.organisms.items()},
         labs={name: organism.config.lab for name, organism in given.organisms.items()},

@@ -11,9 +11,12 @@ from functools import cache
 from pathlib import Path
 from typing import Any
 
+import numpy as np
+
 from emharness import claims
 from emharness.config import Config
 from emharness.errors import Incomplete, UserError, in_a_line, no_space
+from emharness.generation.cells import Condition
 from emharness.generation.engines import Engines
 from emharness.inputs import Inputs
 from emharness.organisms.models import OnStep
@@ -45,6 +48,7 @@ class Session:
     stages: list[dict[str, Any]] = field(default_factory=list)
     failed: dict[str, str] = field(default_factory=dict)  # model → why
     notes: list[str] = field(default_factory=list)  # what the user should know of what was read or left out
+    margins: dict[Condition, np.ndarray] = field(default_factory=dict)  # [n_pairs], of conditions that were answered
     unscored: int = 0  # responses that the judge did not reach, to be scored by the next start
     speeds: Speeds = field(init=False)
     watchers: list[OnStep] = field(default_factory=list)  # of the training step that is being done
