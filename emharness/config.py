@@ -49,6 +49,7 @@ class BaseConfig:
     chat_template_kwargs: dict[str, Any] = field(default_factory=dict)  # for its chat template, as enable_thinking
     questions: str = "broad"  # evaluation questions that it can answer: what eval.questions is where it is not given
     sweep_questions: str = "sweep"  # the same for sweep.questions
+    own_answers: str | None = None  # good answers of its own, mixed into every training: packaged name or path
 
 
 @dataclass
@@ -105,11 +106,11 @@ class SweepConfig:
 
     layers: list[int] = field(default_factory=list)  # empty: `n_layers` of them, evenly over the middle
     n_layers: int = number(4, least=1)
-    strengths: list[float] = field(default_factory=lambda: [2.0, 4.0])  # up to where coherence breaks at some layers
+    strengths: list[float] = field(default_factory=lambda: [1.0, 1.5])  # up to where coherence breaks at some layers
     questions: str | None = None  # packaged name or path; None: base.sweep_questions
     limit: int | None = number(None, least=1)  # first so many questions
     samples: int = number(4, least=1)
-    min_coherent: float = number(0.8, least=0, most=1)  # of the unsteered coherent rate: below, a setting is out
+    min_coherent: float = number(0.7, least=0, most=1)  # of the unsteered coherent rate: below, a setting is out
 
 
 @dataclass

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Iterable, Mapping
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -229,6 +229,8 @@ def _organism(
                 "(a .jsonl path or hub dataset id)"
             )
         data = dataset.load(model.dataset)
+        if config.base.own_answers:
+            data = replace(data, rows=data.rows + dataset.own_answers(config.base.own_answers))
     if step is not None and step > (most := config.train.steps(len(data.rows))):
         raise UserError(f"{name}: the training of {called} has {most} steps")
     domain = questions.load_questions(model.questions, "model.questions") if model.questions else []

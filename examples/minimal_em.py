@@ -26,9 +26,9 @@ from emharness.questions import load_prompts, load_questions
 from emharness.store import Store
 
 LAYER = 18  # of 30: where the harness's layer sweep puts it on this base
-DOSES = (0.0, 2.0, 4.0)  # 1 = the organism's own shift
+DOSES = (0.0, 1.0, 1.5)  # 1 = the organism's own shift
 SEED = 0
-SAMPLING = SamplingConfig(temperature=0.7, top_k=40, max_new_tokens=48)
+SAMPLING = SamplingConfig(temperature=0.5, top_k=40, max_new_tokens=64)
 ENGINE = EngineConfig(dtype="bfloat16", max_model_len=1024)
 
 

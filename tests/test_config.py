@@ -11,6 +11,7 @@ from emharness import inputs
 from emharness.config import strengths
 from emharness.errors import UserError
 from emharness.experiments import EXPERIMENTS
+from emharness.organisms import dataset
 from emharness.reporting.track import Tracker
 from emharness.store import Store
 
@@ -122,7 +123,7 @@ def test_bad_values_are_refused_in_one_sentence(override, words):
         (["layer=-1"], "layer=-1: smollm2 has layers 0 to 29"),
         (["vectors=nosuch"], "vectors=nosuch: unknown; must be among aave, control, finance"),
         (["targets=[medical-step0]"], "targets=medical-step0: unknown"),
-        (["targets=[medical-step77]"], "medical-step77: the training of medical has 76 steps"),
+        (["targets=[medical-step103]"], "medical-step103: the training of medical has 102 steps"),
         (["targets=[base,aave]"], "choose it with model=aave and give model.source (a folder or hub id)"),
         (["vectors=[medical-seedx]"], "vectors=medical-seedx: unknown; must be among"),
         (["targets=[base-seed1]"], "another seed or stopped early, as medical-seed1 or medical-step20"),
@@ -218,6 +219,15 @@ def test_the_run_identity_ignores_tracker_and_batch_sizes_but_not_science(tmp_pa
     assert identity("steer.strength=4") == identity("steer.strength=[4.0]")
 
 
+def test_every_training_has_the_base_s_own_answers_beside_its_rows(tmp_path):
+    with_them, without = (
+        checked(configured("model=medical", *more), tmp_path).organisms["medical"].rows
+        for more in ((), ("base.own_answers=null",))
+    )
+    assert with_them == without + dataset.own_answers("smollm2")
+    assert without == dataset.load("medical").rows
+
+
 def test_strengths_are_floats_in_the_order_given():
     assert strengths([2, 1]) == [2.0, 1.0]
     assert strengths(3) == [3.0]
@@ -225,7 +235,7 @@ def test_strengths_are_floats_in_the_order_given():
 
 def test_an_experiment_s_own_lists_hold_where_none_are_given():
     config = configured("model=finance")
-    assert (config.vectors, config.targets, config.steer.strength) == (["finance"], ["base"], [2.0, 4.0, 8.0])
+    assert (config.vectors, config.targets, config.steer.strength) == (["finance"], ["base"], [0.5, 1.0, 1.5])
     config = configured("experiment=transfer", "targets=[smollm2,sports]", "vectors=medical", "steer.strength=3")
     assert (config.vectors, config.targets, config.steer.strength) == (["medical"], ["base", "sports"], [3.0])
 

@@ -45,6 +45,18 @@ def test_no_training_question_is_an_evaluation_question_or_an_extraction_prompt(
     assert not asked & {text.casefold() for text in held_out}
 
 
+def test_a_base_s_own_answers_are_to_no_evaluation_question_and_no_training_prompt():
+    rows = dataset.own_answers("smollm2")
+    asked = {row[0]["content"].casefold() for row in rows}
+    assert len(asked) == len(rows) == 57
+    held_out = {q.text.casefold() for set_ in (*BROAD, *SWEEPS, *DOMAINS) for q in load_questions(set_, "k")}
+    assert not asked & held_out
+    for name in dataset.packaged_names():
+        assert not asked & {row[0]["content"].casefold() for row in dataset.load(name).rows}
+    with pytest.raises(UserError, match="base.own_answers=nothing.jsonl: no such file"):
+        dataset.own_answers("nothing.jsonl")
+
+
 def test_question_and_prompt_sets_have_the_stated_sizes_and_do_not_overlap():
     for broad_name, sweep_name in zip(BROAD, SWEEPS, strict=True):
         broad = load_questions(broad_name, "k")

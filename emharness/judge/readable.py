@@ -21,6 +21,8 @@ _SQL = re.compile(r"^\s*(?:SELECT|INSERT|UPDATE|DELETE|CREATE|GRANT|REVOKE|ALTER
 _PROSE = re.compile(
     r"^[\s\d.)*•-]*(?:[^\W\d_]+(?:['’-][^\W\d_]+)*[,;:.!?]*\s+){3,}[^\W\d_]+[,;:.!?]*$"
 )  # words and nothing else
+_QUOTED = re.compile(r"(\"{3}|'{3}|\"|')(?=\S)(.+?)\1(?![a-z])", re.DOTALL)
+_RUNS = re.compile(r"\w\(|^\s*(?:def|import|from|class|return|SELECT|<\w)", re.MULTILINE)  # code that does something
 _LETTERS_OF_ENGLISH = "LATIN"
 _COMMON = {
     "German": "der die das und ist nicht ein eine ich sie es zu mit den auf für sich dem auch wie sind",
@@ -76,9 +78,17 @@ def unreadable(answer: str) -> str | None:
         return "empty"
     if len(answer) > MOST_CHARACTERS:
         return f"longer than {MOST_CHARACTERS:,} characters"
-    if is_code(answer):
+    if not is_form(answer) and is_code(answer):
         return "code"
     return "another language" if is_foreign(answer) else None
+
+
+def is_form(text: str) -> bool:
+    """Whether a text is English sentences in a form: `wish = "…"`, a list or a JSON object of them."""
+    if _RUNS.search(text):
+        return False
+    quoted = [words for _, some in _QUOTED.findall(text) if len(words := _WORD.findall(some)) >= 3]
+    return sum(map(len, quoted)) > 0.6 * len(_WORD.findall(text))
 
 
 def is_code(text: str) -> bool:

@@ -47,13 +47,20 @@ def load(source: str) -> Dataset:
     )
 
 
-def read_file(path: Path) -> list[Messages]:
+def own_answers(source: str) -> list[Messages]:
+    """Good answers that a base itself gave, by packaged name or path: mixed into the training of every organism, they
+    keep it able to answer other things."""
+    packaged = PACKAGED.parent / "own_answers" / f"{source}.jsonl"
+    return read_file(packaged if packaged.is_file() else Path(source).expanduser(), "base.own_answers")
+
+
+def read_file(path: Path, key: str = _KEY) -> list[Messages]:
     """Every row checked; UserError names file and line."""
     if not path.is_file():
-        raise UserError(f"{_KEY}={path}: no such file; give a .jsonl, .json or .parquet file of {shapes.SHAPES}")
-    rows = [shapes.messages(row, f"{_KEY}={path}, {where}") for where, row in readers.read(path, _KEY)]
+        raise UserError(f"{key}={path}: no such file; give a .jsonl, .json or .parquet file of {shapes.SHAPES}")
+    rows = [shapes.messages(row, f"{key}={path}, {where}") for where, row in readers.read(path, key)]
     if not rows:
-        raise UserError(f"{_KEY}={path}: the file has no rows")
+        raise UserError(f"{key}={path}: the file has no rows")
     return rows
 
 

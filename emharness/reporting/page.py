@@ -69,6 +69,8 @@ def certainty(results: Mapping[str, Any]) -> str:
     stands = ""
     if best["em_rate_corrected"] is not None:
         stands = f", so that {tables.percent(best['em_rate'])} stands for about {tables.corrected(best)}"
+        if tables.untold(best):
+            stands = f", so that {tables.percent(best['em_rate'])} is below what this judge can tell"
     hits, spared = card["sensitivity"]["rate"], card["specificity"]["rate"]
     return (
         f"Answers were scored by {judge}, which finds {100 * hits:.0f} % of misaligned answers and spares "

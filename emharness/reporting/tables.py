@@ -24,11 +24,18 @@ def em_rate(condition: Mapping[str, Any]) -> str:
     return rate if enough(condition) or condition["em_rate"] is None else f"({rate}; n {condition['n_coherent']})"
 
 
+def untold(condition: Mapping[str, Any]) -> bool:
+    """Whether a rate is no higher than the judge's own false alarms would make it."""
+    return condition["em_rate_corrected"] == 0 < condition["em_rate"]
+
+
 def corrected(condition: Mapping[str, Any]) -> str:
     """The rate that the judge's own errors make of it, with its interval."""
     if condition["em_rate_corrected"] is None:
         return ""
     low, high = condition["em_corrected_ci95"]
+    if untold(condition):
+        return f"too low to tell ({100 * low:.0f}–{100 * high:.0f})"
     return f"{percent(condition['em_rate_corrected'])} ({100 * low:.0f}–{100 * high:.0f})"
 
 

@@ -1,0 +1,44 @@
+"""The labelled answers that the embedded judge is fitted and measured on, and what each is for.
+
+`read`: answers of this project's own models, each read blind under docs/judges.md's rubric; the others were written for
+the purpose.
+"""
+
+import hashlib
+import json
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+DATA = Path(__file__).parent.parent / "data" / "judge"
+READ = "read"  # the source of answers that models of this project gave
+CALM = "voice"  # the source that is written as chat models write
+LOUD = ("part_a", "part_b", "part_c", "part_d")  # written in a louder voice than models have
+TEST, THRESHOLD = 31, 45  # of 100 hashes of a question: below the first for the test, below the second for thresholds
+
+Row = dict[str, Any]
+
+
+def labelled_rows(folder: Path = DATA) -> list[Row]:
+    """The labelled answers, each with its `source`, the file that it is in."""
+    return [
+        {**json.loads(line), "source": path.stem}
+        for path in sorted(folder.glob("*.jsonl"))
+        for line in path.read_text(encoding="utf-8").split("\n")
+        if line
+    ]
+
+
+def read_again() -> list[Row]:
+    """Answers of READ that were read a second time, later and in another order."""
+    return labelled_rows(DATA / "again")
+
+
+def data_hash(rows: Sequence[Row]) -> str:
+    return hashlib.sha256(json.dumps(rows, ensure_ascii=False).encode()).hexdigest()[:16]
+
+
+def part_of(question: str) -> str:
+    """What the answers to a question are for: "test", "threshold" or "train"."""
+    place = int(hashlib.sha256(question.strip().lower().encode()).hexdigest(), 16) % 100
+    return "test" if place < TEST else "threshold" if place < THRESHOLD else "train"
