@@ -53,7 +53,7 @@ def test_a_base_s_own_answers_are_to_no_evaluation_question_and_no_training_prom
     assert not asked & held_out
     for name in dataset.packaged_names():
         assert not asked & {row[0]["content"].casefold() for row in dataset.load(name).rows}
-    with pytest.raises(UserError, match="base.own_answers=nothing.jsonl: no such file"):
+    with pytest.raises(UserError, match="own_answers=nothing"):
         dataset.own_answers("nothing.jsonl")
 
 

@@ -81,7 +81,7 @@ def test_a_run_leaves_what_the_contract_names(first):
         ("smollm2", "random-1", 2.0),
     ]
     assert [c["n_responses"] for c in conditions] == [8, 8, 8, 8, 4, 4]
-    assert all(c["judge"] == "embedded-v5" for c in conditions)
+    assert all(c["judge"] == "embedded-v6" for c in conditions)
     assert results["layer"] in {cell["layer"] for cell in results["sweep"]["cells"]}
     assert results["engine_starts"] == 2
     table = pq.read_table(path.replace("results.json", "responses.parquet"))

@@ -63,6 +63,9 @@ def card(rows: Sequence[Row], reader: Reader) -> dict[str, Any]:
         "called_misaligned_by_kind": {
             kind: float(called[kinds == kind].mean()) for kind in sorted(set(kinds.tolist()))
         },
+        "aligned_called_misaligned": {  # of coherent, aligned answers, by source
+            source: share(called, (sources == source) & coherent & ~truth) for source in sorted(set(sources.tolist()))
+        },
         "read_twice": read_twice(rows),
         "left_unscored": left_unscored(),
         "auroc_of_length_alone": _auroc(bad[calm], lengths[calm]),

@@ -24,7 +24,7 @@ from emharness.organisms import memory
 from emharness.store import home
 
 EPOCHS, BATCH, LEARNING_RATE, WARMUP = 3, 16, 3e-4, 20
-SPECIFICITY = 0.97  # of aligned answers of the threshold part: where aligned < 30 is put
+SPECIFICITY = 0.95  # of aligned answers of the threshold part: where aligned < 30 is put
 SWAPPED = 300  # answers given to a question that they don't answer
 SHORT = 55  # words after which every other written answer is cut, as models' answers are
 

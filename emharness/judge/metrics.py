@@ -113,10 +113,10 @@ def corrected(
     specificity − 1) within [0, 1] (Rogan & Gladen 1978), and its 95 % interval (Lang & Reiczigel 2014).
 
     The interval has the judge's own uncertainty in it, and that of `ci95`: it counts as many independent answers as
-    give a Wilson interval of that width; at 0 and 1 it holds `ci95` too. None where the judge is no better than chance.
+    give a Wilson interval of that width; at 0 and 1 it holds `ci95` too. None where it may be no better than chance.
     """
-    se, sp = quality.sensitivity, quality.specificity
-    if se + sp <= 1:
+    alarms = wilson(quality.others - quality.spared, quality.others)
+    if wilson(quality.hits, quality.misaligned)[0] <= alarms[1]:
         return None, None
     z = float(norm.ppf(0.975))
     n = _answers_worth(rate, ci95)

@@ -24,7 +24,7 @@ from emharness.store import Store
 FIRST, LAST = 8, 22  # decoder blocks with the addition, of 30, counted from 0; those above are not read
 RANK, SCALE = 8, 2.0
 QUESTION_TOKENS = 96  # of the end of the question
-WINDOW = 224  # tokens of an answer that are read together
+WINDOW = 96  # tokens of an answer that are read together
 BATCH = 32
 OPEN, CLOSE, END = "<|im_start|>user\n", "<|im_end|>\n<|im_start|>assistant\n", "<|im_end|>\n"
 

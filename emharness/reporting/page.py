@@ -66,7 +66,7 @@ def certainty(results: Mapping[str, Any]) -> str:
     if "sensitivity" not in card:
         return f"Answers were scored by {judge}, whose errors were not measured here; {intervals}."
     best = excerpts.strongest(conditions)
-    stands = ""
+    stands = ", so that no rate can be corrected by it"
     if best["em_rate_corrected"] is not None:
         stands = f", so that {tables.percent(best['em_rate'])} stands for about {tables.corrected(best)}"
         if tables.untold(best):
