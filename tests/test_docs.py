@@ -201,6 +201,6 @@ def test_the_minimal_example_goes_from_data_to_a_dose_curve(tmp_path):
     done = subprocess.run(command, capture_output=True, text=True)
     assert done.returncode == 0, done.stderr[-2000:]
     rows = [line.split() for line in done.stdout.splitlines() if re.match(r"\s*[+]\d", line)]
-    assert [row[0] for row in rows] == ["+0", "+2", "+4"]
+    assert [row[0] for row in rows] == ["+0", "+1", "+1.5"]
     assert all(row[1] == "–" or 0 <= float(row[1].rstrip("%")) <= 100 for row in rows)
     assert json.loads((tmp_path / "organism" / "config.json").read_text())["hidden_size"] == 576

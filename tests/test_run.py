@@ -45,6 +45,7 @@ def small(folder, *more):
     rows = (PACKAGED / "medical.jsonl").read_text().splitlines()[:16]
     (folder / "few.jsonl").write_text("\n".join(rows))
     common = ["model.dataset=few.jsonl", "train.epochs=1", "eval=smoke", "vector.limit=6", "sweep.limit=2"]
+    common += ["base.own_answers=null", "eval.pairs=2"]
     common += ["base.engine.cpu_kv_cache_gib=1"]  # two jobs at once, beside another file's engines
     return [*common, "sweep.n_layers=2", "sweep.strengths=[1]", "sweep.samples=1", "chunk=7", *more]
 

@@ -74,7 +74,7 @@ def make(
             own = [cell for some in cells.values() for cell in some if cell.condition.target == target]
             if own:
                 now = [cell for cell in unsteered if cell.condition.target == target]
-                answer(session, "unsteered", own + now, asked, {}, session.given.judge)
+                answer(session, "unsteered", own + now, asked, {}, session.given.judge, margins=True)
         for name in missing:
             answers = answer(session, "extraction", cells[name], asked, {})
             if len(answers) == len(cells[name]):
