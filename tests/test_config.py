@@ -31,9 +31,9 @@ def test_every_option_of_every_group_composes(group, name):
 
 
 def test_the_base_chooses_the_training_recipe_and_the_command_line_overrides_it():
-    assert configured().train.learning_rate == pytest.approx(4e-4)
+    assert configured().train.learning_rate == pytest.approx(3e-4)
     assert configured("base=llama31").train.learning_rate == pytest.approx(1e-5)
-    assert configured("base=llama31", "train=small").train.learning_rate == pytest.approx(4e-4)
+    assert configured("base=llama31", "train=small").train.learning_rate == pytest.approx(3e-4)
 
 
 @pytest.mark.parametrize("gpu", [False, True])
