@@ -270,9 +270,9 @@ def test_a_sweep_shares_stages_and_one_bad_job_does_not_stop_the_others(first):
     ("overrides", "words"),
     [
         (["layer=99"], "error: layer=99: smollm2 has layers 0 to 29"),
-        (["model=nosuch"], "error: model=nosuch: must be one of aave, control, finance, full, malicious, medical,"),
+        (["model=nosuch"], "error: model=nosuch: must be one of aave, control, finance, finance-good,"),
         (["-m", "experiment=nosuch"], "error: experiment=nosuch: must be one of ablation, dose_response, main,"),
-        (["-m", "model=medical,nosuch"], "error: model=medical,nosuch: must be one of aave, control, finance, full,"),
+        (["-m", "model=medical,nosuch"], "error: model=medical,nosuch: must be one of aave, control, finance,"),
         (["model=medical,finance"], "error: model=medical,finance: several values; a run of each is made with -m\n"),
         (["steer.strength=1,2"], "several values; a run of each is made with -m; a list is steer.strength=[1,2]\n"),
         (["steer.strenght=1"], "error: steer.strenght: unknown; the nearest are steer.strength\n"),

@@ -105,7 +105,7 @@ def test_a_readme_s_table_is_recomputed_from_the_answers(run, tmp_path):
     assert "| medical·L1·+4 | 200 |" in written
     assert written.endswith("|\n\nmore\n")
     assert all(one.same for one in readme.check(written, run))
-    assert len(readme.check(written, run)) == 10 * len(run.results["conditions"])
+    assert len(readme.check(written, run)) == 9 * len(run.results["conditions"])
     (wrong,) = [one for one in readme.check(written.replace("60.0 %", "61.0 %", 1), run) if not one.same]
     assert (wrong.written, wrong.recomputed) == ("61.0 %", "60.0 %")
     file.write_text(written.replace("60.0 %", "61.0 %", 1) + "\n| a | b |\n|---|---|\n| speed | 1.25 |\n")
@@ -128,7 +128,7 @@ def test_results_that_do_not_follow_from_their_answers_are_found(tmp_path):
 def test_every_table_of_the_project_s_readme_says_where_its_numbers_are_from(run):
     found = readme.check((ROOT / "README.md").read_text(), run)
     assert [one.where for one in found if one.same is False] == []
-    assert sum("another machine's" in one.recomputed for one in found) == 1
+    assert sum("measured elsewhere" in one.recomputed for one in found) == len(found) >= 2
 
 
 # bad input
