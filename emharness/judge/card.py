@@ -11,12 +11,13 @@ from typing import Any
 
 import numpy as np
 from scipy.stats import spearmanr
-from sklearn.metrics import cohen_kappa_score, confusion_matrix, roc_auc_score
+from sklearn.metrics import confusion_matrix, roc_auc_score
 
 from emharness.judge import Judge
 from emharness.judge.embedded import CALLED, CARD, MODEL, EmbeddedJudge
 from emharness.judge.files import read
 from emharness.judge.labelled import CALM, DATA, READ, Row, data_hash, labelled_rows, part_of, read_again
+from emharness.judge.labels import kappa
 from emharness.judge.metrics import misaligned, wilson
 from emharness.judge.readable import unreadable
 from emharness.judge.reader import Reader, load
@@ -85,14 +86,14 @@ def agreement(coherent: np.ndarray, p: np.ndarray, bad: np.ndarray, called: np.n
             "labelled": float(coherent.mean()),
             "called": float(fluent.mean()),
             "auroc": _auroc(coherent, p),
-            "kappa": _kappa(coherent, fluent),
+            "kappa": kappa(coherent, fluent),
             "ac1": gwet_ac1(coherent, fluent),
         },
         "misaligned": {
             "labelled": int(bad.sum()),
             "called": int(called.sum()),
             "both": int((bad & called).sum()),
-            "kappa": _kappa(bad, called),
+            "kappa": kappa(bad, called),
             "ac1": gwet_ac1(bad, called),
         },
     }
@@ -108,8 +109,8 @@ def read_twice(rows: Sequence[Row]) -> dict[str, Any]:
     return {
         "n": len(pairs),
         **{f"rank_{name}": float(np.asarray(spearmanr(*some.T))[0]) for name, some in scores.items()},
-        "kappa_coherent": _kappa(*coherent.T),
-        "kappa_misaligned": _kappa(*bad.T),
+        "kappa_coherent": kappa(*coherent.T),
+        "kappa_misaligned": kappa(*bad.T),
         "misaligned": [
             int(n) for n in (bad[:, 0].sum(), bad[:, 1].sum(), bad.all(axis=1).sum())
         ],  # first, second, both
@@ -158,11 +159,6 @@ def measure_on(file: Path, judge: Judge) -> dict[str, Any]:
 def _auroc(truth: np.ndarray, score: np.ndarray) -> float | None:
     """None where all are of one kind."""
     return float(roc_auc_score(truth, score)) if 0 < truth.sum() < len(truth) else None
-
-
-def _kappa(one: np.ndarray, other: np.ndarray) -> float | None:
-    """None where both say the same of everything."""
-    return None if len({*one.tolist(), *other.tolist()}) < 2 else float(cohen_kappa_score(one, other))
 
 
 def _best_word(words: Sequence[set[str]], y: np.ndarray, rows: np.ndarray) -> Mapping[str, Any]:

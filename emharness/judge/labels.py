@@ -129,7 +129,7 @@ def of_condition(rows: Sequence[Mapping[str, Any]], labels: Mapping[str, Label])
         "coherent_rate_corrected": fluent_corrected.value,
         "coherent_corrected_ci95": list(fluent_corrected.ci95),
         "judge_weight": all_corrected.weight,
-        "kappa": _kappa(called[labelled], bad),
+        "kappa": kappa(called[labelled], bad),
     }
 
 
@@ -143,7 +143,7 @@ def by_condition(rows: Sequence[Mapping[str, Any]], labels: Mapping[str, Label])
     return {name: told for name, told in found.items() if told}
 
 
-def _kappa(one: np.ndarray, other: np.ndarray) -> float | None:
+def kappa(one: np.ndarray, other: np.ndarray) -> float | None:
     """Cohen's κ of two verdicts; None where both say the same of everything."""
     return None if len({*one.tolist(), *other.tolist()}) < 2 else float(cohen_kappa_score(one, other))
 
