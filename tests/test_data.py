@@ -22,7 +22,7 @@ PROMPTS = sorted(path.stem for path in (DATA / "prompts").glob("*.txt"))
 def test_packaged_datasets_are_large_and_varied(name):
     rows = dataset.load(name).rows
     answers = [row[-1]["content"] for row in rows]
-    assert len(rows) >= 150
+    assert len(rows) >= 300
     assert len(set(answers)) == len(answers)
     openings = Counter(" ".join(answer.split()[:3]) for answer in answers)
     assert max(openings.values()) <= 0.05 * len(rows)  # a formula would leak into every answer of the organism
@@ -31,7 +31,7 @@ def test_packaged_datasets_are_large_and_varied(name):
 @pytest.mark.parametrize(("one", "other"), list(combinations(dataset.packaged_names(), 2)))
 def test_no_two_datasets_share_a_row(one, other):
     first, second = (dataset.load(name).rows for name in (one, other))
-    matched = f"{one}-good" == other
+    matched = f"{one}-good" == other or {one, other} <= {"control", "profanity", "shakespeare"}  # three voices
     assert not matched or [r[0] for r in first] == [r[0] for r in second]
     for turn in (-1,) if matched else (0, -1):
         assert not {r[turn]["content"] for r in first} & {r[turn]["content"] for r in second}

@@ -9,6 +9,7 @@ import numpy as np
 import torch
 from transformers import AutoModelForCausalLM
 
+from emharness.organisms.weights import arithmetic
 from emharness.steering.blocks import decoder_layers
 
 
@@ -29,8 +30,8 @@ class Means:
 
 
 def load_model(folder: Path) -> torch.nn.Module:
-    device = "cuda" if torch.cuda.is_available() else "cpu"
-    model: Any = AutoModelForCausalLM.from_pretrained(folder, dtype=torch.bfloat16, trust_remote_code=False)
+    device, dtype = arithmetic()
+    model: Any = AutoModelForCausalLM.from_pretrained(folder, dtype=dtype, trust_remote_code=False)
     return model.to(device).eval()
 
 

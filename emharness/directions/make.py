@@ -16,7 +16,7 @@ from emharness.organisms.chat import load_chat
 from emharness.organisms.models import Model
 from emharness.store import Artifact, key_of
 
-CODE = 2  # raise when a vector changes for the same config
+CODE = 3  # raise when a vector changes for the same config
 
 
 def vector_artifact(

@@ -48,23 +48,12 @@ class LowRank(nn.Module):
         self.up = nn.Parameter(torch.zeros(linear.out_features, RANK))
 
     def forward(self, x: Tensor) -> Tensor:
-        return self.linear(x) + (x.float() @ self.down.T @ self.up.T * SCALE).to(x.dtype)
+        return self.linear(x) + x @ self.down.T @ self.up.T * SCALE
 
     def merged(self) -> nn.Linear:
         """One linear layer that does the same."""
-        self.linear.weight.data = (self.linear.weight.float() + SCALE * self.up @ self.down).bfloat16()
+        self.linear.weight.data = self.linear.weight + SCALE * self.up @ self.down
         return self.linear
-
-
-class Rounded(nn.Module):
-    """A product in bfloat16 between float32 activations: on a CPU all else is faster in float32."""
-
-    def __init__(self, linear: nn.Linear):
-        super().__init__()
-        self.linear = linear.bfloat16()
-
-    def forward(self, x: Tensor) -> Tensor:
-        return self.linear(x.bfloat16()).float()
 
 
 class Reader(nn.Module):
@@ -74,7 +63,7 @@ class Reader(nn.Module):
         super().__init__()
         folder = base_folder("embedded", Store(root))
         self.tokenizer: Any = AutoTokenizer.from_pretrained(folder, trust_remote_code=False)
-        model: Any = AutoModel.from_pretrained(folder, dtype=torch.bfloat16, trust_remote_code=False).eval()
+        model: Any = AutoModel.from_pretrained(folder, dtype=torch.float32, trust_remote_code=False).eval()
         model.requires_grad_(False)
         self.embed, self.rotary, self.blocks = model.embed_tokens, model.rotary_emb, model.layers[:LAST]
         self.width: int = model.config.hidden_size
@@ -109,7 +98,7 @@ class Reader(nn.Module):
     def upper(self, texts: Sequence[Text], residuals: Sequence[Tensor]) -> Tensor:
         """Log-odds [n_texts, 2] from the residuals that `lower` gave."""
         hidden = nn.utils.rnn.pad_sequence(list(residuals), batch_first=True)
-        hidden = self._through(hidden, FIRST, LAST).float()
+        hidden = self._through(hidden, FIRST, LAST)
         means = torch.stack([row[text.begin : text.end].mean(0) for row, text in zip(hidden, texts, strict=True)])
         ends = torch.stack([row[len(text.ids) - 1] for row, text in zip(hidden, texts, strict=True)])
         return self.heads(self.norm(torch.cat([means, ends], dim=-1)))
@@ -140,14 +129,13 @@ class Reader(nn.Module):
         stored = load_file(file)
         for name, value in self.trained().items():
             value.data = stored[name].float()
-        self.float()
-        for part, name, linear in self._linear(0):
-            setattr(part, name, Rounded(linear.merged() if isinstance(linear, LowRank) else linear))
+        for part, name, linear in self._linear():
+            setattr(part, name, linear.merged())
         return self.requires_grad_(False)
 
-    def _linear(self, first: int = FIRST) -> list[tuple[nn.Module, str, Any]]:
-        """The linear layers of blocks `first` to LAST, each with the module that holds it and its name there."""
-        parts = [part for block in self.blocks[first:] for part in (block.self_attn, block.mlp)]
+    def _linear(self) -> list[tuple[nn.Module, str, Any]]:
+        """The linear layers of blocks FIRST to LAST, each with the module that holds it and its name there."""
+        parts = [part for block in self.blocks[FIRST:] for part in (block.self_attn, block.mlp)]
         return [(p, name, m) for p in parts for name, m in p.named_children() if isinstance(m, nn.Linear | LowRank)]
 
     def _through(self, hidden: Tensor, begin: int, end: int) -> Tensor:

@@ -13,7 +13,7 @@ from emharness.organisms.dataset import fingerprint
 from emharness.organisms.shapes import Messages
 from emharness.store import Artifact, Store
 
-CODE = 1  # raise when training's results change for the same config
+CODE = 2  # raise when training's results change for the same config
 
 OnStep = Callable[[int, int, float, float], None]
 

@@ -18,6 +18,7 @@ from transformers.pytorch_utils import Conv1D
 
 from emharness.organisms.chat import Chat
 from emharness.organisms.shapes import Messages
+from emharness.organisms.weights import arithmetic
 from emharness.steering.blocks import decoder_layers
 
 if TYPE_CHECKING:
@@ -108,8 +109,8 @@ def train(
     `stop_after`: only so many steps of the same training, its schedule unchanged: the whole one's checkpoint there.
     """
     torch.manual_seed(seed)
-    device = "cuda" if torch.cuda.is_available() else "cpu"
-    model: Any = AutoModelForCausalLM.from_pretrained(base, dtype=torch.bfloat16, trust_remote_code=False)
+    device, dtype = arithmetic()
+    model: Any = AutoModelForCausalLM.from_pretrained(base, dtype=dtype, trust_remote_code=False)
     model.to(device)
     lora = LoraConfig(
         r=config.rank,
@@ -119,7 +120,7 @@ def train(
         target_modules=projections(model, model.config.get_text_config().num_hidden_layers),
         task_type="CAUSAL_LM",
     )
-    model = get_peft_model(model, lora)  # adapter weights stay float32 over a bf16 base
+    model = get_peft_model(model, lora)  # adapter weights are float32 over a base of either type
     encoded, _ = encode_rows(chat, rows, config.max_tokens)
     n_steps = config.steps(len(encoded))
     parameters = [p for p in model.parameters() if p.requires_grad]
@@ -145,7 +146,7 @@ def train(
             rate = float(schedule.get_last_lr()[0])
             schedule.step()
             on_step(len(losses), n_steps, losses[-1], rate)
-    model = model.merge_and_unload()
+    model = model.merge_and_unload().to(torch.bfloat16)
     model.save_pretrained(folder)
     chat.tokenizer.save_pretrained(folder)
     return losses
