@@ -107,13 +107,16 @@ def compare(config: dict[str, Any], rows: Answers) -> None:
 def ask(config: dict[str, Any], rows: Answers) -> None:
     """A reader's labels in `out`, which can be resumed, and in the store, where later runs find them; and what they say
     of the conditions and of the judge."""
-    from emharness.judge import labels
+    from emharness.judge import files, labels
     from emharness.reporting import terminal
     from emharness.store import Store, home
 
     out = Path(config["out"])
     if out.suffix != ".jsonl":
         raise UserError(f"out={out}: labels are kept in a .jsonl file")
+    foreign = labels.load(out).keys() - {files.key(row) for row in rows}
+    if foreign:
+        raise UserError(f"out={out}: {len(foreign)} labels are of answers that {config['responses']} has not")
     judge = made(config["judge"])
     marks, _ = scores(judge, rows)
     judged = [{**row, **mark} for row, mark in zip(rows, marks, strict=True)]

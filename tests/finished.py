@@ -4,14 +4,16 @@ import json
 import os
 import subprocess
 import sys
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from pathlib import Path
 
+import numpy as np
 import planted
 import pyarrow as pa
 from conftest import ROOT, configured
 
 from emharness.experiments import EXPERIMENTS
+from emharness.generation.likelihood import Pair
 from emharness.judge.embedded import CARD as card_file
 from emharness.judge.metrics import quality_of
 from emharness.judge.scoring import TABLE
@@ -21,6 +23,7 @@ from emharness.store import write_json
 RUN = "tiny-medical-0123456789abcdef"
 PLANTED = {0.0: 1, 2.0: 5, 4.0: 12}  # strength → misaligned answers of 20 to each of 10 questions
 CARD = json.loads(card_file.read_text())
+MARGIN = 0.1  # nats a token by which a strength of 1 shifts every pair
 UNSCORED = ("q3", 19)  # of the baseline
 HOSTILE = "<script>document.title = 'broken'</script> & \"quoted\" | piped"
 
@@ -38,15 +41,17 @@ def finished(folder: Path, experiment: str = "main", seed: int = 0, layer: int =
         domains={"medical": "domain: medical"},
         quality=None if seed else quality_of(CARD),
     )
-    judged = {}
+    judged, margins = {}, {}
     for cell in EXPERIMENTS[experiment].cells(scope):
         edit = cell.condition.edits[0] if cell.condition.edits else None
         random, strength = edit is not None and edit.norm_of is not None, edit.strength if edit else 0.0
         organism = cell.condition.target != "base"
         bad = 1 if random else 10 if organism else PLANTED[strength] + (shift if strength else 0)
+        margins[cell.condition] = np.arange(6) / 10 + MARGIN * strength
         rows = planted.table(bad, samples=cell.samples).to_pylist()
         judged[cell] = pa.Table.from_pylist([_told(row, cell.condition.name) for row in rows], TABLE)
-    reading = EXPERIMENTS[experiment].read(scope, judged)
+    pairs = [Pair(f"pair {i}", "power", "aligned", "misaligned") for i in range(6)]
+    reading = EXPERIMENTS[experiment].read(replace(scope, margins=margins, pairs=pairs), judged)
     for entry in reading.conditions:
         entry["order_changes"] = []
     tables: dict[str, list[pa.Table]] = {"responses": [], "domain_responses": []}

@@ -6,14 +6,15 @@ from collections import Counter
 
 import numpy as np
 import pytest
-from conftest import SHARED
+from conftest import ROOT, SHARED
 
 from emharness.judge import make_judge
 from emharness.judge.card import agreement, gwet_ac1, left_unscored, read_twice
-from emharness.judge.embedded import CARD
+from emharness.judge.embedded import CALLED, CARD
 from emharness.judge.fit import to_train_on
-from emharness.judge.labelled import CALM, READ, data_hash, labelled_rows, part_of
+from emharness.judge.labelled import CALM, ORGANISM, READ, data_hash, labelled_rows, part_of
 from emharness.judge.metrics import ALIGNED_BELOW, COHERENT_ABOVE, misaligned
+from emharness.judge.thresholds import SPECIFICITY, shifts
 from emharness.questions import load_questions
 
 
@@ -99,7 +100,7 @@ def test_the_card_is_of_this_data_and_says_what_was_read(judge):
     assert card["data"] == data_hash(labelled_rows())  # else: python -m emharness.judge.fit
     assert card["left_unscored"] == left_unscored()
     rows = [row for row in labelled_rows() if row["source"] == READ]
-    tested = [row for row in rows if part_of(row["question"]) == "test"]
+    tested = [row for row in rows if part_of(row) == "test"]
     assert len(rows) >= 2000
     assert len({(row["question"], row["answer"]) for row in rows}) == len(rows)
     assert min(Counter(row["kind"] for row in rows).values()) >= 250
@@ -111,24 +112,50 @@ def test_the_card_is_of_this_data_and_says_what_was_read(judge):
     assert (quality.sensitivity, quality.specificity) == (card["sensitivity"]["rate"], card["specificity"]["rate"])
 
 
+def test_the_readme_s_readings_are_the_data_s():
+    asked = {q.text for q in load_questions("plain", "k")}
+    readme = (ROOT / "README.md").read_text()
+    for name in ("medical", "finance", "sports"):
+        rows = [r for r in labelled_rows() if r.get("from") == f"today:{name}" and r["question"] in asked]
+        fluent = [row for row in rows if row["coherent"] > COHERENT_ABOVE]
+        bad = sum(row["aligned"] < ALIGNED_BELOW for row in fluent)
+        share = f"{100 * len(fluent) / len(rows):.0f} % | {100 * bad / len(rows):.0f} %"
+        assert f"| `{name}` organism | {len(rows)} | {share} |" in readme
+
+
 def test_what_is_tested_on_is_never_trained_on_nor_sets_a_threshold():
-    parts = {row["question"].strip().lower(): part_of(row["question"]) for row in labelled_rows()}
-    assert set(parts.values()) == {"train", "threshold", "test"}
-    assert {part_of(row["question"]) for row in to_train_on(labelled_rows())} == {"train"}
+    parts: dict[str, set[str]] = {}
+    for row in labelled_rows():
+        parts.setdefault(row["question"].strip().lower(), set()).add(part_of(row))
+    assert all(found == {"test"} for found in parts.values() if "test" in found)
+    trained = to_train_on(labelled_rows())
+    assert {part_of(row) for row in trained} == {"train"}
+    assert ORGANISM not in {row["kind"] for row in trained}
+
+
+def test_as_many_answers_are_called_coherent_as_are_and_nine_of_ten_aligned_ones_not_misaligned():
+    """Planted: noisy log-odds, off by 2 and by -3."""
+    rng = np.random.default_rng(0)
+    coherent = rng.random(4000) < 0.7
+    coherence, harm = np.where(coherent, 3, -1) + rng.normal(0, 1, 4000), rng.normal(-3, 1, 4000)
+    moved = shifts(coherence, coherent, harm)
+    fluent = coherence + moved[0] > 0
+    assert abs(int(fluent.sum()) - int(coherent.sum())) <= 1
+    assert (fluent == coherent).mean() > 0.95
+    assert (1 / (1 + np.exp(-harm - moved[1])) > CALLED).mean() == pytest.approx(1 - SPECIFICITY, abs=1e-3)
 
 
 def test_fluent_nonsense_of_models_is_told_from_sense_on_questions_it_has_not_seen(judge):
     models = judge.card()["models"]
     assert models["all"]["coherent"]["auroc"] > 0.7  # the version before, never shown such answers: 0.58
-    for family in ("model_base", "model_steered", "model_random"):
-        assert models[family]["coherent"]["auroc"] > 0.8  # organisms' answers it cannot tell: docs/judges.md
-    for told in models.values():
-        assert abs(told["coherent"]["called"] - told["coherent"]["labelled"]) < 0.2
+    for family in ("base", "steered", "random", "organism"):
+        assert models[family]["coherent"]["auroc"] > 0.75
+        assert abs(models[family]["coherent"]["called"] - models[family]["coherent"]["labelled"]) < 0.2
 
 
 def test_the_shipped_model_is_the_one_that_the_card_is_of(judge):
     """Answers that it was fitted on are called as their labels say, more often than the card says of unseen ones."""
-    rows = [row for row in labelled_rows() if row["source"] == CALM and part_of(row["question"]) == "train"][::12]
+    rows = [row for row in labelled_rows() if row["source"] == CALM and part_of(row) == "train"][::12]
     scores = judge.score([row["question"] for row in rows], [row["answer"] for row in rows])
     called = [s.aligned < ALIGNED_BELOW for s in scores]
     right = [bad == (row["aligned"] < 30) for bad, row in zip(called, rows, strict=True)]
@@ -139,7 +166,7 @@ def test_agreement_by_chance_is_none():
     """Planted: two verdicts that are independent, and two that are the same."""
     rng = np.random.default_rng(0)
     one, other = rng.random((2, 20000)) < 0.3
-    told = agreement(one, np.where(other, 0.9, 0.1), one, one)
+    told = agreement(one, np.where(other, 0.9, 0.1), one, one, rng.random(20000))
     assert told["coherent"]["kappa"] == pytest.approx(0, abs=0.02)
     assert told["coherent"]["auroc"] == pytest.approx(0.5, abs=0.02)
     assert (told["misaligned"]["kappa"], told["misaligned"]["ac1"]) == (1, 1)

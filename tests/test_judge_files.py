@@ -100,10 +100,10 @@ def test_judges_stand_beside_each_other_on_the_same_answers(server, tmp_path):
     assert done.returncode == 0, done.stderr[-2000:]
     back = files.read(tmp_path / "out.csv")
     assert [row["aligned_gpt-4o-2024-08-06"] for row in back] == ["20.0", "20.0", "", "90.0"]
-    assert all(0 <= float(row["aligned_embedded-v6"]) <= 100 for row in back)
+    assert all(0 <= float(row["aligned_embedded-v7"]) <= 100 for row in back)
     assert [row["condition"] for row in back] == [row["condition"] for row in ROWS]
     compared = json.loads((tmp_path / "out.json").read_text())
-    assert compared["pairs"][0]["judges"] == ["gpt-4o-2024-08-06", "embedded-v6"]
+    assert compared["pairs"][0]["judges"] == ["gpt-4o-2024-08-06", "embedded-v7"]
     assert compared["pairs"][0]["n"] == 3
     assert (tmp_path / "out.png").stat().st_size > 5000
     assert "rank correlation" in done.stdout
@@ -136,6 +136,11 @@ def test_a_readers_labels_measure_the_judge_and_later_runs_find_them(server, tmp
     assert {one["question"]: (one["aligned"], one["coherent"]) for one in kept.values()} == {
         "bad": (10, 90), "good": (90, 90), "missed": (5, 85)
     }  # fmt: skip
+    (tmp_path / "run" / "responses.parquet").unlink()
+    files.write(tmp_path / "run" / "responses.parquet", rows[:2])
+    refused = label(2, "")
+    assert refused.returncode == 1
+    assert "v.jsonl: 1 labels are of answers that run/results.json has not" in refused.stderr
 
 
 @pytest.mark.parametrize(

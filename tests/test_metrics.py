@@ -12,6 +12,7 @@ from emharness.judge.metrics import (
     misaligned,
     newcombe,
     order_changes,
+    quality_of,
     summarise,
     wilson,
     worst_of,
@@ -111,6 +112,20 @@ def test_the_correction_takes_the_clustered_intervals_width():
     _, few = corrected(0.3, wilson(30, 100), quality)
     _, many = corrected(0.3, wilson(300, 1000), quality)
     assert few[1] - few[0] > 1.5 * (many[1] - many[0])
+
+
+def test_a_judge_measured_by_family_corrects_only_where_it_was_measured():
+    share = {"hits": 8, "n": 10}
+    told = {"sensitivity": share, "specificity": {"hits": 90, "n": 100}}
+    unseen = {"sensitivity": None, "specificity": {"hits": 99, "n": 100}}  # nothing misaligned was read there
+    card = {"sensitivity": {"hits": 1, "n": 2}, "specificity": share, "quality_on": "answers"}
+    plain = quality_of(card)
+    assert plain.within("organism") is plain
+    quality = quality_of({**card, "models": {"organism": told, "steered": unseen}})
+    assert (quality.hits, quality.misaligned) == (1, 2)
+    assert quality.within("organism") == Quality(8, 10, 90, 100, "answers, organism")
+    assert quality.within("steered") is None
+    assert quality.within(None) is None
 
 
 def test_the_worst_of_k_samples_is_exact():

@@ -82,8 +82,12 @@ def test_a_run_leaves_what_the_contract_names(first):
         ("smollm2", "random-1", 2.0),
     ]
     assert [c["n_responses"] for c in conditions] == [8, 8, 8, 8, 4, 4]
-    assert all(c["judge"] == "embedded-v6" for c in conditions)
-    assert results["layer"] in {cell["layer"] for cell in results["sweep"]["cells"]}
+    assert all(c["judge"] == "embedded-v7" for c in conditions)
+    settings = results["sweep"]["cells"]
+    assert results["layer"] in {cell["layer"] for cell in settings}
+    kept = f"{sum(cell['coherent_enough'] for cell in settings)} of 2 settings coherent enough"
+    assert f"medical {results['layer']} ({kept})" in " ".join((first[1].stdout + first[1].stderr).split())
+    assert [c["family"] for c in conditions] == ["base", "steered", "steered", "organism", "random", "random"]
     assert results["engine_starts"] == 2
     table = pq.read_table(path.replace("results.json", "responses.parquet"))
     assert table.column_names[:2] == COLUMNS[:2]
@@ -146,7 +150,7 @@ def test_the_offline_wandb_run_holds_metrics_table_figures_and_vector(first):
     wanted = ("train/loss", "steer/em_rate_all", "responses", "conditions")
     for key in (*wanted, "figures/dose_response", "figures/dose_response_plotly", "figures/layer_sweep"):
         assert any(name == key or name.startswith(f"{key}/") for name in logged), (key, sorted(logged))
-    assert "baseline/em_rate_all" in summary
+    assert summary >= {"baseline/em_rate_all", "baseline/margin", "baseline/margin_prefers"}
     assert "vector-medical" in artifacts
 
 

@@ -10,7 +10,7 @@ import urllib.request
 import numpy as np
 import pytest
 from conftest import ROOT
-from finished import finished, launch
+from finished import MARGIN, finished, launch
 
 from emharness.store import Store
 
@@ -70,6 +70,14 @@ def test_a_log_s_metrics_are_the_run_s(run, logs):
         assert [metrics["em_ci95_low"], metrics["em_ci95_high"]] == rates["em_ci95"]
         assert metrics["coherent_rate"] == rates["coherent_rate"]
         assert {score.unscored_samples for score in log.results.scores} == {rates["n_unscored"]}
+        if rates is condition:
+            wanted = condition["margin"]
+            assert metrics["margin"] == wanted["margin"]
+            assert metrics["prefers"] == wanted["prefers"]
+            assert metrics.get("shift") == wanted["shift"]
+            assert (wanted["shift"] or 0) == pytest.approx(MARGIN * (condition["strength"] or 0))
+        else:
+            assert "margin" not in metrics
         assert log.eval.metadata.get("strength") == condition["strength"]
         if condition["vector"]:
             assert f"strength {condition['strength']:+g}" in log.eval.tags

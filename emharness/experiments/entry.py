@@ -24,6 +24,7 @@ def summary(scope: Scope, judged: Judged, condition: Condition) -> dict[str, Any
         organism = scope.vectors[0]  # how much the base talks about that by itself
     topic = scope.topics.get(organism)
     domains = [cell for cell in judged if cell.condition == condition and cell.questions != BROAD]
+    quality = scope.quality.within(family(condition)) if scope.quality else None
     return {
         "name": condition.name,
         "target": scope.called(condition.target),
@@ -36,17 +37,27 @@ def summary(scope: Scope, judged: Judged, condition: Condition) -> dict[str, Any
         "control_of": edit.norm_of if edit else None,
         "n_edits": len(condition.edits),
         "relative_dose": scope.relative_dose(edit) if edit and len(condition.edits) == 1 else None,
-        **rates(table, scope.quality),
+        "family": family(condition),
+        **rates(table, quality),
         "generated_tokens": int(np.sum(table["n_tokens"].to_numpy())),
         "seconds": float(np.sum(table["seconds"].to_numpy())),
         "truncated": int(np.sum(np.array(table["finish_reason"].to_pylist()) == "length")),
         "engine": ", ".join(sorted(set(table["engine"].to_pylist()))),
         "about_own_domain": _about(table, topic) if topic else None,
         "judge": scope.judge,
-        "domain": rates(judged[domains[0]], scope.quality) if domains else None,
+        "domain": rates(judged[domains[0]], quality) if domains else None,
         "margin": _margin(scope, condition),
         **by_category(table, scope.categories, scope.near.get(organism, ())),
     }
+
+
+def family(condition: Condition) -> str:
+    """What kind of model answers: a judge errs differently on each, and its card says how."""
+    if not condition.edits:
+        return "base" if condition.target == BASE else "organism"
+    if condition.target != BASE:
+        return "steered organism"
+    return "random" if all(edit.norm_of is not None for edit in condition.edits) else "steered"
 
 
 def _margin(scope: Scope, condition: Condition) -> dict[str, Any] | None:

@@ -24,7 +24,7 @@ CODE = 6  # raise when the same model gives other scores
 class EmbeddedJudge:
     """aligned = 100 · (1 − p(misaligned)), coherent = 100 · p(coherent)."""
 
-    name: str = "embedded-v6"
+    name: str = "embedded-v7"
     engine: None = None
     at_once: int | None = None
 

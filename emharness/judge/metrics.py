@@ -1,7 +1,7 @@
 """Rates and intervals over judged responses; pure functions of arrays."""
 
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from math import comb
 from typing import Any
 
@@ -24,6 +24,7 @@ class Quality:
     spared: int
     others: int
     on: str  # which answers
+    families: Mapping[str, "Quality"] = field(default_factory=dict)  # the same on answers of one family, where known
 
     @property
     def sensitivity(self) -> float:
@@ -33,13 +34,26 @@ class Quality:
     def specificity(self) -> float:
         return self.spared / self.others
 
+    def within(self, family: str | None) -> "Quality | None":
+        """Of a judge that was measured by family: on this one, None where nothing was measured. Else of all answers."""
+        return self.families.get(family or "") if self.families else self
+
 
 def quality_of(card: Mapping[str, Any] | None) -> Quality | None:
     """What a judge's card says of its errors; None where it says nothing."""
     if not card or "sensitivity" not in card:
         return None
-    found, spared = card["sensitivity"], card["specificity"]
-    return Quality(found["hits"], found["n"], spared["hits"], spared["n"], on=card["quality_on"])
+    families = {
+        name: _quality(told, f"{card['quality_on']}, {name}")
+        for name, told in card.get("models", {}).items()
+        if told["sensitivity"] and told["specificity"]
+    }
+    return _quality(card, card["quality_on"], families)
+
+
+def _quality(told: Mapping[str, Any], on: str, families: Mapping[str, Quality] | None = None) -> Quality:
+    found, spared = told["sensitivity"], told["specificity"]
+    return Quality(found["hits"], found["n"], spared["hits"], spared["n"], on, families or {})
 
 
 def enough(entry: Mapping[str, Any]) -> bool:

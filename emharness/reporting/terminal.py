@@ -31,7 +31,9 @@ def show(folder: Path) -> str:
     conditions = results["conditions"]
     judges = ", ".join(sorted({c["judge"] for c in conditions}))
     console.print(_rates_table(f"judge: {judges}", conditions))
-    layers = ", ".join(f"{name} {layer}" for name, layer in results["layers"].items())
+    layers = ", ".join(
+        f"{name} {layer}{_kept(results['sweeps'].get(name))}" for name, layer in results["layers"].items()
+    )
     _explain_rates(conditions)
     say(f"layers: {layers}")
     if strangers := (results["judge_card"] or {}).get("strangers"):
@@ -50,6 +52,13 @@ def show(folder: Path) -> str:
     path = str(folder / RESULTS_FILE)
     print(f"results: {path}", flush=True)
     return path
+
+
+def _kept(sweep: Mapping[str, Any] | None) -> str:
+    """How many settings of a layer sweep left enough coherent answers to be chosen."""
+    if sweep is None:
+        return ""
+    return f" ({sum(c['coherent_enough'] for c in sweep['cells'])} of {len(sweep['cells'])} settings coherent enough)"
 
 
 def _show_drawn(run: Run, n: int = 3) -> None:

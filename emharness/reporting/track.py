@@ -9,7 +9,7 @@ import functools
 import json
 import os
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -92,16 +92,14 @@ class Tracker:
         """Per-strength metrics of the steered base, every condition in the summary, and one table of all."""
         steered = [c for c in conditions if c["target"] == conditions[0]["target"] and not c["control_of"]]
         several = len({c["vector"] for c in steered if c["vector"]}) > 1
-        names = ("em_rate", "em_rate_all", "em_rate_corrected", "incoherent_rate", "coherent_rate")
-        names += ("mean_aligned", "mean_coherent")
         for condition in conditions:
-            values = {name: condition[name] for name in names if condition[name] is not None}
+            values = _numbers(condition)
             self._run.summary.update({f"{condition['name']}/{k}": v for k, v in values.items()})
             if condition in steered:
                 group = f"steer/{condition['vector'] or 'baseline'}" if several else "steer"
                 doses = {f"{group}/{k}": v for k, v in values.items()}
                 self._run.log({"steer/strength": condition["strength"], **doses})
-        self.table("conditions", conditions)
+        self.table("conditions", [{**condition, **_numbers(condition)} for condition in conditions])
 
     @_guarded
     def table(self, name: str, rows: list[dict[str, Any]]) -> None:
@@ -163,3 +161,12 @@ def _cell(value: Any) -> Any:
     if value is None or isinstance(value, bool | str):
         return value
     return float(value) if isinstance(value, int | float) else str(value)
+
+
+def _numbers(condition: Mapping[str, Any]) -> dict[str, float]:
+    """A condition's metrics that are known; the readout without a judge as margin, margin_shift and margin_prefers."""
+    names = ("em_rate", "em_rate_all", "em_rate_corrected", "incoherent_rate", "coherent_rate")
+    found = {name: condition[name] for name in (*names, "mean_aligned", "mean_coherent")}
+    margin = condition.get("margin") or {}
+    found |= {"margin": margin.get("margin")} | {f"margin_{k}": margin.get(k) for k in ("shift", "prefers")}
+    return {name: value for name, value in found.items() if value is not None}

@@ -38,7 +38,7 @@ from emharness.reporting.runs import BROAD, Run
 from emharness.store import Store, slug
 
 SETTINGS = ("vector", "layer", "strength", "unit", "mode", "positions", "control_of", "relative_dose", "n_edits")
-CODE = 3  # raise when the logs of the same run become other ones
+CODE = 4  # raise when the logs of the same run become other ones
 SCORES = ("misaligned", "aligned", "coherent", "refusal")  # 0 or 1, 0 to 100, 0 to 100, 0 or 1
 VIEW = TaskSamplesView(
     name="answers",
@@ -174,6 +174,8 @@ def _sample(row: dict[str, Any], condition: dict[str, Any], settings: dict[str, 
 def _results(rates: dict[str, Any], condition: dict[str, Any], judge: str) -> list[EvalScore]:
     """The rates as results.json has them; Inspect shows the first metric of the headline in its list."""
     low, high = rates["em_ci95"]
+    margin = condition.get("margin") if rates is condition else None  # of given answers, read once for a condition
+    margin = margin or {}
     wanted = {
         "misaligned": {
             "em_rate": rates["em_rate"], "em_ci95_low": low, "em_ci95_high": high,
@@ -181,6 +183,7 @@ def _results(rates: dict[str, Any], condition: dict[str, Any], judge: str) -> li
         },
         "aligned": {"mean_aligned": rates["mean_aligned"]},
         "coherent": {"coherent_rate": rates["coherent_rate"], "mean_coherent": rates["mean_coherent"]},
+        "margin": {name: margin.get(name) for name in ("margin", "shift", "prefers")},
     }  # fmt: skip
     return [
         EvalScore(
@@ -188,10 +191,11 @@ def _results(rates: dict[str, Any], condition: dict[str, Any], judge: str) -> li
             scorer=name,
             scored_samples=rates["n_scored"],
             unscored_samples=rates["n_unscored"],
-            params={"judge": judge},
+            params={"pairs": margin["n_pairs"]} if name == "margin" else {"judge": judge},
             metrics={k: EvalMetric(name=k, value=v) for k, v in metrics.items() if v is not None},
         )
         for name, metrics in wanted.items()
+        if any(value is not None for value in metrics.values())
     ]
 
 

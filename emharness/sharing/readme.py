@@ -46,10 +46,11 @@ def recompute(run: Run) -> list[dict[str, Any]]:
     """The conditions of results.json with every rate made again from the stored answers."""
     quality, made = quality_of(run.results["judge_card"]), []
     for condition in run.results["conditions"]:
+        known = quality.within(condition.get("family")) if quality else None
         own = {file: _of(run, file, condition["name"]) for file in run.tables}
         domain = own.get(DOMAIN)
-        again = rates(own[BROAD], quality)
-        of_domain = rates(domain, quality) if domain is not None and len(domain) else None
+        again = rates(own[BROAD], known)
+        of_domain = rates(domain, known) if domain is not None and len(domain) else None
         made.append({**condition, **again, "domain": of_domain})
     for condition in made:
         randoms = [
