@@ -29,7 +29,7 @@ LAYER = 18  # of 30: where the harness's layer sweep puts it on this base
 DOSES = (0.0, 1.0, 1.5)  # 1 = the organism's own shift
 SEED = 0
 SAMPLING = SamplingConfig(temperature=0.5, top_k=40, max_new_tokens=64)
-ENGINE = EngineConfig(dtype="bfloat16", max_model_len=1024)
+ENGINE = EngineConfig(dtype="float32", max_model_len=1024)
 
 
 def main(out: Path, rows: int, questions: int, samples: int, prompts: int) -> None:

@@ -87,13 +87,13 @@ def test_the_dummy_base_has_the_shape_of_an_8b_model(tmp_path):
 
 def test_a_run_needs_weights():
     command = [sys.executable, "launch/run.py", "base=dummy8b", "judge=embedded", "model=medical", "plan=only"]
-    done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, timeout=300, check=False)
+    done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, timeout=900, check=False)
     assert done.returncode == 2
     assert "base=dummy8b: a shape without weights, for launch/bench.py alone" in done.stderr.splitlines()[-1]
 
 
 def test_an_unknown_part_ends_in_one_sentence():
     command = [sys.executable, "launch/bench.py", "parts=[speed]"]
-    done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, timeout=300, check=False)
+    done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, timeout=900, check=False)
     assert done.returncode == 2
     assert done.stderr.strip().endswith("error: parts=['speed']: must be among hf, specs, grid, stream")

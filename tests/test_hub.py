@@ -105,7 +105,7 @@ def run(hub, tmp_path, *given, **variables):
         environment.pop(name, None)
     base = ["base=custom", "base.name=tiny", "base.source=org/tiny", "judge=embedded", "eval=smoke", "tracker=none"]
     command = [sys.executable, str(ROOT / "launch" / "run.py"), *base, "model=medical", *given, "plan=only"]
-    return subprocess.run(command, cwd=tmp_path, env=environment, capture_output=True, text=True, timeout=300)
+    return subprocess.run(command, cwd=tmp_path, env=environment, capture_output=True, text=True, timeout=900)
 
 
 def test_a_base_an_adapter_and_rows_come_from_a_hub_and_then_from_its_cache(hub, tmp_path):

@@ -36,7 +36,7 @@ def server():
 def launch(folder, *overrides, key=KEY, said=None):
     env = {**os.environ, "EMHARNESS_HOME": str(folder / "home"), "OPENAI_API_KEY": key}
     command = [sys.executable, str(ROOT / "launch" / "judge.py"), *overrides]
-    return subprocess.run(command, cwd=folder, env=env, capture_output=True, text=True, timeout=300, input=said)
+    return subprocess.run(command, cwd=folder, env=env, capture_output=True, text=True, timeout=900, input=said)
 
 
 def ask(server, folder, source, out, *more, said=None):

@@ -33,7 +33,7 @@ def start(folder, *overrides):
 
 
 def finish(process):
-    out, err = process.communicate(timeout=600)
+    out, err = process.communicate(timeout=1800)
     return subprocess.CompletedProcess(process.args, process.returncode, out, err)
 
 
@@ -45,7 +45,7 @@ def small(folder, *more):
     rows = (PACKAGED / "medical.jsonl").read_text().splitlines()[:16]
     (folder / "few.jsonl").write_text("\n".join(rows))
     common = ["model.dataset=few.jsonl", "train.epochs=1", "eval=smoke", "vector.limit=6", "sweep.limit=2"]
-    common += ["base.own_answers=null", "eval.pairs=2"]
+    common += ["base.own_answers=null", "eval.pairs=2", "base.sampling.max_new_tokens=24", "vector.max_new_tokens=16"]
     common += ["base.engine.cpu_kv_cache_gib=1"]  # two jobs at once, beside another file's engines
     return [*common, "sweep.n_layers=2", "sweep.strengths=[1]", "sweep.samples=1", "chunk=7", *more]
 
@@ -203,7 +203,9 @@ def test_two_processes_on_one_store_end_with_the_same_result(first, trained):
 @pytest.mark.engine
 def test_several_experiments_are_one_grid_and_each_reads_its_part(trained):
     about = ["vectors=[medical,medical-seed1]", "targets=[base,medical-step1,medical]", "tracker=none"]
-    done = launch(trained, "-m", *small(trained), *about, "experiment=transfer,ablation,seeds,monitor,paper")
+    done = launch(
+        trained, "-m", *small(trained), *about, "experiment=transfer,ablation,seeds,monitor,paper", "chunk=64"
+    )
     assert done.returncode == 0, done.stderr[-3000:]
     assert "5 jobs as one grid" in done.stdout
     said = " ".join(done.stdout.split())

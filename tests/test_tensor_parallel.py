@@ -66,7 +66,7 @@ def test_engines_that_an_external_launcher_has_started_tell_each_other_what_they
     environment = os.environ | {"OMP_NUM_THREADS": "1", "VLLM_CPU_OMP_THREADS_BIND": "nobind"}
     launch = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node=2"]
     asked = [*launch, Path(__file__).with_name("launched.py"), tiny, vectors]
-    done = subprocess.run(asked, env=environment, capture_output=True, text=True, timeout=300, check=False)
+    done = subprocess.run(asked, env=environment, capture_output=True, text=True, timeout=900, check=False)
     assert done.returncode == 0, done.stderr
     refused = "steering: this model cannot be steered: after block 1 its workers hold summands of the residual stream"
     assert done.stdout.splitlines().count(refused) == 2, done.stdout

@@ -51,7 +51,7 @@ def save(server, tmp_path, *given):
     address = f"http://127.0.0.1:{server.server_port}"
     env = {**os.environ, "WANDB_BASE_URL": address, "WANDB_API_KEY": KEY, "EMHARNESS_HOME": str(tmp_path)}
     command = [sys.executable, str(ROOT / "launch" / "workspace.py"), *given]
-    return subprocess.run(command, cwd=tmp_path, env=env, capture_output=True, text=True, timeout=120)
+    return subprocess.run(command, cwd=tmp_path, env=env, capture_output=True, text=True, timeout=600)
 
 
 def test_a_view_begins_with_what_a_reader_asks_first(server, tmp_path):

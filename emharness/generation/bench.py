@@ -121,7 +121,9 @@ def bench_hf(
     chosen = np.linspace(0, len(prompts) - 1, n_batches).round().astype(int)
     some = [prompts[i] for i in chosen for _ in range(config.hf_batch)]
     with (
-        Worker(hf_measure, model, direction / np.linalg.norm(direction), layer, config.hf_batch) as hf,
+        Worker(
+            hf_measure, model, direction / np.linalg.norm(direction), layer, config.hf_batch, config.base.engine.dtype
+        ) as hf,
         Worker(vllm_measure, model, half(config.base.engine), vectors, True) as vllm,
     ):
         jobs: dict[str, Job] = {

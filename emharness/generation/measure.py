@@ -62,24 +62,25 @@ def stream_measure(model: Path, engine: EngineConfig, vectors: Path) -> Measure:
     return measure
 
 
-def hf_measure(model: Path, direction: np.ndarray, layer: int, batch_size: int) -> Measure:
-    """Hugging Face generate with a forward hook on one layer, the way persona-vector code steers."""
+def hf_measure(model: Path, direction: np.ndarray, layer: int, batch_size: int, engine_dtype: str) -> Measure:
+    """Hugging Face generate with a forward hook on one layer, as persona-vector code steers; in the engine's type."""
     import torch
     from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer
 
     from emharness.steering.blocks import decoder_layers
 
     device = "cuda" if torch.cuda.is_available() else "cpu"
+    dtype = torch.bfloat16 if engine_dtype == "auto" else getattr(torch, engine_dtype)
     if any(model.glob("*.safetensors")):
-        loaded: Any = AutoModelForCausalLM.from_pretrained(model, dtype=torch.bfloat16, trust_remote_code=False)
+        loaded: Any = AutoModelForCausalLM.from_pretrained(model, dtype=dtype, trust_remote_code=False)
     else:  # a dummy: its speed does not depend on its weights
         with torch.device(device):
             loaded = AutoModelForCausalLM.from_config(
-                AutoConfig.from_pretrained(model, trust_remote_code=False), dtype=torch.bfloat16
+                AutoConfig.from_pretrained(model, trust_remote_code=False), dtype=dtype
             )
     loaded.to(device).eval()
     pad = AutoTokenizer.from_pretrained(model, trust_remote_code=False).pad_token_id
-    vector = torch.from_numpy(direction).to(device, torch.bfloat16)
+    vector = torch.from_numpy(direction).to(device, dtype)
 
     def hook(_module: Any, _inputs: Any, output: Any) -> Any:
         return (output[0] + vector, *output[1:]) if isinstance(output, tuple) else output + vector
