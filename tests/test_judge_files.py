@@ -139,7 +139,7 @@ def test_a_readers_labels_measure_the_judge_and_later_runs_find_them(server, tmp
     (tmp_path / "run" / "responses.parquet").unlink()
     files.write(tmp_path / "run" / "responses.parquet", rows[:2])
     refused = label(2, "")
-    assert refused.returncode == 1
+    assert refused.returncode == 2
     assert "v.jsonl: 1 labels are of answers that run/results.json has not" in refused.stderr
 
 
