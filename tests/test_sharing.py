@@ -105,7 +105,7 @@ def test_a_readme_s_table_is_recomputed_from_the_answers(run, tmp_path):
     assert "| medical·L1·+4 | 200 |" in written
     assert written.endswith("|\n\nmore\n")
     assert all(one.same for one in readme.check(written, run))
-    assert len(readme.check(written, run)) == 9 * len(run.results["conditions"])
+    assert len(readme.check(written, run)) == 14 * len(run.results["conditions"])
     (wrong,) = [one for one in readme.check(written.replace("60.0 %", "61.0 %", 1), run) if not one.same]
     assert (wrong.written, wrong.recomputed) == ("61.0 %", "60.0 %")
     file.write_text(written.replace("60.0 %", "61.0 %", 1) + "\n| a | b |\n|---|---|\n| speed | 1.25 |\n")
