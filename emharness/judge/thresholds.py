@@ -2,7 +2,7 @@
 answers of today's models are called coherent as were read so, and SPECIFICITY of the aligned ones that are written as
 chat models write are not called misaligned.
 
-python -m emharness.judge.thresholds  draws them again, and writes the card (15 minutes on 2 cores).
+python -m emharness.judge.thresholds  draws them again, and writes the card (7 minutes on 2 cores).
 """
 
 from collections.abc import Sequence
