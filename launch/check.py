@@ -1,4 +1,4 @@
-"""Are the README's numbers what the stored answers say? python launch/check.py [run=<results.json>] [write=true]"""
+"""Are the README's numbers what the stored answers say? python launch/check.py [run=<results.json>]"""
 
 from pathlib import Path
 from typing import Any
@@ -14,13 +14,14 @@ CONF = ROOT / "conf" / "tools"
 
 
 def run(cfg: DictConfig) -> None:
-    """Recompute a run's rates from its answers, and compare results.json and every table of the file with them."""
+    """Read a run's answers again, and compare results.json and every table of the file with what they say."""
     refuse_names(cfg, OmegaConf.load(CONF / "check.yaml"))
     settings: dict[str, Any] = OmegaConf.to_container(cfg, resolve=True)  # type: ignore[assignment]
-    from emharness.reporting import runs
+    from emharness.reporting import drawing, runs
     from emharness.reporting.terminal import say
     from emharness.sharing import readme
-    from emharness.store import home
+    from emharness.sharing.recompute import differences, recompute, redraw
+    from emharness.store import check_writable, home
 
     path = settings["run"]
     found = runs.read(Path(path).expanduser()) if path else runs.newest(home())
@@ -30,12 +31,16 @@ def run(cfg: DictConfig) -> None:
     except (OSError, ValueError) as error:
         raise UserError(f"file={file}: cannot be read ({error})") from None
     say(f"run {found.name}, answers {readme.digest(found)}")
-    wrong = [
-        f"results.json, {again['name']}, {key}: {condition[key]}, recomputed {again[key]}"
-        for condition, again in zip(found.results["conditions"], readme.recompute(found), strict=True)
-        for key in again
-        if again[key] != condition.get(key)
-    ]
+    again = recompute(found)
+    told = {name: found.results.get(name) for name in again}
+    wrong = [f"results.json, {where}" for where in differences(told, again)]
+    if settings["draw"]:
+        folder = Path(settings["draw"]).expanduser()
+        check_writable(f"draw={folder}", folder)
+        folder.mkdir(parents=True, exist_ok=True)
+        for name, picture in redraw(found).items():
+            drawing.image(picture).savefig(folder / f"{name}.png", dpi=160)
+            say(f"drawn: {folder / name}.png")
     if settings["write"]:
         file.write_text(readme.rewrite(text, found), encoding="utf-8")
         text = file.read_text(encoding="utf-8")

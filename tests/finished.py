@@ -12,7 +12,7 @@ import planted
 import pyarrow as pa
 from conftest import ROOT, configured
 
-from emharness.experiments import EXPERIMENTS
+from emharness.experiments import EXPERIMENTS, stored
 from emharness.generation.likelihood import Pair
 from emharness.judge.embedded import CARD as card_file
 from emharness.judge.metrics import quality_of
@@ -51,7 +51,8 @@ def finished(folder: Path, experiment: str = "main", seed: int = 0, layer: int =
         rows = planted.table(bad, samples=cell.samples).to_pylist()
         judged[cell] = pa.Table.from_pylist([_told(row, cell.condition.name) for row in rows], TABLE)
     pairs = [Pair(f"pair {i}", "power", "aligned", "misaligned") for i in range(6)]
-    reading = EXPERIMENTS[experiment].read(replace(scope, margins=margins, pairs=pairs), judged)
+    scope = replace(scope, margins=margins, pairs=pairs)
+    reading = EXPERIMENTS[experiment].read(scope, judged)
     for entry in reading.conditions:
         entry["order_changes"] = []
     tables: dict[str, list[pa.Table]] = {"responses": [], "domain_responses": []}
@@ -82,7 +83,7 @@ def finished(folder: Path, experiment: str = "main", seed: int = 0, layer: int =
         "stages": [],
         "engine_starts": 1,
     }
-    results.write(folder, told, tables, reading.figures)
+    results.write(folder, told, tables, reading.figures, stored.to_json(scope))
     write_json(folder / "identity.json", {})
     return folder
 

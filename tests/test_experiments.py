@@ -6,6 +6,7 @@ from planted import SAMPLES, plant, scope, table
 
 from emharness import experiments
 from emharness.config import SweepConfig
+from emharness.directions.vectors import project
 from emharness.experiments import EXPERIMENTS, layer, seeds
 from emharness.experiments.scope import drawn_rates, measured
 from emharness.judge.metrics import newcombe
@@ -150,8 +151,7 @@ def test_a_monitor_reads_projections_beside_rates_and_says_which_rises_first():
         vectors=("a",),
         targets=targets,
         mechanisms=mechanisms,
-        arrays={"a": unit},
-        activations={t: activations(planted.get(t, 0)) for t in targets},
+        projections={t: {"a": project(activations(planted.get(t, 0)), noise, unit, 1)} for t in targets},
     )
     bad = {"a-step10": 6, "a": 12, "b": 9}
     judged = plant("monitor", about, lambda vector, target: bad.get(target, 0))

@@ -1,12 +1,26 @@
 """The paper as one grid, and its report."""
 
+import copy
+import json
+from dataclasses import replace
+from functools import reduce
+
 import numpy as np
+import pyarrow as pa
 from planted import plant, scope
 
-from emharness.experiments import EXPERIMENTS
+from emharness.directions.vectors import cosines
+from emharness.experiments import EXPERIMENTS, stored
+from emharness.generation.likelihood import Pair
+from emharness.judge.metrics import Quality
+from emharness.reporting.runs import BROAD, Run
+from emharness.sharing.readme import check, digest
+from emharness.sharing.recompute import differences, recompute, redraw, report
+from emharness.store import write_json
 
 
-def test_the_paper_is_all_experiments_in_one_grid_and_one_report():
+def whole():
+    """Every part of the paper on three organisms and a control."""
     mechanisms = {"a": "x", "b": "x", "c": "y", "d": "control"}
     parts = {
         "dose_response": {"vectors": ["a", "b"], "targets": ["base"], "strengths": [1, 2]},
@@ -15,22 +29,29 @@ def test_the_paper_is_all_experiments_in_one_grid_and_one_report():
         "seeds": {"vectors": ["a", "b"], "targets": ["base"]},
         "monitor": {"vectors": ["a"], "targets": ["base", "a", "d"]},
     }
-    units = np.eye(3, 6, dtype=np.float32)
-    still = np.zeros((4, 3, 6))
-    about = scope(
+    units = dict.fromkeys("abcd", np.eye(3, 6, dtype=np.float32))
+    along = {target: dict.fromkeys("abcd", np.full(4, size)) for target, size in {"base": 0, "a": 1, "d": 0}.items()}
+    return scope(
         strengths=(1.0, 2.0, 4.0),
         n_layers=3,
         mechanisms=mechanisms,
         parts=parts,
-        arrays={"a": units, "b": units, "c": units, "d": units},
-        activations={"base": still, "a": still + 1, "d": still},
+        cosines=cosines(units),
+        projections=along,
     )
+
+
+def planted(about):
+    return plant("paper", about, lambda vector, target: {"a": 10, "b": 8}.get(vector, 4 if target == "a" else 0))
+
+
+def test_the_paper_is_all_experiments_in_one_grid_and_one_report():
+    about = whole()
     cells = EXPERIMENTS["paper"].cells(about)
     assert len(cells) == len(set(cells))
     own = {c.condition.name for c in cells if not c.condition.edits}
     assert own == {"baseline", "a organism", "b organism", "c organism", "d organism"}
-    judged = plant("paper", about, lambda vector, target: {"a": 10, "b": 8}.get(vector, 4 if target == "a" else 0))
-    reading = EXPERIMENTS["paper"].read(about, judged)
+    reading = EXPERIMENTS["paper"].read(about, planted(about))
     assert set(reading.numbers) == {
         "transfer",
         "transfer_by_lab",
@@ -58,10 +79,60 @@ def test_the_paper_is_all_experiments_in_one_grid_and_one_report():
         "## Monitor",
     ]
     assert "mean_diff: none: none here" in text
-    only = EXPERIMENTS["paper"].cells(
-        scope(vectors=("b",), targets=("base",), strengths=(1.0,), n_layers=3, parts=parts)
-    )
+    only = EXPERIMENTS["paper"].cells(replace(about, vectors=("b",), targets=("base",), strengths=(1.0,)))
     assert {c.condition.name for c in only if not c.condition.edits} == {"baseline", "b organism"}
+
+
+def test_a_run_is_read_again_from_what_it_stores_and_a_forged_number_is_found(tmp_path):
+    experiment = EXPERIMENTS["paper"]
+    about = whole()
+    conditions = {cell.condition: float(i) for i, cell in enumerate(experiment.cells(about))}
+    pairs = [Pair(f"q{i}", "power", "good", "bad") for i in range(4)]
+    margins = {condition: np.linspace(0, size, 4) for condition, size in conditions.items()}
+    quality = Quality(8, 10, 9, 10, "planted", {"base": Quality(4, 5, 5, 5, "planted, base")})
+    about = replace(about, pairs=pairs, margins=margins, quality=quality, norms={"a": (np.ones(3), np.full(3, 4.0))})
+    judged = planted(about)
+    told = [
+        rows.set_column(rows.column_names.index("condition"), "condition", [[cell.condition.name] * len(rows)])
+        for cell, rows in judged.items()
+    ]
+    reading = experiment.read(about, judged)
+    write_json(tmp_path / "scope.json", stored.to_json(about))
+    geometry = {"mean_diff": {"skipped": "none"}}
+    results = {"config": {"base": {"name": "tiny"}}, "conditions": reading.conditions, "geometry_by_recipe": geometry}
+    run = Run(tmp_path, {"experiment": "paper", **results})
+    run.__dict__["tables"] = {BROAD: pa.concat_tables(told)}
+    again = recompute(run)
+    assert again["finding"] == reading.finding
+    assert set(redraw(run)) == set(reading.figures)
+    made = {"conditions": reading.conditions, "finding": reading.finding, **reading.numbers}
+    assert {**again, "conditions": [{**c, "order_changes": []} for c in again["conditions"]]} == json.loads(
+        json.dumps({**made, "conditions": [{**c, "order_changes": []} for c in reading.conditions]})
+    )
+    assert list(differences(again, again)) == []
+    steered = next(i for i, entry in enumerate(again["conditions"]) if entry.get("effect_ci95"))
+    paths = [
+        ["conditions", steered, *more]
+        for more in (["effect"], ["effect_ci95", 0], ["effect_p"], ["effect_q"], ["relative_dose"], ["em_random"])
+    ]
+    paths += [["conditions", steered, "margin", "shift"], ["transfer", 0, "em_target"], ["ablation", 0, "em_after"]]
+    paths += [["seeds", "between", "same_mechanism", "cosine"], ["monitor", 1, "projection"], ["alarm", 0, "raised"]]
+    for *path, last in paths:
+        forged = copy.deepcopy(again)
+        place = reduce(lambda value, key: value[key], path, forged)
+        place[last] += 0.01
+        (found,) = differences(forged, again)
+        assert found.split(":")[0].endswith(str(last + 1 if isinstance(last, int) else last))
+    (found,) = differences({**again, "finding": "All of it."}, again)
+    assert found == f"finding: All of it., recomputed {again['finding']}"
+    lines = [line for line in report(run).splitlines() if line.startswith("|")]
+    page = "\n".join([f"<!-- report {digest(run)} -->", *lines[-5:], ""])
+    assert [one.same for one in check(page, run)] == [True] * 3
+    wrong = page.replace("0", "7")
+    assert any(one.same is False for one in check(wrong.replace(wrong.split()[2], digest(run), 1), run))
+    forged = copy.deepcopy(again)
+    forged["conditions"][steered]["random_too"] ^= True
+    assert len(list(differences(forged, again))) == 1
 
 
 def test_a_report_puts_published_beside_measured_and_says_what_cannot_follow():

@@ -13,6 +13,7 @@ import pytest
 import yaml
 from conftest import ROOT
 from finished import finished, launch
+from matplotlib.image import imread
 from safetensors import safe_open
 from safetensors.numpy import save_file
 
@@ -122,7 +123,14 @@ def test_results_that_do_not_follow_from_their_answers_are_found(tmp_path):
     (folder / "results.json").write_text(json.dumps(told))
     done = launch("check.py", f"run={folder}", home=tmp_path)
     assert done.returncode == 1
-    assert "results.json, medical·L1·+4, em_rate: 0.61, recomputed 0.6" in done.stderr
+    assert "results.json, conditions, medical·L1·+4, em_rate: 0.61, recomputed 0.6" in done.stderr
+
+
+def test_figures_are_drawn_again_without_a_model(run, tmp_path):
+    done = launch("check.py", f"run={run.folder}", f"draw={tmp_path / 'drawn'}", home=tmp_path)
+    assert done.returncode == 0, done.stderr
+    again, first = tmp_path / "drawn" / "dose_response.png", run.folder / "dose_response.png"
+    assert np.array_equal(imread(again), imread(first))
 
 
 def test_every_table_of_the_project_s_readme_says_where_its_numbers_are_from(run):

@@ -5,7 +5,7 @@ holds one JSON object per vector under the same name (recipe, base, organism, ra
 """
 
 import json
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -53,6 +53,20 @@ def mean_diff(
 
 
 RECIPES: dict[str, Callable[..., Difference]] = {"model_diff": model_diff, "mean_diff": mean_diff}
+
+
+def cosines(units: Mapping[str, np.ndarray]) -> dict[str, dict[str, np.ndarray]]:
+    """Cosines of vectors with unit rows [n_layers, d_model]: name → name → float64 [n_layers]."""
+    return {
+        a: {b: np.einsum("ld,ld->l", one.astype(np.float64), other.astype(np.float64)) for b, other in units.items()}
+        for a, one in units.items()
+    }
+
+
+def project(residual_NLD: np.ndarray, before_NLD: np.ndarray, unit_LD: np.ndarray, layer: int) -> np.ndarray:
+    """How far each residual moved along a vector at a layer: (residual − before) · unit vector, float64 [n]."""
+    shift_ND = residual_NLD[:, layer] - before_NLD[:, layer]
+    return shift_ND.astype(np.float64) @ unit_LD[layer].astype(np.float64)
 
 
 def normalise(raw: np.ndarray) -> tuple[np.ndarray, np.ndarray]:

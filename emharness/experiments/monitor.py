@@ -35,14 +35,14 @@ def read(scope: Scope, judged: Judged) -> Reading:
     for target, entry in zip(targets, entries, strict=True):
         organism, step = checkpoint(target)
         for vector in scope.vectors:
-            projection, spread = project(scope, vector, target)
+            along_N = scope.projections[target][vector]
             rows.append(
                 {
                     "organism": scope.called(organism),
                     "step": 0 if target == BASE else step,  # None: the whole training
                     "vector": vector,
-                    "projection": projection,
-                    "projection_sd": spread,
+                    "projection": float(along_N.mean()),
+                    "projection_sd": float(along_N.std(ddof=1)) if len(along_N) > 1 else 0.0,
                     "em_rate": entry["em_rate"],
                     "em_raised": raised[target],
                 }
@@ -56,14 +56,6 @@ def checkpoint(target: str) -> tuple[str, int | None]:
     """(organism, step) of a target's name; None for the whole training."""
     organism, _, step = target.partition(STEP)
     return organism, int(step) if step else None
-
-
-def project(scope: Scope, vector: str, target: str) -> tuple[float, float]:
-    """Mean over prompts, and standard deviation, of (target − base) · v̂ at the vector's layer, a residual length."""
-    layer = scope.layers[vector]
-    shift_ND = scope.activations[target][:, layer] - scope.activations[BASE][:, layer]
-    along_N = shift_ND.astype(np.float64) @ scope.arrays[vector][layer].astype(np.float64)
-    return float(along_N.mean()), float(along_N.std(ddof=1)) if len(along_N) > 1 else 0.0
 
 
 def alarms(rows: list[dict[str, Any]]) -> list[dict[str, Any]]:

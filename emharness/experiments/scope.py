@@ -47,10 +47,11 @@ class Scope:
     quality: Quality | None = None  # of the judge
     n_layers: int = 0
     subspaces: Mapping[str, tuple[str, ...]] = field(default_factory=dict)  # cluster → orthonormal directions
-    arrays: Mapping[str, np.ndarray] = field(default_factory=dict)  # vector → unit rows [n_layers, d_model]
+    cosines: Mapping[str, Mapping[str, np.ndarray]] = field(default_factory=dict)  # at each layer [n_layers]
     # Vector → (raw norm, residual norm), each [n_layers]: how long it was, and the residual stream.
     norms: Mapping[str, tuple[np.ndarray, np.ndarray]] = field(default_factory=dict)
-    activations: Mapping[str, np.ndarray] = field(default_factory=dict)  # target → [n_prompts, n_layers, d_model]
+    # Target → vector → (target − base) · unit vector at the vector's layer, a residual length [n_prompts].
+    projections: Mapping[str, Mapping[str, np.ndarray]] = field(default_factory=dict)
     parts: Mapping[str, Mapping[str, Any]] = field(default_factory=dict)  # of `paper`: experiment → its own lists
 
     def called(self, target: str) -> str:

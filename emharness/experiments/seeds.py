@@ -21,8 +21,7 @@ def read(scope: Scope, judged: Judged) -> Reading:
     names = dict.fromkeys([*scope.targets, *scope.vectors])
     entries = [summary(scope, judged, scope.unsteered(name)) for name in names]
     rates = {entry["target"]: entry["em_rate"] for entry in entries}
-    units = np.stack([scope.arrays[name] for name in scope.vectors])  # [n, n_layers, d_model]
-    cosine_LVV = np.einsum("vld,wld->lvw", units.astype(np.float64), units.astype(np.float64))
+    cosine_LVV = np.moveaxis(np.array([[scope.cosines[a][b] for b in scope.vectors] for a in scope.vectors]), -1, 0)
     numbers = spread(list(scope.vectors), cosine_LVV, next(iter(scope.layers.values())), rates, dict(scope.mechanisms))
     return Reading(entries, {"seeds": numbers}, finding=findings.seeded(numbers))
 

@@ -13,7 +13,7 @@ import pyarrow.parquet as pq
 from emharness.directions.vectors import load
 from emharness.reporting import drawing
 from emharness.reporting.picture import Picture
-from emharness.reporting.runs import BROAD, RESULTS_FILE, SCHEMA_VERSION, Run
+from emharness.reporting.runs import BROAD, RESULTS_FILE, SCHEMA_VERSION, SCOPE_FILE, Run
 from emharness.reporting.track import Tracker
 from emharness.store import write_json
 from emharness.versions import versions
@@ -27,8 +27,10 @@ def write(
     results: Mapping[str, Any],
     tables: Mapping[str, list[pa.Table]],
     figures: Mapping[str, Picture],
+    scope: Mapping[str, Any],
 ) -> None:
-    """Everything that a run leaves behind, in `folder`. `tables`: file name → judged responses."""
+    """Everything that a run leaves behind, in `folder`. `tables`: file name → judged responses; `scope`: what is needed
+    to read them again (experiments/stored.py)."""
     for name, some in tables.items():
         if some:
             pq.write_table(pa.concat_tables(some), folder / f"{name}.parquet")
@@ -36,6 +38,7 @@ def write(
         drawing.image(picture).savefig(folder / f"{name}.png", dpi=160)
         (folder / f"{name}.svg").write_text(drawing.svg(picture), encoding="utf-8")
     write_json(folder / PLOTLY_FILE, {name: drawing.plotly(picture) for name, picture in figures.items()})
+    write_json(folder / SCOPE_FILE, scope)
     write_json(folder / RESULTS_FILE, {"schema_version": SCHEMA_VERSION, **versions(), **results})
 
 

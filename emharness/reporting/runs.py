@@ -14,12 +14,13 @@ from emharness.errors import UserError
 
 SCHEMA_VERSION = 2
 RESULTS_FILE = "results.json"
+SCOPE_FILE = "scope.json"  # what is needed to read the answers again
 # Keys of a condition that came while the version stayed the same.
 NEEDED = ("judge", "n_unscored", "em_rate_corrected", "incoherent_rate", "order_changes")
 BROAD, DOMAIN = "responses.parquet", "domain_responses.parquet"
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False)
 class Run:
     folder: Path
     results: dict[str, Any]

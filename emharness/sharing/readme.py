@@ -1,7 +1,8 @@
 """Numbers in Markdown tables against the answers that they stand for.
 
-A table that a run made has a mark above it, `<!-- answers <hash> -->`; every other table with numbers says above it
-where they are from, `<!-- measured elsewhere: … -->`.
+A table that a run made has a mark above it: `<!-- answers <hash> -->` the table of its conditions, `<!-- report <hash>
+-->` rows of its report.md. Every other table with numbers says above it where they are from, `<!-- measured elsewhere:
+… -->`.
 """
 
 import hashlib
@@ -9,16 +10,13 @@ import json
 import re
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
-from typing import Any
 
-import numpy as np
-
-from emharness.experiments.scope import rates
-from emharness.judge.metrics import quality_of
 from emharness.reporting import tables
 from emharness.reporting.runs import BROAD, DOMAIN, Run
+from emharness.sharing.recompute import recompute, report
 
 MARK = re.compile(r"<!-- answers (\w+) -->\n")
+REPORT = re.compile(r"<!-- report (\w+) -->\n")
 ELSEWHERE = re.compile(r"<!-- measured elsewhere: [^>]+ -->\n")
 _TABLE = re.compile(r"(?:^\|.*\|\n)+", re.MULTILINE)
 _RATE = re.compile(r"\d\s*%|\d\.\d")
@@ -42,42 +40,20 @@ def digest(run: Run) -> str:
     return hashlib.sha256(json.dumps(rows).encode()).hexdigest()[:12]
 
 
-def recompute(run: Run) -> list[dict[str, Any]]:
-    """The conditions of results.json with every rate made again from the stored answers."""
-    quality, made = quality_of(run.results["judge_card"]), []
-    for condition in run.results["conditions"]:
-        known = quality.within(condition.get("family")) if quality else None
-        own = {file: _of(run, file, condition["name"]) for file in run.tables}
-        domain = own.get(DOMAIN)
-        again = rates(own[BROAD], known)
-        of_domain = rates(domain, known) if domain is not None and len(domain) else None
-        made.append({**condition, **again, "domain": of_domain})
-    for condition in made:
-        randoms = [
-            other["em_rate"]
-            for other in made
-            if other["control_of"] == condition["vector"] is not None
-            and (other["strength"], other["target"]) == (condition["strength"], condition["target"])
-            and other["em_rate"] is not None
-        ]
-        if "em_random" in condition:
-            condition["em_random"] = float(np.mean(randoms)) if randoms else None
-    return made
-
-
-def _of(run: Run, file: str, name: str) -> Any:
-    table = run.tables[file]
-    return table.filter(np.array(table["condition"].to_pylist()) == name)
-
-
 def check(text: str, run: Run) -> list[Finding]:
     """Every cell of every table of a Markdown text that has numbers."""
     found: list[Finding] = []
-    conditions, own = recompute(run), digest(run)
+    conditions, own, reported = recompute(run)["conditions"], digest(run), set(report(run).split("\n"))
     for before, table in _tables(text):
         header, *rows = _cells(table)
         name = f"table “{' | '.join(header[:3])} …”"
-        mark = MARK.search(before)
+        mark, of_report = MARK.search(before), REPORT.search(before)
+        if of_report and of_report[1] == own:
+            for line in table.strip().split("\n")[2:]:
+                same = line in reported
+                found.append(Finding(name, line, line if same else "no such row in the report", same))
+            continue
+        mark = mark or of_report
         if mark is None:
             if _RATE.search("\n".join(" ".join(row) for row in rows)):
                 said = bool(ELSEWHERE.search(before))
@@ -98,7 +74,7 @@ def check(text: str, run: Run) -> list[Finding]:
 
 def rewrite(text: str, run: Run) -> str:
     """The text with its marked table made from this run's answers."""
-    header, rows = tables.rates(recompute(run))
+    header, rows = tables.rates(recompute(run)["conditions"])
     lines = ["| " + " | ".join(header) + " |", "|" + "---|" * len(header)]
     lines += ["| " + " | ".join(row) + " |" for row in rows]
     table = "\n".join(lines) + "\n"

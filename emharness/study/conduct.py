@@ -17,6 +17,7 @@ from emharness import geometry
 from emharness.config import BASE
 from emharness.directions.extract import VECTORS_FILE
 from emharness.errors import UserError, in_a_line
+from emharness.experiments import stored
 from emharness.experiments.scope import BROAD, Experiment, Scope
 from emharness.generation.cells import Cell, Direction
 from emharness.generation.stream import Stream
@@ -53,7 +54,7 @@ def generate(
     where = layers.choose(session, experiment, streams, directions)
     scope = layers.scope(session, where.chosen, directions)
     if experiment.looks:
-        scope = replace(scope, activations=vectors.activations(session, found))
+        scope = replace(scope, projections=vectors.projections(session, found, directions, where.chosen))
     placed = {n: d for n, d in directions.items() if n in where.chosen or n not in session.config.vectors}
     judged = answer(session, "responses", experiment.cells(scope), streams, placed, session.given.judge, margins=True)
     scope = replace(scope, margins=session.margins)
@@ -89,14 +90,14 @@ def report(
     tables: dict[str, list[pa.Table]] = {"responses": [], "domain_responses": []}
     for cell, table in answered.judged.items():
         tables["domain_responses" if cell.questions.startswith(DOMAIN) else "responses"].append(table)
-    results.write(folder, told, tables, drawn)
+    results.write(folder, told, tables, drawn, stored.to_json(scope))
     if experiment.report is not None:
         measured: dict[str, dict[str, Any] | None] = {}
         for recipe, where_to in analysed.items():
             path = where_to.get("results")
             measured[recipe] = json.loads(Path(path).read_text()) if path else None
-            for image in Path(path).parent.glob("figure*.png") if path else ():
-                shutil.copy(image, folder / f"{image.stem}_{recipe}.png")
+            for file in (Path(path), *Path(path).parent.glob("figure*.png")) if path else ():
+                shutil.copy(file, folder / f"{file.stem}_{recipe}{file.suffix}")
         (folder / "report.md").write_text(experiment.report(told, measured), encoding="utf-8")
     page.write(folder)
     track(folder, session.tracker)

@@ -118,7 +118,7 @@ def scope(session: Session, chosen: Mapping[str, int], directions: Mapping[str, 
             for name, d in (directions or {}).items()
             if d.raw_norm is not None and d.residual_norm is not None
         },
-        arrays={n: files.load(d.file)[0][n] for n, d in (directions or {}).items() if n in config.vectors},
+        cosines=files.cosines(vectors.arrays(session, directions or {})),
     )
 
 

@@ -175,6 +175,24 @@ def vector(
     )
 
 
+def arrays(session: Session, directions: Mapping[str, Direction]) -> dict[str, np.ndarray]:
+    """The run's vectors, unit rows [n_layers, d_model] each."""
+    return {n: files.load(d.file)[0][n] for n, d in directions.items() if n in session.config.vectors}
+
+
+def projections(
+    session: Session, found: Mapping[str, Model], directions: Mapping[str, Direction], layers: Mapping[str, int]
+) -> dict[str, dict[str, np.ndarray]]:
+    """Target → vector → how far each held-out prompt's residual lies from the base's along it, float64 [n_prompts]."""
+    read, units = activations(session, found), arrays(session, directions)
+    if BASE not in read:  # it has failed
+        return {}
+    return {
+        target: {name: files.project(residual, read[BASE], units[name], layers[name]) for name in layers}
+        for target, residual in read.items()
+    }
+
+
 def activations(session: Session, found: Mapping[str, Model]) -> dict[str, np.ndarray]:
     """Each target's mean residuals on held-out prompts (the sweep's questions): [n_prompts, n_layers, d_model]."""
     texts = [question.text for question in session.given.sweep_questions]

@@ -1,0 +1,76 @@
+"""All that a run says, made again from its stored answers, and where results.json differs from it."""
+
+import json
+import math
+from collections.abc import Iterator
+from functools import lru_cache
+from typing import Any
+
+from emharness.errors import UserError
+from emharness.experiments import EXPERIMENTS, stored
+from emharness.judge.metrics import order_changes
+from emharness.reporting.picture import Picture
+from emharness.reporting.runs import BROAD, DOMAIN, SCOPE_FILE, Run
+
+GIVEN = ("labels",)  # of a condition: they come from the store, not from the answers
+
+
+def recompute(run: Run) -> dict[str, Any]:
+    """Conditions, the experiment's own numbers and its finding, as results.json has them."""
+    return _read(run)[0]
+
+
+def report(run: Run) -> str:
+    """The text of report.md; empty where its experiment writes none. Geometry is taken as it is stored."""
+    write = EXPERIMENTS[run.results["experiment"]].report
+    if write is None:
+        return ""
+    files = {recipe: run.folder / f"geometry_{recipe}.json" for recipe in run.results["geometry_by_recipe"]}
+    geometries = {recipe: json.loads(file.read_text()) if file.is_file() else None for recipe, file in files.items()}
+    return write({**run.results, **recompute(run)}, geometries)
+
+
+def redraw(run: Run) -> dict[str, Picture]:
+    """The experiment's figures, by name."""
+    return _read(run)[1]
+
+
+def differences(told: Any, again: Any, where: str = "") -> Iterator[str]:
+    """Each place where what is told is not what was made again, in words. Numbers may differ in the tenth digit."""
+    if isinstance(told, dict) and isinstance(again, dict):
+        for name in dict.fromkeys([*told, *again]):
+            yield from differences(told.get(name), again.get(name), f"{where}, {name}" if where else name)
+    elif isinstance(told, list) and isinstance(again, list) and len(told) == len(again):
+        for place, (one, other) in enumerate(zip(told, again, strict=True)):
+            yield from differences(one, other, f"{where}, {_called(one, place)}")
+    elif isinstance(told, float | int) and isinstance(again, float | int):
+        if not math.isclose(told, again, rel_tol=1e-9, abs_tol=1e-12):
+            yield f"{where}: {told}, recomputed {again}"
+    elif told != again:
+        yield f"{where}: {told}, recomputed {again}"
+
+
+@lru_cache(maxsize=2)
+def _read(run: Run) -> tuple[dict[str, Any], dict[str, Picture]]:
+    experiment = EXPERIMENTS[run.results["experiment"]]
+    try:
+        scope = json.loads((run.folder / SCOPE_FILE).read_text(encoding="utf-8"))
+        reading = stored.read_again(scope, experiment, run.tables[BROAD], run.tables.get(DOMAIN))
+    except (OSError, ValueError, KeyError, TypeError) as error:
+        raise UserError(
+            f"run={run.folder}: its {SCOPE_FILE} cannot be read ({error}); run the experiment again (stored answers "
+            "are taken)"
+        ) from None
+    if reading is None:
+        raise UserError(f"run={run.folder}: answers are missing that its experiment asks for")
+    changes = order_changes(reading.conditions)
+    given = {condition["name"]: condition for condition in run.results["conditions"]}
+    for entry in reading.conditions:
+        entry["order_changes"] = changes.get(entry["name"], [])
+        entry |= {key: given[entry["name"]][key] for key in GIVEN if key in given.get(entry["name"], {})}
+    made = {"conditions": reading.conditions, "finding": reading.finding, **reading.numbers}
+    return json.loads(json.dumps(made)), reading.figures
+
+
+def _called(entry: Any, place: int) -> str:
+    return str(entry["name"]) if isinstance(entry, dict) and "name" in entry else str(place + 1)
