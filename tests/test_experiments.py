@@ -7,7 +7,7 @@ from planted import SAMPLES, plant, scope, table
 from emharness import experiments
 from emharness.config import SweepConfig
 from emharness.directions.vectors import project
-from emharness.experiments import EXPERIMENTS, layer, seeds
+from emharness.experiments import EXPERIMENTS, layer, monitor, seeds
 from emharness.experiments.scope import drawn_rates, measured
 from emharness.judge.metrics import newcombe
 
@@ -100,12 +100,13 @@ def test_removing_a_direction_and_a_cluster_is_read_beside_random_ones():
     rows = {(row["removed"], row["target"]): row for row in reading.numbers["ablation"]}
     assert len(rows) == 10
     own = rows["a", "a"]
-    assert (own["own"], own["em_before"], own["em_after"]) == (True, pytest.approx(0.4), pytest.approx(0.1))
+    assert (own["whose"], own["em_before"], own["em_after"]) == ("own", pytest.approx(0.4), pytest.approx(0.1))
     assert (own["drop"], own["ci95"]) == (pytest.approx(0.3), pytest.approx(newcombe(80, 200, 20, 200)))
     assert own["drop_random"] == pytest.approx(0.025)  # of 0.05 and 0
     assert (rows["x cluster", "a"]["drop"], rows["x cluster", "a"]["dimensions"]) == (pytest.approx(0.35), 2)
-    assert (rows["x cluster", "a"]["own"], rows["x cluster", "c"]["own"]) == (True, False)
-    assert (rows["a", "c"]["drop"], rows["a", "c"]["own"], rows["a", "c"]["p"]) == (0, False, 1)
+    whose = {pair: rows[pair]["whose"] for pair in [("x cluster", "a"), ("x cluster", "c"), ("b", "a"), ("a", "c")]}
+    assert list(whose.values()) == ["own", "another kind", "same kind", "another kind"]
+    assert (rows["a", "c"]["drop"], rows["a", "c"]["p"]) == (0, 1)
     assert set(reading.figures) == {"ablation"}
     for cell in cells:  # one of the random directions leaves hardly an answer coherent
         if cell.condition.edits and {e.vector for e in cell.condition.edits} == {"random-0"}:
@@ -113,6 +114,25 @@ def test_removing_a_direction_and_a_cluster_is_read_beside_random_ones():
     rows = EXPERIMENTS["ablation"].read(about, judged).numbers["ablation"]
     (own,) = [row for row in rows if (row["removed"], row["target"]) == ("a", "a")]
     assert own["drop_random"] == pytest.approx(0)  # of the other one
+
+
+def test_a_projection_is_raised_only_beyond_its_interval_and_an_alarm_s_interval_is_over_trainings():
+    rng = np.random.default_rng(0)
+    quiet = rng.normal(size=(2, 40))
+    again = [monitor.raised_above(rng.normal(size=40), [rng.normal(size=40)]) for _ in range(400)]
+    assert np.mean(again) == pytest.approx(0.025, abs=0.02)
+    assert monitor.raised_above(quiet[0] + 2, list(quiet))
+    assert not monitor.raised_above(quiet[0] + 2, [*quiet, quiet[1] + 2.2])
+    assert not monitor.raised_above(quiet[0], [])
+    rows = [
+        {"organism": f"o{i}", "vector": "v", "projection": float(p), "em_raised": i < 4}
+        for i in range(8)
+        for p in rng.normal(i < 4, 0.05, size=30) + rng.normal(0, 0.8)
+    ]
+    (alarm,) = monitor.alarms(rows)
+    assert alarm["ci95"][1] - alarm["ci95"][0] > 0.3  # 240 independent checkpoints would give about 0.1
+    (few,) = monitor.alarms([row for row in rows if row["organism"] in ("o0", "o7")])
+    assert few["ci95"] is None
 
 
 def test_the_spread_of_seeds_within_and_between_organisms():
@@ -169,7 +189,8 @@ def test_a_monitor_reads_projections_beside_rates_and_says_which_rises_first():
     }
     assert [key for key, row in rows.items() if row["em_raised"]] == [("a", 10), ("a", None), ("b", None)]
     # Without the vector's own organism: b raised at 4; not raised at 0, 2, 0.5 and 1.5.
-    assert reading.numbers["alarm"] == [{"vector": "a", "auroc": 1.0, "raised": 1, "not_raised": 4}]
+    alarm = {"vector": "a", "auroc": 1.0, "ci95": [1.0, 1.0], "raised": 1, "not_raised": 4}
+    assert reading.numbers["alarm"] == [alarm]
     first = {row["organism"]: (row["projection_first"], row["em_first"]) for row in reading.numbers["first"]}
     assert first == {"a": (10, 10), "b": (5, "end")}
     assert set(reading.figures) == {"monitor"}

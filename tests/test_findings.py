@@ -46,15 +46,21 @@ def test_transfer_is_told_at_the_greatest_strength_and_undefined_is_said():
 
 
 def test_removing_a_direction_is_told_for_own_and_other_kinds():
-    def row(own, drop, q):
-        return {"own": own, "drop": drop, "q": q, "em_before": 0.5}
+    def row(whose, drop, q, random=None):
+        return {"whose": whose, "drop": drop, "q": q, "em_before": 0.5, "drop_random": random}
 
-    rows = [row(True, 0.4, 0.01), row(True, 0.2, 0.2), row(False, 0.1, 0.01), row(False, None, None)]
-    assert findings.removed(rows) == (
+    own, same, other = "own", "same kind", "another kind"
+    rows = [row(own, 0.4, 0.01), row(own, 0.2, 0.2), row(other, 0.1, 0.01), row(other, None, None)]
+    told = (
         "Removing the organism's own direction lowers the share of misaligned answers in 1 of 2 cases (on average by "
         "30 points), another kind's in 1 of 1 cases (on average by 10 points), at q < 0.05."
     )
-    assert "too few answers are coherent" in findings.removed([row(True, None, None)])
+    assert findings.removed(rows) == findings.removed([*rows, row(None, 0.4, 0.01, 0.4)]) == told  # from the base
+    assert "that of another organism of its kind in 1 of 1 cases" in findings.removed([*rows, row(same, 0.3, 0.01)])
+    assert findings.removed([*rows, row(own, None, None, 0.3)]).endswith(
+        "at q < 0.05. Removing as many random dimensions lowers it by 30 points on average."
+    )
+    assert "too few answers are coherent" in findings.removed([row(own, None, None)])
 
 
 def test_seeds_are_closer_than_kinds_only_where_all_are():
@@ -75,11 +81,16 @@ def test_seeds_are_closer_than_kinds_only_where_all_are():
 
 
 def test_an_alarm_is_told_with_how_often_it_comes_first():
-    alarms = [{"vector": "a", "auroc": 0.9}, {"vector": "b", "auroc": None}]
-    pairs = [(5, 10), (5, None), (10, 10), ("end", 20), (None, None)]
+    alarms = [
+        {"vector": "a", "auroc": 0.9, "ci95": [0.5, 1.0]},
+        {"vector": "b", "auroc": None},
+        {"vector": "c", "auroc": 0.7, "ci95": None},
+    ]
+    pairs = [(5, 10), (5, "end"), (5, None), (10, 10), ("end", 20), (None, 20), (None, None)]
     first = [{"projection_first": a, "em_first": b} for a, b in pairs]
     assert findings.alarmed(alarms, first) == (
-        "As an alarm for other organisms' trainings the projection has AUROC a 0.90; it rises before the behaviour in "
-        "2 of 5 cases, after it in 1."
+        "As an alarm for other organisms' trainings the projection has AUROC a 0.90 (0.50 to 1.00), c 0.70 (too few "
+        "trainings for an interval). Of 7 cases it rises before the behaviour in 2, after it or not at all in 2; in 1 "
+        "it rises and the behaviour does not."
     )
     assert "no alarm can be measured" in findings.alarmed([{"vector": "b", "auroc": None}], [])

@@ -67,7 +67,7 @@ def test_anisotropic_activations_fool_random_directions_but_not_permuted_labels(
 
 
 def test_a_truly_shared_direction_survives_permuted_labels_and_has_an_interval(tmp_path):
-    shift = 4 * np.eye(64)[3]
+    shift = 8 * np.eye(64)[3]
     pair = {k: save_extraction(tmp_path / k, k, shift, i) for i, k in enumerate("ab")}
     vectors, means = load_stored(pair)
     found = analyse(vectors, {"x": ["a"], "y": ["b"]}, prompt_means=means)

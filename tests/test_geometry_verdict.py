@@ -9,13 +9,13 @@ from scipy.stats import binom
 from emharness.geometry import nulls
 from emharness.geometry import statistics as st
 from emharness.geometry.analysis import regrouped
+from emharness.geometry.appendix import appendix_tests, pc1_changes
 from emharness.geometry.verdict import (
     INDEPENDENT,
     NOTHING,
+    PARTLY,
     SHARED_CORE,
-    appendix_tests,
     calibrated_verdict,
-    pc1_changes,
 )
 
 CLUSTERS = {"a": (0, 1), "b": (2, 3), "c": (4, 5)}
@@ -24,14 +24,17 @@ RUNS, LEVEL = 200, 0.01
 
 
 def planted(kind: str, d_model: int, rng: np.random.Generator) -> np.ndarray:
-    """Cosines of six vectors in three clusters. Cosine inside a cluster 0.6; of the shared core 0.5."""
-    noise, own, core = (rng.standard_normal((k, d_model)) / np.sqrt(d_model) for k in (6, 3, 1))
-    of = np.repeat(np.arange(3), 2)
-    if kind == NOTHING:
-        return st.gram_matrix(noise)
-    if kind == INDEPENDENT:
-        return st.gram_matrix(np.sqrt(0.6) * own[of] + np.sqrt(0.4) * noise)
-    return st.gram_matrix(np.sqrt(0.5) * core + np.sqrt(0.1) * own[of] + np.sqrt(0.4) * noise)
+    """Cosines of six vectors in three clusters. Cosine inside a cluster 0.6, of independent ones; 0.7 of those that are
+    all the core."""
+    core, own = {NOTHING: (0.0, 0.0), INDEPENDENT: (0.0, 0.6), SHARED_CORE: (0.7, 0.0)}[kind]
+    return st.gram_matrix(vectors(core, own, d_model, rng))
+
+
+def vectors(core: float, own: float, d_model: int, rng: np.random.Generator) -> np.ndarray:
+    """Six vectors in three clusters, [6, d_model]: shares of their length that all have, and that a cluster has."""
+    noise, of_cluster, of_all = (rng.standard_normal((k, d_model)) / np.sqrt(d_model) for k in (6, 3, 1))
+    clusters = np.repeat(of_cluster, 2, axis=0)
+    return np.sqrt(core) * of_all + np.sqrt(own) * clusters + np.sqrt(1 - core - own) * noise
 
 
 def verdicts(kind: str, d_model: int, runs: int = RUNS, level: float = LEVEL) -> list[str]:
@@ -70,6 +73,41 @@ def test_the_published_tests_call_random_vectors_independent_and_the_calibrated_
     passed = np.mean([result[2] for result in tests.values() if not isinstance(result, str)], axis=0)
     assert np.mean(passed >= 0.8) >= 0.9  # four or five of five
     assert verdicts(NOTHING, d_model).count(INDEPENDENT) <= binom.ppf(0.9999, RUNS, LEVEL)
+
+
+def verdict(rows: np.ndarray, clusters: dict[str, tuple[int, ...]]) -> str:
+    null = {"random_directions": nulls.random_grams(*rows.shape, 400, np.random.default_rng(rows.shape))}
+    return calibrated_verdict(st.gram_matrix(rows), clusters, null)["verdict"]
+
+
+def test_what_may_be_noise_is_no_mechanism_of_its_own():
+    """Two tight clusters beside a cluster of two noise vectors, and beside a single noise vector."""
+    rng = np.random.default_rng(4)
+    for _ in range(60):
+        rows = vectors(0.0, 0.6, 1024, rng)
+        loose = rows.copy()
+        loose[4:] = rng.standard_normal((2, 1024))
+        assert verdict(loose, CLUSTERS) != INDEPENDENT
+        assert verdict(loose[:5], {**CLUSTERS, "c": (4,)}) == "inconclusive"
+    assert verdict(rows[:4], {name: CLUSTERS[name] for name in "ab"}) == INDEPENDENT
+
+
+@pytest.mark.parametrize("core", [0.05, 0.3])
+def test_a_small_shared_part_is_no_shared_core(core):
+    rng = np.random.default_rng(5)
+    found = [verdict(vectors(core, 0.6 - core, 4096, rng), CLUSTERS) for _ in range(60)]
+    assert found.count(PARTLY) >= 57  # above chance, and far from 45°
+    assert SHARED_CORE not in found
+
+
+def test_what_benign_fine_tunes_share_too_is_no_core_of_misalignment():
+    rng = np.random.default_rng(6)
+    rows = vectors(0.7, 0.0, 1024, rng)
+    core = rows.mean(0)
+    benign, other = (np.sqrt(s) * core / np.linalg.norm(core) + rng.standard_normal((2, 1024)) / 40 for s in (0.7, 0.0))
+    clusters = {**CLUSTERS, "control": (6, 7)}
+    assert verdict(np.concatenate([rows, benign]), clusters) == PARTLY
+    assert verdict(np.concatenate([rows, other]), clusters) == SHARED_CORE
 
 
 def test_p_values_of_random_vectors_are_uniform():

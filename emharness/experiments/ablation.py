@@ -82,7 +82,7 @@ def read(scope: Scope, judged: Judged) -> Reading:
                     "removed": removed,
                     "dimensions": len(some),
                     "target": scope.called(target),
-                    "own": target != BASE and _is_own(scope, removed, target),
+                    "whose": None if target == BASE else _whose(scope, removed, target),
                     "em_before": _value(before),
                     "em_after": _value(after),
                     "coherent_before": fluent[scope.unsteered(target)],
@@ -100,9 +100,13 @@ def read(scope: Scope, judged: Judged) -> Reading:
     return Reading(entries, {"ablation": rows}, {"ablation": _picture(scope, rows)}, findings.removed(rows))
 
 
-def _is_own(scope: Scope, removed: str, target: str) -> bool:
-    """Whether what is removed is the target's own vector, or a cluster that the target belongs to."""
-    return removed == target or removed == f"{scope.mechanisms.get(target)} cluster"
+def _whose(scope: Scope, removed: str, target: str) -> str:
+    """What is removed, seen from the target: its own vector or its kind's cluster, a vector of the same kind (a
+    replication, a seed, a checkpoint), or another kind's."""
+    kind = scope.mechanisms.get(target)
+    if removed in (target, f"{kind} cluster"):
+        return findings.OWN
+    return findings.SAME if kind is not None and scope.mechanisms.get(removed) == kind else findings.OTHER
 
 
 def _value(drawn: np.ndarray) -> float | None:

@@ -7,6 +7,7 @@ from emharness.judge.metrics import FEWEST_COHERENT, enough
 from emharness.reporting.tables import interval, percent
 
 LEVEL = 0.05  # of effect_q
+OWN, SAME, OTHER = "own", "same kind", "another kind"  # whose direction is removed from an organism
 
 
 def steered(entries: Sequence[Mapping[str, Any]]) -> str:
@@ -58,8 +59,9 @@ def transferred(by_lab: Sequence[Mapping[str, Any]]) -> str:
 def removed(rows: Sequence[Mapping[str, Any]]) -> str:
     """Whether taking a direction out spares the organisms that it is not from."""
     kinds = []
-    for own, called in ((True, "the organism's own direction"), (False, "another kind's")):
-        some = [row for row in rows if row["own"] is own and row["drop"] is not None and row["em_before"]]
+    named = {OWN: "the organism's own direction", SAME: "that of another organism of its kind", OTHER: "another kind's"}
+    for whose, called in named.items():
+        some = [row for row in rows if row["whose"] == whose and row["drop"] is not None and row["em_before"]]
         lowered = [row for row in some if row["drop"] > 0 and _clear(row["q"])]
         if some:
             mean = sum(row["drop"] for row in some) / len(some)
@@ -68,7 +70,12 @@ def removed(rows: Sequence[Mapping[str, Any]]) -> str:
         return "After removing a direction too few answers are coherent to say what it did to misalignment."
     (called, share), *others = kinds
     rest = "".join(f", {other} in {cases}" for other, cases in others)
-    return f"Removing {called} lowers the share of misaligned answers in {share}{rest}, at q < {LEVEL:g}."
+    random = [row["drop_random"] for row in rows if row["whose"] and row["drop_random"] is not None]
+    chance = ""
+    if random:
+        mean = 100 * sum(random) / len(random)
+        chance = f" Removing as many random dimensions lowers it by {mean:.0f} points on average."
+    return f"Removing {called} lowers the share of misaligned answers in {share}{rest}, at q < {LEVEL:g}.{chance}"
 
 
 def _clear(q: float | None) -> bool:
@@ -95,14 +102,23 @@ def alarmed(alarms: Sequence[Mapping[str, Any]], first: Sequence[Mapping[str, An
     known = [row for row in alarms if row["auroc"] is not None]
     if not known:
         return "All checkpoints are alike in whether their rate is above the base's, so no alarm can be measured."
-    rates = ", ".join(f"{row['vector']} {row['auroc']:.2f}" for row in known)
+    rates = ", ".join(
+        f"{row['vector']} {row['auroc']:.2f} ({row['ci95'][0]:.2f} to {row['ci95'][1]:.2f})"
+        if row["ci95"]
+        else f"{row['vector']} {row['auroc']:.2f} (too few trainings for an interval)"
+        for row in known
+    )
 
     def when(step: Any) -> float:
-        return float("inf") if step is None or step == "end" else float(step)
+        return float("inf") if step == "end" else float(step)
 
-    pairs = [(when(row["projection_first"]), when(row["em_first"])) for row in first]
-    earlier, later = sum(a < b for a, b in pairs), sum(a > b for a, b in pairs)
+    rises = [(row["projection_first"], row["em_first"]) for row in first]
+    both = [(when(a), when(b)) for a, b in rises if a is not None and b is not None]
+    earlier, later = sum(a < b for a, b in both), sum(a > b for a, b in both)
+    silent = sum(a is None and b is not None for a, b in rises)
+    without = sum(a is not None and b is None for a, b in rises)
     return (
-        f"As an alarm for other organisms' trainings the projection has AUROC {rates}; it rises before the behaviour "
-        f"in {earlier} of {len(pairs)} cases, after it in {later}."
+        f"As an alarm for other organisms' trainings the projection has AUROC {rates}. Of {len(rises)} cases it rises "
+        f"before the behaviour in {earlier}, after it or not at all in {later + silent}; in {without} it rises and the "
+        "behaviour does not."
     )

@@ -17,8 +17,11 @@ from emharness.geometry.vectors import (
     stored,
 )
 
+CODE = 3  # raise when the same vectors are analysed differently
+
 __all__ = [
     "BASE",
+    "CODE",
     "Analysis",
     "PromptMeans",
     "Vectors",

@@ -10,10 +10,11 @@ from emharness.errors import UserError
 from emharness.geometry import clusters as cl
 from emharness.geometry import nulls, table
 from emharness.geometry import statistics as st
+from emharness.geometry.appendix import published_verdict
 from emharness.geometry.design import Skipped, design
 from emharness.geometry.result import Analysis, Layer
 from emharness.geometry.vectors import PromptMeans, Vectors
-from emharness.geometry.verdict import calibrated_verdict, published_verdict
+from emharness.geometry.verdict import calibrated_verdict
 
 RANDOM, PERMUTED = "random_directions", "label_permutation"
 _NOTHING = 1e-6  # of a vector's squared length: what rounding leaves of a draw in which nothing is left

@@ -1,18 +1,20 @@
-"""One mechanism or several? The study's Appendix A, and a verdict with a known false-positive rate.
+"""One mechanism or several? A verdict with a known false-positive rate; the study's own is in appendix.py.
 
-The study counts how many of five tests pass a threshold that unrelated vectors pass too, so it calls random
-directions independent mechanisms. The calibrated verdict asks three questions in a fixed order, each at the
-stated level, and goes on only while the answer allows it (so the levels do not add up):
+It asks three questions in a fixed order, each at the stated level, and goes on only while the answer allows it (so the
+levels do not add up):
 
 1. Is there anything? Is each vector's contrast longer than permuted labels make it (where per-prompt means
    are at hand), and are vectors of one cluster closer than unrelated ones? If not: "nothing to tell".
 2. Are clusters related? The sum of squared cosines between the clusters' mean vectors. If the clusters are
    independent, whatever they are inside, these means are independent directions, so the null is exact.
 3. If related: "shared core" needs every cluster to be close to the others on average (an intersection-union
-   test: one stranger is enough to refuse it), else "partly related", and the pairs say how; a negative
-   cosine is a relation too. If not related: "independent mechanisms" is claimed only when even the upper
-   bound of every cosine is below that of the angle at which the study speaks of shared structure (45°), else
-   "inconclusive". A missing difference is never by itself called independence.
+   test: one stranger is enough to refuse it), and so close that the lower bound of what they share is above the
+   cosine of the angle at which the study speaks of shared structure (45°). Where there are vectors of benign
+   fine-tunes (the cluster "control"), the upper bound of what these share with the others must be below it. Else
+   "partly related", and the pairs say how; a negative cosine is a relation too. If not related: "independent
+   mechanisms" is claimed only when every cluster holds together by itself and even the upper bound of every
+   cosine is below that of 45°, else "inconclusive". A missing difference is never by itself called
+   independence, nor is a vector that may be noise.
 """
 
 from collections.abc import Callable, Mapping, Sequence
@@ -20,6 +22,7 @@ from collections.abc import Callable, Mapping, Sequence
 import numpy as np
 
 from emharness.geometry import statistics as st
+from emharness.geometry.appendix import SHARED_ANGLE_DEG, Clusters
 from emharness.geometry.nulls import false_discovery_q, interval, p_two_sided, p_upper
 
 SHARED_CORE = "shared core"
@@ -27,106 +30,8 @@ INDEPENDENT = "independent mechanisms"
 PARTLY = "partly related"
 NOTHING = "nothing to tell"
 INCONCLUSIVE = "inconclusive"
-SHARED_ANGLE_DEG = 45.0  # "angles < 45° would suggest shared structure" (section 3.3)
 
-Clusters = Mapping[str, Sequence[int]]
-
-
-# --- Appendix A -------------------------------------------------------------------------------------------
-
-
-def appendix_tests(
-    gram: np.ndarray,
-    a: Sequence[int],
-    b: Sequence[int],
-    change: np.ndarray | None,
-    triplet: Sequence[int] | None,
-) -> dict[str, tuple[str, np.ndarray, np.ndarray] | str]:
-    """The five tests of one pair of clusters, [..., n, n] → test → (criterion, value [...], passes [...]), or
-    why the test is not possible.
-
-    Test 2 takes the longest projection either way, test 3 the `triplet` (see `crossed_triplet`), test 4 the
-    mean of `change`, all clusters' absolute changes (see `pc1_changes`). Its criterion is inferred: the study
-    speaks of a differential, not proportional, effect.
-    """
-    out: dict[str, tuple[str, np.ndarray, np.ndarray] | str] = {}
-    angle = st.cluster_angle_deg(gram, a, b)
-    out["1 cluster angle (degrees)"] = ("≥ 45", angle, angle >= SHARED_ANGLE_DEG)
-    spans = [st.span_projection(gram, a, b), st.span_projection(gram, b, a)]
-    longest = np.concatenate(spans, axis=-1).max(-1)
-    out["2 span projection"] = ("< 0.3", longest, longest < 0.3)
-    test3, test4, test5 = "3 cross-cluster residual reduction", "4 PC1 ablation", "5 cross-explained variance"
-    if triplet:
-        reduction = st.residual_reduction(st.gather(gram, np.array([triplet])))[..., 0]
-        out[test3] = ("< 0", reduction, reduction < 0)
-    else:
-        out[test3] = "neither cluster has two members"
-    if change is not None:
-        out[test4] = ("smallest < half of the largest", change.mean(-1), change.min(-1) < change.max(-1) / 2)
-    else:
-        out[test4] = "needs two clusters of two members"
-    pairs = [(x, y) for x, y in ((a, b), (b, a)) if len(x) > 1]
-    if pairs:
-        explained = np.stack([st.cross_explained_variance(gram, x, y) for x, y in pairs]).max(0)
-        out[test5] = ("< 0.2", explained, explained < 0.2)
-    else:
-        out[test5] = "neither cluster has two members"
-    return out
-
-
-def pc1_changes(gram: np.ndarray, clusters: Clusters) -> np.ndarray | None:
-    """Absolute changes of test 4, [..., n, n] → [..., n_clusters]; None below two clusters of two members."""
-    plural = [c for c in clusters.values() if len(c) > 1]
-    return np.abs(st.pc1_ablation_change(gram, plural)) if len(plural) > 1 else None
-
-
-def crossed_triplet(gram: np.ndarray, a: Sequence[int], b: Sequence[int]) -> tuple[int, ...] | None:
-    """The triplet of test 3 in [n, n]: two of one cluster and one of the other; None for two single vectors.
-
-    The two least alike of the looser cluster, with the vector of the other that is least like them: this
-    picks the study's own triplet (profanity, malicious, medical), whatever the order of the vectors.
-    """
-    plural = [(x, y) for x, y in ((a, b), (b, a)) if len(x) > 1]
-    if not plural:
-        return None
-    loose, other = min(plural, key=lambda xy: float(st.within_cosine(gram, xy[0])))
-    inside = gram[np.ix_(loose, loose)]
-    i, j = (loose[int(k)] for k in np.unravel_index(inside.argmin(), inside.shape))
-    return i, j, min(other, key=lambda k: gram[i, k] + gram[j, k])
-
-
-def published_verdict(
-    gram: np.ndarray, clusters: Clusters, null: np.ndarray, pairs: Sequence[tuple[str, str]]
-) -> list[dict]:
-    """Appendix A for pairs of clusters, and how often unrelated vectors (`null` [draws, n, n]) pass each test.
-
-    `informative` is false where they pass it in more than one draw of twenty.
-    """
-    out, change, null_change = [], pc1_changes(gram, clusters), pc1_changes(null, clusters)
-    for x, y in pairs:
-        triplet = crossed_triplet(gram, clusters[x], clusters[y])
-        seen = appendix_tests(gram, clusters[x], clusters[y], change, triplet)
-        random = appendix_tests(null, clusters[x], clusters[y], null_change, triplet)
-        tests = []
-        for test, result in seen.items():
-            chance = random[test]
-            if isinstance(result, str) or isinstance(chance, str):
-                tests.append({"test": test, "skipped": result})
-                continue
-            criterion, value, passes = result
-            rate = float(chance[2].mean())
-            tests.append(
-                {"test": test, "value": float(value), "criterion": criterion, "independent": bool(passes),
-                 "passed_by_unrelated": rate, "informative": rate <= 0.05}
-            )  # fmt: skip
-        done = [t for t in tests if "skipped" not in t]
-        score = f"{sum(t['independent'] for t in done)}/{len(done)}"
-        out.append({"of": [x, y], "tests": tests, "score": score,
-                    "informative_tests": sum(t["informative"] for t in done)})  # fmt: skip
-    return out
-
-
-# --- calibrated -------------------------------------------------------------------------------------------
+BENIGN = "control"  # the cluster of fine-tunes that are not misaligned
 
 
 def within(gram: np.ndarray, clusters: Sequence[Sequence[int]]) -> np.ndarray:
@@ -154,7 +59,9 @@ def calibrated_verdict(
     `level` bounds P(not "nothing to tell" | unrelated vectors) and P("shared core" or "partly related" |
     independent clusters); at 0.01 planted truths are recovered in well over 95 % of runs.
     """
-    groups = [tuple(c) for c in clusters.values()]
+    benign = tuple(clusters.get(BENIGN, ()))
+    clusters = {name: tuple(c) for name, c in clusters.items() if name != BENIGN}
+    groups = list(clusters.values())
     result: dict = {
         "level": level,
         "p": {},
@@ -176,7 +83,7 @@ def calibrated_verdict(
         if faint:
             return answer(NOTHING, f"permuted labels give as long a vector as {', '.join(faint)}")
 
-    plural = [c for c in groups if len(c) > 1]
+    plural = {name: c for name, c in clusters.items() if len(c) > 1}
     cosines = st.cluster_cosines(gram, groups)
     null_cosines = {kind: st.cluster_cosines(null, groups) for kind, null in nulls.items()}
     result["between"] = _between(list(clusters), cosines, null_cosines, groups, resampled)
@@ -186,7 +93,8 @@ def calibrated_verdict(
             draws = within(null, groups) if regroup is None else np.array([_searched(g, regroup) for g in null])
             p_within = max(p_within, float(p_upper(within(gram, groups), draws)))
         result["p"]["within"] = p_within
-        result["within"] = {k: float(st.within_cosine(gram, c)) for k, c in clusters.items() if len(c) > 1}
+        result["within"] = {name: float(st.within_cosine(gram, c)) for name, c in plural.items()}
+        result["p"]["within_each"] = {name: _p_holds(gram, c, nulls, regroup) for name, c in plural.items()}
         if p_within > level:
             return answer(NOTHING, "vectors of one cluster are no closer than unrelated ones")
 
@@ -195,17 +103,101 @@ def calibrated_verdict(
     p_related = max(float(p_upper(squares, (c[:, upper[0], upper[1]] ** 2).sum(-1))) for c in null_cosines.values())
     p_core = max(float(p_upper(_company(cosines), _company(c)).max()) for c in null_cosines.values())
     result["p"] |= {"related": p_related, "core": p_core}
+    margin = float(np.cos(np.radians(SHARED_ANGLE_DEG)))
     if p_related <= level and p_core <= level:
-        return answer(SHARED_CORE, "every cluster is closer to the others than unrelated directions are")
+        shared = result["shared"] = _shared(gram, groups, nulls, resampled, level)
+        if shared <= margin:
+            because = f"every cluster is closer to the others than chance, but may share no more than {shared:.2f}"
+            return answer(PARTLY, because)
+        if benign:
+            common = result["shared_with_benign"] = _shared_with(gram, benign, groups, nulls, level)
+            if common >= margin:
+                return answer(
+                    PARTLY, f"what clusters share, benign fine-tunes may have too: a cosine up to {common:.2f}"
+                )
+        return answer(SHARED_CORE, f"every cluster shares a cosine of {shared:.2f} or more with the others")
     if p_related <= level:
         return answer(PARTLY, "some clusters are closer or further apart than unrelated directions, not all alike")
-    if not plural:
-        return answer(INCONCLUSIVE, "no cluster has two members, so none is known to be more than noise")
+    loose = [name for name, p in result["p"].get("within_each", {}).items() if p > level]
+    loose += [] if contrast_p else [name for name, c in clusters.items() if len(c) == 1]
+    if loose:
+        return answer(INCONCLUSIVE, f"{', '.join(loose)} may be no more than noise")
     bound = max(_bound(b, null_cosines, level) for b in result["between"])
     result["bound"] = bound
-    if bound < np.cos(np.radians(SHARED_ANGLE_DEG)):
+    if bound < margin:
         return answer(INDEPENDENT, f"clusters hold together, and no two share a cosine above {bound:.2f}")
     return answer(INCONCLUSIVE, f"two clusters may share a cosine up to {bound:.2f}: too few dimensions or prompts")
+
+
+def _p_holds(
+    gram: np.ndarray,
+    members: Sequence[int],
+    nulls: Mapping[str, np.ndarray],
+    regroup: Callable[[np.ndarray], Sequence[Sequence[int]]] | None,
+) -> float:
+    """p-value of one cluster's mean cosine inside; of found clusters against the closest that chance lets one find."""
+    value, worst = float(st.within_cosine(gram, members)), 0.0
+    for null in nulls.values():
+        if regroup is None:
+            draws = st.within_cosine(null, members)
+        else:
+            draws = np.array([max(within(g, [c]) for c in regroup(g) if len(c) > 1) for g in null])
+        worst = max(worst, float(p_upper(value, draws)))
+    return worst
+
+
+def _shared(
+    gram: np.ndarray,
+    groups: Sequence[Sequence[int]],
+    nulls: Mapping[str, np.ndarray],
+    resampled: np.ndarray | None,
+    level: float,
+) -> float:
+    """Lower bound of the cosine that the cluster least like the others shares with them on average.
+
+    Cosines of clusters' means are divided by how well each mean stands for its cluster (the correction for attenuation,
+    Spearman 1904), because noise in the vectors makes them smaller. The bound is Fisher's z minus what unrelated
+    vectors reach at `level`, and no higher than that of resampled prompts.
+    """
+    company = _company(st.cluster_cosines(gram, groups))
+    hidden = np.max(
+        [np.quantile(_company(st.cluster_cosines(n, groups)), 1 - level, axis=0) for n in nulls.values()], 0
+    )
+    low = np.tanh(np.arctanh(np.clip(company, -1, 1 - 1e-12)) - np.arctanh(np.clip(hidden, 0, 1 - 1e-12)))
+    if resampled is not None:
+        low = np.minimum(low, np.quantile(_company(st.cluster_cosines(resampled, groups)), level, axis=0))
+    reliable = np.array([_reliability(gram, c) for c in groups])
+    others = np.array([np.delete(reliable, i).mean() for i in range(len(groups))])
+    return float(np.min(low / np.sqrt(reliable * others)))
+
+
+def _reliability(gram: np.ndarray, members: Sequence[int]) -> float:
+    """Share of a cluster's mean vector that is common to its members (Spearman–Brown); 1 for a single vector."""
+    k = len(members)
+    if k == 1:
+        return 1.0
+    inside = max(float(st.within_cosine(gram, members)), 1e-6)
+    return k * inside / (1 + (k - 1) * inside)
+
+
+def _shared_with(
+    gram: np.ndarray,
+    benign: Sequence[int],
+    groups: Sequence[Sequence[int]],
+    nulls: Mapping[str, np.ndarray],
+    level: float,
+) -> float:
+    """Upper bound of the mean cosine of the clusters with the benign fine-tunes, corrected as in `_shared`; the benign
+    mean itself only where they hold together, else it may be noise."""
+
+    def mean_cosine(cosines: np.ndarray) -> np.ndarray:
+        return st.cluster_cosines(cosines, [benign, *groups])[..., 0, 1:].mean(-1)
+
+    hidden = max(float(np.quantile(mean_cosine(null), 1 - level)) for null in nulls.values())
+    high = np.tanh(np.arctanh(min(mean_cosine(gram), 1 - 1e-12)) + np.arctanh(min(hidden, 1 - 1e-12)))
+    held = len(benign) > 1 and _p_holds(gram, benign, nulls, None) <= level
+    reliable = np.mean([_reliability(gram, c) for c in groups]) * (_reliability(gram, benign) if held else 1.0)
+    return float(min(1.0, high / np.sqrt(reliable)))
 
 
 def _searched(gram: np.ndarray, regroup: Callable[[np.ndarray], Sequence[Sequence[int]]]) -> float:

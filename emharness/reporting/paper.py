@@ -91,14 +91,14 @@ def _ablation(results: Mapping[str, Any]) -> list[str]:
         (
             row["removed"],
             row["target"],
-            "own" if row["own"] else "",
+            row["whose"] or "",
             *(percent(row[key]) for key in ("em_before", "em_after", "coherent_after", "drop")),
             interval(row["ci95"]),
             percent(row["drop_random"]),
         )
         for row in results["ablation"]
     ]
-    header = ("removed", "target", "", "before", "after", "coherent", "drop", "95 % interval", "random directions")
+    header = ("removed", "target", "whose", "before", "after", "coherent", "drop", "95 % interval", "random directions")
     reasons = {row["undefined"] for row in results["ablation"] if row["undefined"]}
     note = [f"A drop is left open where {reason}." for reason in sorted(reasons)]
     return ["## Ablation", "", "![ablation](ablation.png)", "", *_table(header, rows), "", *note]
@@ -122,12 +122,13 @@ def _monitor(results: Mapping[str, Any]) -> list[str]:
         (
             row["vector"],
             "–" if row["auroc"] is None else f"{row['auroc']:.2f}",
+            f"{row['ci95'][0]:.2f} – {row['ci95'][1]:.2f}" if row["ci95"] else "–",
             str(row["raised"]),
             str(row["not_raised"]),
         )
         for row in results["alarm"]
     ]
-    header = ("vector", "AUROC", "checkpoints above the base", "not above")
+    header = ("vector", "AUROC", "95 % interval", "checkpoints above the base", "not above")
     return ["## Monitor", "", "![monitor](monitor.png)", "", *_table(header, rows)]
 
 

@@ -31,7 +31,7 @@ from emharness.store import Artifact
 from emharness.study import layers, models, vectors
 from emharness.study.answers import answer
 from emharness.study.layers import Layers
-from emharness.study.models import CODE, DOMAIN
+from emharness.study.models import DOMAIN
 from emharness.study.session import Session
 
 
@@ -158,7 +158,7 @@ def analyse(
         "vectors": {name: path.parent.name for name, path in stored.items()},
         "layer": layer,
         "seed": session.config.seed,
-        "code": CODE,
+        "code": geometry.CODE,
     }
 
     def make(folder: Path) -> None:
