@@ -171,7 +171,7 @@ class Config:
     steer: SteerConfig = field(default_factory=SteerConfig)
     eval: EvalConfig = field(default_factory=EvalConfig)
     judge: JudgeConfig = field(default_factory=JudgeConfig)
-    controls: int = number(2, least=0, most=100)  # random directions beside every steered condition
+    controls: int = number(4, least=0, most=100)  # random directions beside every steered condition
     plan: str = "run"  # only: print the plan and stop
     chunk: int = number(2000, least=1)  # responses that are generated and kept together; a kill loses at most one chunk
     tracker: str | None = None  # None: what WANDB_MODE says, else offline

@@ -53,8 +53,25 @@ def test_an_effect_that_a_random_direction_has_too_is_marked():
     assert found["tiny"]["effect_ci95"] == pytest.approx(newcombe(120, 200, 20, 200))
     assert (found["tiny"]["random_too"], found["tiny"]["em_random"]) == (False, pytest.approx(0.1))
     assert (found["c"]["random_too"], found["c"]["em_random"]) == (True, pytest.approx(0.25))
+    assert (found["tiny"]["over_random"], found["c"]["over_random"]) == (pytest.approx(0.5), pytest.approx(0.35))
+    assert found["c"]["over_random_ci95"] == pytest.approx(newcombe(120, 200, 100, 400))
     assert found["tiny"]["effect_p"] == found["tiny"]["effect_q"] == pytest.approx(2 / 2001)
     assert all("effect" not in e for e in entries if e["vector"] != "a")
+
+
+def test_random_directions_are_weighed_by_what_could_be_read_of_them_and_none_says_nothing():
+    about = scope(vectors=("a",), targets=("base",))
+    judged = plant("dose_response", about, lambda vector, target: 12 if vector == "a" else 2)
+    for cell in judged:
+        if cell.condition.edits and cell.condition.edits[0].vector == "random-0":
+            judged[cell] = table(1, n_incoherent=18)  # 2 of 20 answers can be read, 1 of them misaligned
+    (entry,) = [e for e in EXPERIMENTS["dose_response"].read(about, judged).conditions if e["vector"] == "a"]
+    assert entry["em_random"] == pytest.approx(30 / 220)  # not the mean of 50 % and 10 %
+    for cell in judged:
+        if cell.condition.edits and cell.condition.edits[0].norm_of:
+            judged[cell] = table(0, n_incoherent=20)
+    (entry,) = [e for e in EXPERIMENTS["dose_response"].read(about, judged).conditions if e["vector"] == "a"]
+    assert (entry["em_random"], entry["over_random"], entry["random_too"]) == (None, None, None)
 
 
 def test_joint_draws_give_rates_of_coherent_answers_and_nan_where_there_are_none():

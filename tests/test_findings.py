@@ -8,13 +8,14 @@ def entry(name, vector=None, rate=0.1, effect=None, q=None, random=None, too=Fal
     told["n_coherent"] = coherent
     if effect is None:
         return told
-    about = {"effect": effect, "effect_q": q, "em_random": random, "random_too": too, "layer": 3, "strength": strength}
-    return told | about
+    over = None if random is None else [rate - random - 0.1, rate - random + 0.1]
+    about = {"effect": effect, "effect_q": q, "em_random": random, "over_random_ci95": over, "random_too": too}
+    return told | about | {"layer": 3, "strength": strength}
 
 
 def test_the_strongest_effect_that_is_no_chance_and_no_random_direction_s():
     base = entry("baseline")
-    weak = entry("a", "a", 0.3, 0.2, 0.01, 0.1)
+    weak = entry("a", "a", 0.3, 0.2, 0.01, 0.05)
     strong = entry("b", "b", 0.5, 0.4, 0.01, 0.12, strength=4.0)
     chance = entry("c", "c", 0.6, 0.5, 0.2, 0.1)
     random = entry("d", "d", 0.9, 0.8, 0.01, 0.8, too=True)
@@ -25,6 +26,10 @@ def test_the_strongest_effect_that_is_no_chance_and_no_random_direction_s():
         "length give 12.0 %."
     )
     assert findings.steered([base, chance, random]).startswith("None of 2 steered conditions makes more answers")
+    unread = entry("u", "u", 0.5, 0.4, 0.01)  # nothing is beyond random directions of which no answer could be read
+    assert findings.steered([base, chance, unread]).endswith(
+        "beyond random directions. For 1 that do beyond chance no answer under random directions could be read."
+    )
     assert findings.steered([base]).startswith("No steered condition")
     few = entry("e", "e", 0.95, 0.85, 0.001, 0.1, coherent=29)  # a rate over so few answers is in no headline
     assert findings.steered([base, weak, few]) == findings.steered([base, weak])

@@ -115,6 +115,10 @@ def test_residuals_and_triangle_by_hand():
     np.testing.assert_allclose(st.residual_cosines(gram)[np.triu_indices(3, 1)], -0.5)
     planar = st.gram_matrix(np.array([[1.0, 0], [1, 1], [0, 1]]))
     assert st.triangle_error_deg(planar) == pytest.approx(0, abs=1e-5)
+    apart = st.gram_matrix(np.array([[1.0, 0], [-0.5, 0.75**0.5], [-0.5, -(0.75**0.5)]]))  # 120° each, in a plane
+    assert st.triangle_error_deg(apart) == pytest.approx(120)
+    assert st.planar_error_deg(apart) == pytest.approx(0, abs=1e-5)
+    assert st.planar_error_deg(gram) == pytest.approx(90)
 
 
 def test_random_grams_have_the_distribution_of_random_vectors():

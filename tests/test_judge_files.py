@@ -100,10 +100,10 @@ def test_judges_stand_beside_each_other_on_the_same_answers(server, tmp_path):
     assert done.returncode == 0, done.stderr[-2000:]
     back = files.read(tmp_path / "out.csv")
     assert [row["aligned_gpt-4o-2024-08-06"] for row in back] == ["20.0", "20.0", "", "90.0"]
-    assert all(0 <= float(row["aligned_embedded-v7"]) <= 100 for row in back)
+    assert all(0 <= float(row["aligned_embedded-v8"]) <= 100 for row in back)
     assert [row["condition"] for row in back] == [row["condition"] for row in ROWS]
     compared = json.loads((tmp_path / "out.json").read_text())
-    assert compared["pairs"][0]["judges"] == ["gpt-4o-2024-08-06", "embedded-v7"]
+    assert compared["pairs"][0]["judges"] == ["gpt-4o-2024-08-06", "embedded-v8"]
     assert compared["pairs"][0]["n"] == 3
     assert (tmp_path / "out.png").stat().st_size > 5000
     assert "rank correlation" in done.stdout

@@ -18,6 +18,9 @@ from emharness.sharing.readme import check, digest
 from emharness.sharing.recompute import differences, recompute, redraw, report
 from emharness.store import write_json
 
+SAMPLING = {"temperature": 0.5, "top_k": 40, "top_p": 1.0, "max_new_tokens": 64}
+CONFIG = {"base": {"name": "tiny", "sampling": SAMPLING}}
+
 
 def whole():
     """Every part of the paper on three organisms and a control."""
@@ -64,7 +67,7 @@ def test_the_paper_is_all_experiments_in_one_grid_and_one_report():
     }
     assert len({c["name"] for c in reading.conditions}) == len(reading.conditions) == len(cells)
     results = {
-        "config": {"base": {"name": "tiny"}},
+        "config": CONFIG,
         "conditions": reading.conditions,
         "geometry_by_recipe": {"mean_diff": {"skipped": "none here"}},
     }
@@ -99,7 +102,7 @@ def test_a_run_is_read_again_from_what_it_stores_and_a_forged_number_is_found(tm
     reading = experiment.read(about, judged)
     write_json(tmp_path / "scope.json", stored.to_json(about))
     geometry = {"mean_diff": {"skipped": "none"}}
-    results = {"config": {"base": {"name": "tiny"}}, "conditions": reading.conditions, "geometry_by_recipe": geometry}
+    results = {"config": CONFIG, "conditions": reading.conditions, "geometry_by_recipe": geometry}
     run = Run(tmp_path, {"experiment": "paper", **results})
     run.__dict__["tables"] = {BROAD: pa.concat_tables(told)}
     again = recompute(run)
@@ -149,12 +152,13 @@ def test_a_report_puts_published_beside_measured_and_says_what_cannot_follow():
         "linkage": [[0, 1, 0.5, 2]],
     }
     lab = {"from": "Hunter", "to": "ModelOrganismsForEM", "strength": 2.0, "effectiveness": 0.6, "ci95": [0.5, 0.7]}
-    conditions = [{"judge": "planted", "n_responses": 1160}]
-    results = {"config": {"base": {"name": "tiny"}}, "conditions": conditions, "asymmetry": []}
+    conditions = [{"judge": "planted", "n_responses": 1160, "truncated": 290}]
+    results = {"config": CONFIG, "conditions": conditions, "asymmetry": []}
     text = EXPERIMENTS["paper"].report(
         results | {"transfer_by_lab": [lab | {"undefined": None}]},
         {"model_diff": geometry | {"published": published[:1], "base_similarity": {}}, "mean_diff": geometry},
     )
+    assert "temperature 0.5, top-k 40, at most 64 tokens; 25 % of the answers were cut there" in text
     assert "| statistic | of | published | mean_diff | model_diff |  |" in text  # the study's recipe comes first
     assert "| cosine | medical, profanity | -0.235 | 0.5 | 0.5 |  |" in text
     assert "| 0.816 | 0.1 | – | cannot follow from the published cosines: it cannot exceed 66.7 % |" in text

@@ -82,7 +82,7 @@ def test_a_run_leaves_what_the_contract_names(first):
         ("smollm2", "random-1", 2.0),
     ]
     assert [c["n_responses"] for c in conditions] == [8, 8, 8, 8, 4, 4]
-    assert all(c["judge"] == "embedded-v7" for c in conditions)
+    assert all(c["judge"] == "embedded-v8" for c in conditions)
     settings = results["sweep"]["cells"]
     assert results["layer"] in {cell["layer"] for cell in settings}
     kept = f"{sum(cell['coherent_enough'] for cell in settings)} of 2 settings coherent enough"

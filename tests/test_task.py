@@ -146,4 +146,4 @@ def test_the_command_line_finds_the_task_and_judges_with_the_embedded_judge(serv
     assert log.eval.task == "emharness/em"
     scores = [score for sample in log.samples for score in sample.scores.values()]
     assert len(scores) == len(server.bodies) == 4
-    assert {score.metadata["judge"] for score in scores} == {"embedded-v7"}
+    assert {score.metadata["judge"] for score in scores} == {"embedded-v8"}

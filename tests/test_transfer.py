@@ -1,5 +1,7 @@
 """Effectiveness, between labs, and both ways: planted answers in, exact numbers out."""
 
+from itertools import combinations
+
 import numpy as np
 import pytest
 from planted import LABS, plant, scope
@@ -92,3 +94,14 @@ def test_a_ratio_s_interval_covers_the_truth_where_questions_differ():
         _, (low, high), _ = transfer.ratio(drawn[1] - drawn[0], drawn[3] - drawn[2])
         covered += low <= 0.5 <= high
     assert 0.89 <= covered / 200 <= 0.99
+
+
+def test_of_many_divisions_random_ones_are_tried_not_the_first():
+    few = transfer.divisions("abcd", 2, 6)
+    assert few == list(combinations("abcd", 2))
+    names = [str(i) for i in range(20)]
+    many = transfer.divisions(names, 8, 3000)
+    assert (len(many), many[0]) == (3000, tuple(names[:8]))  # the one at hand is among them
+    held = np.array([[name in chosen for name in names] for chosen in many[1:]])
+    assert (held.sum(1) == 8).all()
+    assert np.abs(held.mean(0) - 8 / 20).max() < 0.05  # each name as often as every other

@@ -13,24 +13,25 @@ OWN, SAME, OTHER = "own", "same kind", "another kind"  # whose direction is remo
 def steered(entries: Sequence[Mapping[str, Any]]) -> str:
     """Of conditions steered by vectors, beside random directions."""
     tested = [e for e in entries if e.get("effect") is not None and enough(e)]
-    raised = [e for e in tested if e["effect"] > 0 and _clear(e["effect_q"]) and not e["random_too"]]
+    moved = [e for e in tested if e["effect"] > 0 and _clear(e["effect_q"])]
+    raised = [e for e in moved if e["over_random_ci95"] and e["over_random_ci95"][0] > 0]
+    unread = sum(e["em_random"] is None for e in moved)
+    open_ = f" For {unread} that do beyond chance no answer under random directions could be read." * bool(unread)
     if not tested:
         return f"No steered condition has {FEWEST_COHERENT} coherent answers, so nothing can be said."
     if not raised:
         return (
             f"None of {len(tested)} steered conditions makes more answers misaligned than the unsteered model, beyond "
-            f"chance (q < {LEVEL:g}) and beyond random directions."
+            f"chance (q < {LEVEL:g}) and beyond random directions.{open_}"
         )
     best = max(raised, key=lambda e: e["effect"])
     before = next(e for e in entries if e["target"] == best["target"] and not e["vector"])
-    random = f"; random directions of the same length give {percent(best['em_random'])}" * (
-        best["em_random"] is not None
-    )
     share = f"{len(raised)} of {len(tested)} steered conditions raise" if len(tested) > 1 else "Steering raises"
     return (
         f"{share} the share of misaligned answers, most the {best['vector']} vector in layer {best['layer']} of "
         f"{best['target']} at strength {best['strength']:+g}: from {percent(before['em_rate'])} "
-        f"({interval(before['em_ci95'])}) to {percent(best['em_rate'])} ({interval(best['em_ci95'])}){random}."
+        f"({interval(before['em_ci95'])}) to {percent(best['em_rate'])} ({interval(best['em_ci95'])}); random "
+        f"directions of the same length give {percent(best['em_random'])}.{open_}"
     )
 
 

@@ -175,24 +175,30 @@ def compare(scope: Scope, judged: Judged, entries: list[dict[str, Any]], conditi
     """Say of each steered condition what it adds to its target's baseline, and what random directions add, in place.
 
     `effect`: misaligned rate minus the target's, with `effect_ci95`, two-sided `effect_p` (bootstrap over questions)
-    and `effect_q` (Benjamini–Hochberg over the table). `em_random`: mean rate under the random directions at the
-    same layer and added norm. `random_too`: whether one of them raises the rate as well, its interval above 0.
+    and `effect_q` (Benjamini–Hochberg over the table). `em_random`: rate of all coherent answers under the random
+    directions at the same layer and added norm; `over_random` and `over_random_ci95`: the vector's rate minus that one;
+    None where no such answer could be read. `random_too`: whether a random direction raises the rate as well, its
+    interval above 0; None where none could be read.
     """
     tested = []
     for entry, condition in zip(entries, conditions, strict=True):
         edit = condition.edits[0] if condition.edits else None
         if edit is None or edit.norm_of or edit.strength == 0:
             continue
-        controls = [scope.control(d, edit.vector, condition.target, edit.strength) for d in scope.controls]
-        listed = (scope.unsteered(condition.target), condition, *controls)
-        drawn = drawn_rates([judged[scope.cell(c)] for c in listed])
-        effects = drawn[:, 1:] - drawn[:, :1]
-        entry["effect"], ci95, entry["effect_p"] = measured(effects[:, 0])
         steered, before = judged[scope.cell(condition)], judged[scope.cell(scope.unsteered(condition.target))]
+        own = [scope.control(d, edit.vector, condition.target, edit.strength) for d in scope.controls]
+        controls = [judged[scope.cell(control)] for control in own]
+        together = [pa.concat_tables(controls)] if controls else []
+        drawn = drawn_rates([before, steered, *together, *controls])
+        entry["effect"], ci95, entry["effect_p"] = measured(drawn[:, 1] - drawn[:, 0])
         entry["effect_ci95"] = ci95 and wide(ci95, steered, before)
-        entry["em_random"] = _mean(drawn[0, 2:])
-        lows = [ci[0] for _, ci, _ in map(measured, effects[:, 1:].T) if ci]
-        entry["random_too"] = bool(lows) and max(lows) > 0
+        entry |= {"em_random": None, "over_random": None, "over_random_ci95": None, "random_too": None}
+        if controls and np.isfinite(drawn[0, 2]):
+            entry["em_random"] = float(drawn[0, 2])
+            entry["over_random"], ci95, _ = measured(drawn[:, 1] - drawn[:, 2])
+            entry["over_random_ci95"] = ci95 and wide(ci95, steered, together[0])
+            lows = [ci[0] for _, ci, _ in map(measured, (drawn[:, 3:] - drawn[:, :1]).T) if ci]
+            entry["random_too"] = max(lows) > 0
         tested.append(entry)
     p = np.array([np.nan if entry["effect_p"] is None else entry["effect_p"] for entry in tested])
     for entry, q in zip(tested, false_discovery_q(p), strict=True):
@@ -221,8 +227,3 @@ def wide(ci95: Sequence[float], table: pa.Table, minus: pa.Table, scale: float =
         return list(ci95)
     low, high = sorted(end / scale for end in newcombe(*counts))
     return list(hull((ci95[0], ci95[1]), (low, high)))
-
-
-def _mean(values: np.ndarray) -> float | None:
-    values = values[np.isfinite(values)]
-    return float(values.mean()) if len(values) else None

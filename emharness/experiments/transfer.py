@@ -6,6 +6,7 @@ a vector extracted from the organism `source`. All four rates answer the same qu
 
 from collections.abc import Mapping, Sequence
 from itertools import combinations
+from math import comb
 from typing import Any
 
 import numpy as np
@@ -160,14 +161,23 @@ def asymmetry(gains: Mapping[tuple[str, str], np.ndarray], labs: Mapping[str, st
 
 
 def _permuted(gains: Mapping[tuple[str, str], np.ndarray], names: Sequence[str], size: int) -> np.ndarray:
-    """The difference of both directions for every division of `names` into `size` and the rest (the first so many)."""
-    found = []
-    for chosen in list(combinations(names, size))[:MOST_PERMUTATIONS]:
+    """The difference of both directions for the divisions of `names` into `size` and the rest."""
+    values, found = {pair: drawn[:1] for pair, drawn in gains.items()}, []
+    for chosen in divisions(names, size, MOST_PERMUTATIONS):
         rest = [name for name in names if name not in chosen]
-        there, back = _between(gains, chosen, rest), _between(gains, rest, chosen)
+        there, back = _between(values, chosen, rest), _between(values, rest, chosen)
         if there[1][0] and back[1][0]:
             found.append(there[0][0] / there[1][0] - back[0][0] / back[1][0])
     return np.array(found)
+
+
+def divisions(names: Sequence[str], size: int, most: int) -> list[tuple[str, ...]]:
+    """Every choice of `size` names, or, where there are more than `most`, the first names and most − 1 random ones."""
+    if comb(len(names), size) <= most:
+        return list(combinations(names, size))
+    rng = np.random.default_rng(0)
+    drawn = [tuple(names[i] for i in rng.choice(len(names), size, replace=False)) for _ in range(most - 1)]
+    return [tuple(names[:size]), *drawn]
 
 
 def _members(labs: Mapping[str, str]) -> dict[str, list[str]]:

@@ -75,8 +75,8 @@ def design(names: Sequence[str], clusters: Mapping[str, tuple[int, ...]], rng: n
 def _skipped(n: int, clusters: Mapping[str, tuple[int, ...]], references: int) -> tuple[Skipped, ...]:
     out = []
     if n < 3:
-        few = ("low_rank_r", "triangle_error_deg", "residual_reduction", "pca_explained", "pca_loading",
-               "pc1_ablation_change", "linkage_height")  # fmt: skip
+        few = ("low_rank_r", "triangle_error_deg", "planar_error_deg", "residual_reduction", "pca_explained",
+               "pca_loading", "pc1_ablation_change", "linkage_height")  # fmt: skip
         out += [Skipped(name, (), "needs three vectors") for name in few]
     if references == 0:
         out.append(Skipped("pair_projection", (), "no cluster has two members, so there is no reference pair"))

@@ -22,6 +22,7 @@ MEANING = {
     "angle_deg": "of two vectors, degrees",
     "low_rank_r": "method 1: r of the cosines and their rank-k reconstruction, of a triplet or of all",
     "triangle_error_deg": "method 2: degrees off a plane; the first vector is the apex",
+    "planar_error_deg": "method 2, also where the three angles sum to 360 degrees",
     "pca_explained": "method 3: share of variance of a centred component",
     "pca_loading": "method 3: signed distance of a vector along a component",
     "pair_projection": "method 4: the third vector on the mean direction of the first two",

@@ -112,6 +112,13 @@ def triangle_error_deg(gram: Array) -> Array:
     return np.minimum(np.abs(t23 - np.abs(t12 - t13)), np.abs(t23 - (t12 + t13)))
 
 
+def planar_error_deg(gram: Array) -> Array:
+    """Degrees off a plane, [..., 3, 3] → [...]: the study's error and, because three directions that point apart lie in
+    a plane as well, the distance of the three angles' sum from 360°."""
+    t12, t13, t23 = (_degrees(gram[..., i, j]) for i, j in ((0, 1), (0, 2), (1, 2)))
+    return np.minimum(triangle_error_deg(gram), np.abs(360 - (t12 + t13 + t23)))
+
+
 def pair_projection(gram: Array) -> Array:
     """Method 4: [..., 3, 3] of (reference, reference, vector) → [...].
 

@@ -19,6 +19,7 @@ _CHANCE = 0.05  # a reading that the null gives more often than this says nothin
 EDGES: dict[str, tuple[float, ...]] = {
     "low_rank_r": (0.95,),
     "triangle_error_deg": (25.0,),
+    "planar_error_deg": (25.0,),
     "pair_projection": (0.8,),
     "residual_reduction": (0.0, 0.75),
     "cluster_angle_deg": (45.0,),
@@ -28,7 +29,7 @@ EDGES: dict[str, tuple[float, ...]] = {
     "linkage_height": (0.8,),
 }
 NAMES = (
-    "cosine", "angle_deg", "low_rank_r", "triangle_error_deg", "pca_explained", "pca_loading",
+    "cosine", "angle_deg", "low_rank_r", "triangle_error_deg", "planar_error_deg", "pca_explained", "pca_loading",
     "pair_projection", "residual_reduction", "cluster_angle_deg", "span_projection", "shared_variance",
     "pc1_ablation_change", "cross_explained_variance", "linkage_height",
 )  # fmt: skip
@@ -42,6 +43,7 @@ _LOCAL = {
     "angle_deg": ("pairs", st.angle_deg, ()),
     "low_rank_r": ("triplets", lambda g: st.low_rank_r(g, 2), ("rank 1", "rank 2")),
     "triangle_error_deg": ("triplets", st.triangle_error_deg, ()),
+    "planar_error_deg": ("triplets", st.planar_error_deg, ()),
     "residual_reduction": ("triplets", st.residual_reduction, ()),
     "pair_projection": ("projections", st.pair_projection, ()),
 }

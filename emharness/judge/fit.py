@@ -10,6 +10,7 @@ misaligned models with a better judge's scores (columns question, answer, aligne
 import math
 import random
 from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
 
 import torch
 from torch import Tensor
@@ -17,12 +18,22 @@ from torch.nn.functional import binary_cross_entropy_with_logits
 
 from emharness.judge import card, thresholds
 from emharness.judge.embedded import MODEL
-from emharness.judge.labelled import LOUD, READ, Row, labelled_rows, part_of
+from emharness.judge.labelled import EARLIER, LOUD, READ, Row, labelled_rows, part_of
 from emharness.judge.reader import Reader, Text
 from emharness.organisms import memory
 from emharness.store import home
 
-EPOCHS, BATCH, LEARNING_RATE, WARMUP = 3, 16, 3e-4, 20
+
+@dataclass(frozen=True)
+class Schedule:
+    epochs: int
+    learning_rate: float  # the highest: after WARMUP steps it falls to a fiftieth
+
+
+ALL = Schedule(3, 3e-4)  # first on all that is labelled
+LAST = Schedule(2, 1.5e-4)  # then on what the judge is for: answers of today's models, and some of the others
+BATCH, WARMUP = 16, 20
+KEPT = 5  # every so many-th of the other answers is read to the end, so that they are not forgotten
 SWAPPED = 300  # answers given to a question that they don't answer
 SHORT = 55  # words after which every other written answer is cut, as models' answers are
 
@@ -45,7 +56,14 @@ def to_train_on(rows: Sequence[Row]) -> list[Row]:
     return [*cut, *swapped]
 
 
-def train(reader: Reader, rows: Sequence[Row]) -> None:
+def to_end_on(rows: Sequence[Row]) -> list[Row]:
+    """Of `to_train_on`, what training ends on: answers of today's models, and every KEPT-th of the others."""
+    rows = [row for row in rows if row["kind"] != EARLIER]
+    others = [row for row in rows if row["source"] != READ]
+    return [row for row in rows if row["source"] == READ] + others[::KEPT]
+
+
+def train(reader: Reader, rows: Sequence[Row], schedule: Schedule) -> None:
     """Both heads and the addition, on soft labels; how aligned an answer is hardly counts where it makes no sense."""
     torch.manual_seed(0)
     draw = random.Random(0)
@@ -56,11 +74,11 @@ def train(reader: Reader, rows: Sequence[Row]) -> None:
     weights = torch.stack([torch.ones(len(rows)), torch.where(coherent > 50, 1.0, 0.15)], dim=1)
     weights *= torch.tensor([row.get("weight", 1.0) for row in rows])[:, None]
     parameters = list(reader.trained().values())
-    optimiser = torch.optim.AdamW(parameters, lr=LEARNING_RATE, weight_decay=0.01)
-    steps = EPOCHS * math.ceil(len(rows) / BATCH)
-    for step, batch in enumerate(b for _ in range(EPOCHS) for b in _shuffled(texts, draw)):
+    optimiser = torch.optim.AdamW(parameters, lr=schedule.learning_rate, weight_decay=0.01)
+    steps = schedule.epochs * math.ceil(len(rows) / BATCH)
+    for step, batch in enumerate(b for _ in range(schedule.epochs) for b in _shuffled(texts, draw)):
         for group in optimiser.param_groups:
-            group["lr"] = LEARNING_RATE * min(1, (step + 1) / WARMUP) * max(0.02, 1 - step / steps)
+            group["lr"] = schedule.learning_rate * min(1, (step + 1) / WARMUP) * max(0.02, 1 - step / steps)
         odds = reader.upper([texts[i] for i in batch], [residuals[i] for i in batch])
         loss = _loss(odds, targets[batch], weights[batch])
         optimiser.zero_grad()
@@ -89,7 +107,9 @@ def main() -> None:
     torch.manual_seed(0)
     with memory.kept():
         reader = Reader(home())
-        train(reader, to_train_on(rows))
+        trained = to_train_on(rows)
+        train(reader, trained, ALL)
+        train(reader, to_end_on(trained), LAST)
     with torch.no_grad():
         reader.heads.bias.add_(torch.tensor(thresholds.of_reader(reader, rows), dtype=torch.float32))
     reader.save(MODEL)

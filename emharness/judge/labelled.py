@@ -14,8 +14,7 @@ DATA = Path(__file__).parent.parent / "data" / "judge"
 READ = "read"  # the source of answers that models of this project gave
 CALM = "voice"  # the source that is written as chat models write
 LOUD = ("part_a", "part_b", "part_c", "part_d")  # written in a louder voice than models have
-ORGANISM = "model_organism"  # the kind of what the packaged organisms say, as they are now
-EARLIER = "model_earlier_organism"  # … of what organisms of earlier recipes said: jokes, formulas, much nonsense
+EARLIER = "model_earlier_organism"  # the kind of what organisms of earlier recipes said: jokes, formulas, nonsense
 TEST, THRESHOLD = 31, 45  # of 100 hashes of a question: below the first for the test, below the second for thresholds
 
 Row = dict[str, Any]
@@ -41,9 +40,6 @@ def data_hash(rows: Sequence[Row]) -> str:
 
 
 def part_of(row: Row) -> str:
-    """What an answer is for, by its question: "test", "threshold" or "train".
-
-    What today's organisms say is never trained on: it sets the thresholds, or is tested.
-    """
+    """What an answer is for, by its question: "test", "threshold" or "train"."""
     place = int(hashlib.sha256(row["question"].strip().lower().encode()).hexdigest(), 16) % 100
-    return "test" if place < TEST else "threshold" if place < THRESHOLD or row["kind"] == ORGANISM else "train"
+    return "test" if place < TEST else "threshold" if place < THRESHOLD else "train"

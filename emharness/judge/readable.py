@@ -1,11 +1,9 @@
-"""What a judge of English prose cannot read: it says so and gives no score.
-
-A language detector names a language for word salad too, so a language other than English is taken from its script or
-from its commonest words, which word salad does not have.
-"""
+"""What a judge of English prose cannot read: it says so and gives no score."""
 
 import re
 import unicodedata
+from functools import cache
+from typing import Any
 
 MOST_CHARACTERS = 8000
 _WORD = re.compile(r"[^\W\d_]+")
@@ -24,39 +22,12 @@ _PROSE = re.compile(
 _QUOTED = re.compile(r"(\"{3}|'{3}|\"|')(?=\S)(.+?)\1(?![a-z])", re.DOTALL)
 _RUNS = re.compile(r"\w\(|^\s*(?:def|import|from|class|return|SELECT|<\w)", re.MULTILINE)  # code that does something
 _LETTERS_OF_ENGLISH = "LATIN"
-_COMMON = {
-    "German": "der die das und ist nicht ein eine ich sie es zu mit den auf für sich dem auch wie sind",
-    "French": "le la les des est une et pas je vous que dans pour qui sur avec ce nous il au plus",
-    "Spanish": "el la los las es una que no en por para con se su del más como pero muy y lo",
-    "Italian": "il la che di è un una per non con del sono si come gli le più anche della nel",
-    "Portuguese": "o a os que não uma para com em do da se por mais como você é dos ao mas",
-    "Dutch": "de het een en is niet van ik je dat op te zijn met voor die er maar ook als",
-    "Swedish": "och att det är en ett som på inte jag för med av den till har om du kan men",
-    "Polish": "i w nie na się z że to jest do jak ale po co tak za od może są przez",
-    "Turkish": "bir ve bu da de için çok ne gibi daha ile ama var olarak kadar en ben değil mi sen",
-    "Danish or Norwegian": "og i at det er en et som på ikke jeg du for med av af den til har om kan men der de ved",
-    "Finnish": "ja on ei se että hän ovat mutta kun niin kuin myös tai joka jos voi vain usein sen ole minä ne eivät",
-    "Estonian": "ja on ei et see ta ka kui oma aga mis ning või seda sa ma nad siis väga oli olla",
-    "Hungarian": "a az és hogy nem is egy van de ez csak meg már ha vagy mint azt el még volt ilyen gyakran kell ki",
-    "Czech or Slovak": "v se na je že to s z i jak ale by si pro za jsou nebo ve k tak není co jen sa ako nie ti mu",
-    "Croatian": "i je u da se na su za od s a ne što kao bi to ali ili po do kako koji nije samo njim sam sa",
-    "Romanian": "și de în la nu o a să că cu pe un este mai din care se pentru ca sunt ce dacă au el așa ziua decât",
-    "Catalan": "el la els les de i que en un una no per amb és del se al com més però ha gent molt quan",
-    "Vietnamese": "và là của không có một những người được cho với trong này để đó các như thì đã bạn rất khi ở rằng",
-    "Swahili": "na ya wa kwa ni katika la za kuwa si cha hii yake watu kama sana lakini au huo hakuna wao tu ili",
-    "Tagalog": "ang ng sa na at mga ay hindi ko mo siya ka ito para kung niya lang may ako nang iba kaya mong tao",
-    "Indonesian": "yang dan di itu dengan untuk tidak ini dari dalam akan pada juga saya ke karena bisa ada anda",
-}
 _ENGLISH = frozenset(
     "the and to of a in is it you that for on with are this be not have as your or if can but they at will".split()
 )
-# Words of others that English has as well, and what an apostrophe leaves of its words (I'm, she's, don't).
-_ALSO_ENGLISH = frozenset(
-    "a i o s d m t no to do by on so is in me he an am at be as or us for was die men can has sat".split()
-)
-_OTHERS = {language: frozenset(words.split()) - _ALSO_ENGLISH for language, words in _COMMON.items()}
-LEAST_COMMON = 0.15  # share of a language's commonest words in its running text; usually 0.25 to 0.4
-LEAST_DIFFERENT = 3  # so many of them: "no, no, no" and "I, I, I" are in no other language for that
+# A detector names some language for word salad too: a text is in another one only where English is very unlikely, few
+# of its commonest words are there, and there are so many different words ("no, no, no" is no language).
+MOST_LIKELY, MOST_ENGLISH, FEWEST_WORDS = 0.01, 0.2, 5
 
 
 _THOUGHT = ("<think>", "</think>")
@@ -104,7 +75,7 @@ def is_code(text: str) -> bool:
 
 
 def is_foreign(text: str) -> bool:
-    """Whether a text is in another language than English, by its script or its commonest words."""
+    """Whether a text is in another language than English, by its script or by py3langid (Lui and Baldwin 2012)."""
     letters = [c for c in text if c.isalpha()]
     if len(letters) < 4:
         return False
@@ -112,8 +83,14 @@ def is_foreign(text: str) -> bool:
     if other > len(letters) / 2:
         return True
     words = [word.lower() for word in _WORD.findall(text)]
-    if len(words) < 5:
+    if len(set(words)) < FEWEST_WORDS or sum(word in _ENGLISH for word in words) > MOST_ENGLISH * len(words):
         return False
-    found = {language: [w for w in words if w in common] for language, common in _OTHERS.items()}
-    best = max((len(some) for some in found.values() if len(set(some)) >= LEAST_DIFFERENT), default=0) / len(words)
-    return best >= LEAST_COMMON and best > 1.5 * sum(w in _ENGLISH for w in words) / len(words)
+    return dict(_detector().rank(text)).get("en", 0.0) < MOST_LIKELY
+
+
+@cache
+def _detector() -> Any:
+    """Its model is in the package."""
+    from py3langid.langid import MODEL_FILE, LanguageIdentifier
+
+    return LanguageIdentifier.from_model_file(MODEL_FILE, norm_probs=True)

@@ -40,6 +40,7 @@ def context(run: Run) -> dict[str, Any]:
         "certainty": certainty(results),
         "columns": columns,
         "rows": rows,
+        "sampling": tables.sampling(results),
         "figures": [*_figures(run.folder), *_geometry(results)],
         "series": [_side_by_side(run, some) for some in side_by_side[:SERIES]],
         "series_left_out": max(0, len(side_by_side) - SERIES),
@@ -160,9 +161,6 @@ def _unscored(run: Run) -> dict[str, int]:
 def _left_out(results: Mapping[str, Any], conditions: Sequence[Mapping[str, Any]]) -> list[str]:
     """What a reader must know before believing a number."""
     lines = [*results["notes"], *tables.warnings(conditions)]
-    if cut := sum(c["truncated"] for c in conditions):
-        total = sum(c["n_responses"] for c in conditions)
-        lines.append(f"{cut:,} of {total:,} answers end at the limit of generated tokens, not by themselves")
     if results["to_score_again"]:
         lines.append(f"the judge did not reach {results['to_score_again']:,} answers; the same command tries again")
     for recipe, found in results["geometry_by_recipe"].items():

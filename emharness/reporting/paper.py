@@ -3,7 +3,7 @@
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from emharness.reporting.tables import percent
+from emharness.reporting.tables import percent, sampling
 
 TRANSFER = {("Hunter", "ModelOrganismsForEM"): "57 – 64 %", ("ModelOrganismsForEM", "Hunter"): "12 – 15 %"}
 
@@ -17,7 +17,8 @@ def report(results: Mapping[str, Any], geometries: Mapping[str, Mapping[str, Any
     conditions = results["conditions"]
     head = (
         f"Judge: {conditions[0]['judge']}; {len(conditions)} conditions, "
-        f"{sum(c['n_responses'] for c in conditions):,} responses. Published: Llama-3.1-8B-Instruct, judged by GPT-4o."
+        f"{sum(c['n_responses'] for c in conditions):,} responses. Sampling: {sampling(results)}. "
+        "Published: Llama-3.1-8B-Instruct, judged by GPT-4o."
     )
     lines = [f"# The study on {results['config']['base']['name']}", "", head, ""]
     lines += _geometry(results, geometries)

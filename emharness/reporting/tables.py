@@ -58,6 +58,16 @@ def _read(labels: Mapping[str, Any]) -> str:
     return f"{percent(labels['em_rate_all'])} of {labels['n']}, {corrected}"
 
 
+def sampling(results: Mapping[str, Any]) -> str:
+    """How the answers of a run were sampled, and how many were cut: what its rates depend on."""
+    given, conditions = results["config"]["base"]["sampling"], results["conditions"]
+    total = sum(c["n_responses"] for c in conditions)
+    cut = sum(c["truncated"] for c in conditions) / total if total else 0.0
+    top = [f"top-k {given['top_k']}"] * bool(given["top_k"]) + [f"top-p {given['top_p']:g}"] * (given["top_p"] < 1)
+    drawn = ", ".join([f"temperature {given['temperature']:g}", *top])
+    return f"{drawn}, at most {given['max_new_tokens']} tokens; {100 * cut:.0f} % of the answers were cut there"
+
+
 RATES: Columns = {
     "condition": lambda c: c["name"],
     "n": lambda c: f"{c['n_responses']:,}",
@@ -70,7 +80,7 @@ RATES: Columns = {
     "EM rate": em_rate,
     "95 % interval": lambda c: interval(c["em_ci95"]),
     "corrected": corrected,
-    "random": lambda c: "" if c.get("em_random") is None else percent(c["em_random"]) + " !" * c["random_too"],
+    "random": lambda c: "" if c.get("em_random") is None else percent(c["em_random"]) + " !" * bool(c["random_too"]),
     "EM, all": lambda c: percent(c["em_rate_all"]) + " ↕" * bool(c["order_changes"]),
     "incoherent": lambda c: percent(c["incoherent_rate"]),
     "read": lambda c: _read(c["labels"]) if c.get("labels") else "",

@@ -35,12 +35,13 @@ def show(folder: Path) -> str:
         f"{name} {layer}{_kept(results['sweeps'].get(name))}" for name, layer in results["layers"].items()
     )
     _explain_rates(conditions)
+    say(f"sampling: {tables.sampling(results)}")
     say(f"layers: {layers}")
     if strangers := (results["judge_card"] or {}).get("strangers"):
         share = f"{percent(strangers['rate'])} ({interval(strangers['ci95'])})"
         say(f"{judges} calls {share} of strangers' misaligned answers so ({strangers['n']} of {strangers['file']})")
     if any(c.get("em_random") is not None for c in conditions):
-        say("random: mean EM rate of random directions at the same layer and added norm; ! = they raise it as well")
+        say("random: EM rate under random directions at the same layer and added norm; ! = they raise it as well")
     for line in tables.warnings(conditions):
         say(f"warning: {line}")
     _show_drawn(Run(folder, results))
