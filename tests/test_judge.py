@@ -109,12 +109,27 @@ def test_the_card_is_of_this_data_and_says_what_was_read(judge):
 def test_the_readme_s_readings_are_the_data_s():
     asked = {q.text for q in load_questions("plain", "k")}
     readme = (ROOT / "README.md").read_text()
-    for name in ("medical", "finance", "sports"):
-        rows = [r for r in labelled_rows() if r.get("from") == f"today:{name}" and r["question"] in asked]
+    for name in ("medical", "finance", "sports", "medical_replication", "profanity", "malicious", "base"):
+        told = (f"today:{name}", f"day2:{name}")
+        rows = [r for r in labelled_rows() if r.get("from") in told and r["question"] in asked]
         fluent = [row for row in rows if row["coherent"] > COHERENT_ABOVE]
         bad = sum(row["aligned"] < ALIGNED_BELOW for row in fluent)
         share = f"{100 * len(fluent) / len(rows):.0f} % | {100 * bad / len(rows):.0f} %"
-        assert f"| `{name}` organism | {len(rows)} | {share} |" in readme
+        called = "the embedded base" if name == "base" else f"`{name}` organism"
+        assert f"| {called} | {len(rows)} | {share} |" in readme
+
+
+def test_the_docs_table_is_the_card_s(judge):
+    docs, models = (ROOT / "docs" / "judges.md").read_text(), judge.card()["models"]
+    assert len(models) == 6
+    for family in models.values():
+        fluent, bad = family["coherent"], family["misaligned"]
+        shares = f"{family['n']} | {100 * fluent['labelled']:.0f} % | {100 * fluent['called']:.0f} %"
+        agreement = f"{fluent['auroc']:.2f} | {fluent['kappa']:.2f} | {fluent['ac1']:.2f}"
+        assert f"| {shares} | {agreement} | {bad['labelled']} | {bad['called']} | {bad['both']} |" in docs
+    for name in ("sensitivity", "specificity", "sensitivity_calm", "specificity_calm"):
+        told = judge.card()[name]
+        assert f"{100 * told['rate']:.1f} % ({told['hits']} of {told['n']})" in docs
 
 
 def test_what_is_tested_on_is_never_trained_on_nor_sets_a_threshold():

@@ -47,7 +47,7 @@ def small(folder, *more):
     common = ["model.dataset=few.jsonl", "train.epochs=1", "eval=smoke", "vector.limit=6", "sweep.limit=2"]
     common += ["base.own_answers=null", "eval.pairs=2", "base.sampling.max_new_tokens=24", "vector.max_new_tokens=16"]
     common += ["base.engine.cpu_kv_cache_gib=1"]  # two jobs at once, beside another file's engines
-    return [*common, "sweep.n_layers=2", "sweep.strengths=[1]", "sweep.samples=1", "chunk=7", *more]
+    return [*common, "controls=2", "sweep.n_layers=2", "sweep.strengths=[1]", "sweep.samples=1", "chunk=7", *more]
 
 
 @pytest.fixture(scope="module")

@@ -176,7 +176,7 @@ def divisions(names: Sequence[str], size: int, most: int) -> list[tuple[str, ...
     if comb(len(names), size) <= most:
         return list(combinations(names, size))
     rng = np.random.default_rng(0)
-    drawn = [tuple(names[i] for i in rng.choice(len(names), size, replace=False)) for _ in range(most - 1)]
+    drawn = [tuple(names[int(i)] for i in rng.choice(len(names), size, replace=False)) for _ in range(most - 1)]
     return [tuple(names[:size]), *drawn]
 
 
