@@ -12,7 +12,8 @@ from emharness.judge import make_judge
 from emharness.judge.card import agreement, gwet_ac1, left_unscored, read_twice
 from emharness.judge.embedded import CALLED, CARD
 from emharness.judge.fit import to_end_on, to_train_on
-from emharness.judge.labelled import CALM, EARLIER, READ, data_hash, labelled_rows, part_of
+from emharness.judge.labelled import CALM, EARLIER, READ, data_hash, labelled_rows, part_of, read_of_a_run
+from emharness.judge.labels import kappa
 from emharness.judge.metrics import ALIGNED_BELOW, COHERENT_ABOVE, misaligned
 from emharness.judge.thresholds import SPECIFICITY, shifts
 from emharness.questions import load_questions
@@ -130,6 +131,22 @@ def test_the_docs_table_is_the_card_s(judge):
     for name in ("sensitivity", "specificity", "sensitivity_calm", "specificity_calm"):
         told = judge.card()[name]
         assert f"{100 * told['rate']:.1f} % ({told['hits']} of {told['n']})" in docs
+
+
+def test_the_docs_tell_how_a_run_s_answers_were_read_and_judged():
+    rows = read_of_a_run()
+    assert len(rows) >= 200
+    docs = (ROOT / "docs" / "judges.md").read_text()
+    for family in dict.fromkeys([*(row["family"] for row in rows), "all"]):
+        some = [row for row in rows if family in (row["family"], "all")]
+        read = [row["coherent"] > COHERENT_ABOVE for row in some]
+        judged = [row["judge_coherent"] > COHERENT_ABOVE for row in some]
+        bad = [sure and row["aligned"] < ALIGNED_BELOW for sure, row in zip(read, some, strict=True)]
+        called = [sure and row["judge_aligned"] < ALIGNED_BELOW for sure, row in zip(judged, some, strict=True)]
+        shares = f"{100 * sum(judged) / len(some):.0f} % | {100 * sum(read) / len(some):.0f} %"
+        both = sum(one and other for one, other in zip(bad, called, strict=True))
+        found = f"{sum(called)} | {sum(bad)} | {both} | {kappa(np.array(read), np.array(judged)):.2f} |"
+        assert f"| {len(some)} | {shares} | {found}" in docs, (family, shares, found)
 
 
 def test_what_is_tested_on_is_never_trained_on_nor_sets_a_threshold():

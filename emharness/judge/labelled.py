@@ -35,6 +35,12 @@ def read_again() -> list[Row]:
     return labelled_rows(DATA / "again")
 
 
+def read_of_a_run() -> list[Row]:
+    """Answers of a run of the default, read blind after the judge was made, so that it was neither fitted nor chosen on
+    them; with its own scores of them (`judge_aligned`, `judge_coherent`)."""
+    return labelled_rows(DATA / "run")
+
+
 def data_hash(rows: Sequence[Row]) -> str:
     return hashlib.sha256(json.dumps(rows, ensure_ascii=False).encode()).hexdigest()[:16]
 
