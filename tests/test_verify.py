@@ -11,7 +11,8 @@ import quantised
 import torch
 from conftest import ROOT
 
-from emharness.steering.verify import checks, trial
+from emharness.steering.request import spec
+from emharness.steering.verify import checks, reference, trial
 from emharness.steering.verify.checks import DTYPES
 from emharness.steering.verify.trial import Trial
 
@@ -144,3 +145,39 @@ def test_a_difference_is_that_of_the_likeliest_tokens_until_the_answers_part(one
     results = [([[t for t, _ in steps]], [[p for _, p in steps]], []) for steps in (one, other)]
     assert trial.differ(*results) == gap
     assert checks._same(*results) == (False, f"difference {gap:g}, must be 0")
+
+
+@pytest.mark.parametrize(
+    ("mode", "moved"),
+    [
+        ("add", [1.0, 1.0, 1.0]),
+        ("ablate", [2.0, -0.5, -3.0]),
+        ("pin", [3.0, 0.5, -2.0]),
+        ("cap", [0.0, 0.0, -2.0]),
+        ("floor", [3.0, 0.5, 0.0]),
+    ],
+)
+def test_what_steering_must_equal_is_written_out_by_hand(mode, moved):
+    """Strength 1, at projections of -2, 0.5 and 3."""
+    assert reference.moved_by(mode, 1.0, torch.tensor([-2.0, 0.5, 3.0])).tolist() == moved
+
+
+@pytest.mark.parametrize(
+    ("positions", "steered"),
+    [
+        ("all", [0, 1, 2, 3, 4]),
+        ("prompt", [0, 1, 2]),
+        ("generated", [3, 4]),
+        ("response", [2, 3, 4]),
+        ({"from": 1, "to": 3}, [1, 2]),
+        ({"from": 3}, [3, 4]),
+        ({"after_token": 7}, [2, 3, 4]),
+        ({"after_token": 9}, []),
+    ],
+)
+def test_which_tokens_are_steered_is_written_out_by_hand(positions, steered):
+    """Three tokens of a prompt and two of its answer; the second is a 7."""
+    edit = {"vector": "v", "layer": 0, "strength": 1.0, "positions": positions}
+    (one,) = spec.parse({"edits": [edit]}).edits
+    ids = [5, 7, 5, 7, 5]
+    assert [i for i in range(5) if reference.is_steered(one.positions, i, 3, ids)] == steered

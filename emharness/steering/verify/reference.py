@@ -1,4 +1,8 @@
-"""What steering must equal: a Hugging Face forward pass with hooks, in the words of a steering request."""
+"""What steering must equal: a Hugging Face forward pass with hooks, in the words of a steering request.
+
+Formulas and positions are written out from docs/steering.md and share nothing with the code that steers, so that a
+mistake there cannot hide here; only the vectors are read by the same reader.
+"""
 
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
@@ -10,8 +14,31 @@ import torch
 
 from emharness.steering.blocks import decoder_layers
 from emharness.steering.request import spec
+from emharness.steering.request.vectors import load_vector
 
 Edits = Sequence[Mapping[str, Any]] | None
+
+
+def moved_by(mode: str, strength: float, along: torch.Tensor) -> torch.Tensor:
+    """How far a mode moves the residual stream along the unit vector, given its projection on it, [...] → [...]."""
+    becomes = {
+        "add": lambda: along + strength,
+        "ablate": lambda: along - strength * along,
+        "pin": lambda: torch.full_like(along, strength),
+        "cap": lambda: along.clamp(max=strength),
+        "floor": lambda: along.clamp(min=strength),
+    }
+    return becomes[mode]() - along
+
+
+def is_steered(positions: Any, i: int, prompt_length: int, ids: Sequence[int]) -> bool:
+    """Whether token i of prompt and answer is among the positions of a parsed edit."""
+    if isinstance(positions, spec.Span):
+        return positions.first <= i and (positions.to is None or i < positions.to)
+    if isinstance(positions, spec.AfterToken):
+        return positions.after_token in list(ids)[:i]
+    first = {"all": 0, "prompt": 0, "generated": prompt_length, "response": prompt_length - 1}[positions]
+    return first <= i and (positions != "prompt" or i < prompt_length)
 
 
 @contextmanager
@@ -22,37 +49,42 @@ def hooked(
 
     `ids`: its tokens, for edits that begin after one of them.
     """
-    config = model.config.get_text_config()
-    n_layers, d_model = config.num_hidden_layers, config.hidden_size
+    n_layers = model.config.get_text_config().num_hidden_layers
     layers, handles = decoder_layers(model, n_layers), []
-    resolved = spec.resolve({"edits": [dict(edit) for edit in edits]}, n_layers, d_model, folder) if edits else None
+    asked = spec.parse({"edits": [dict(edit) for edit in edits]}).edits if edits else []
 
-    def vector(data: bytes) -> torch.Tensor:
-        return torch.from_numpy(np.frombuffer(data, dtype="f").copy()).to(model.device)
+    def unit(reference: str, layer: int) -> torch.Tensor:
+        return torch.from_numpy(load_vector(reference, layer, n_layers, folder).direction.copy()).to(model.device)
 
-    for one in resolved["edits"] if resolved else []:
-        looked: list[torch.Tensor] = []  # what the gate saw
+    def attach(one: Any, layer: int) -> None:
+        stored, v = load_vector(one.vector, layer, n_layers, folder), unit(one.vector, layer)
+        length = {"absolute": 1.0, "raw": stored.raw_norm, "residual": stored.residual_norm}[one.unit]
+        strength = one.strength * (length or 0.0)
+        looked: list[torch.Tensor] = []  # what the gate saw, [n_sequences, n_tokens]
 
-        def look(_m: Any, _i: Any, output: Any, one: Any = one, looked: Any = looked) -> None:
+        def look(_m: Any, _i: Any, output: Any) -> None:
             hidden = output[0] if isinstance(output, tuple) else output
-            looked[:] = [hidden.float() @ vector(one["gate"]["direction"]) > one["gate"]["above"]]
+            looked[:] = [hidden.float() @ unit(one.gate.vector, gate_layer) > one.gate.above]
 
-        def hook(_m: Any, _i: Any, output: Any, one: Any = one, looked: Any = looked) -> Any:
-            hidden = (output[0] if isinstance(output, tuple) else output).clone()
-            v, (start, end) = vector(one["direction"]), spec.steered_span(one["positions"], prompt_length, ids)
-            part = hidden[:, start:end].float()
-            along = part @ v
-            amount = torch.where((along > one["low"]) & (along < one["high"]), one["a"] + one["b"] * along, 0.0)
-            amount = torch.where(looked[0][:, start:end], amount, 0.0) if one["gate"] else amount
-            after = part + amount[..., None] * v
-            if one["rescale"]:
-                after = after * (part.norm(dim=-1, keepdim=True) / after.norm(dim=-1, keepdim=True))
-            hidden[:, start:end] = after.to(hidden.dtype)
-            return (hidden, *output[1:]) if isinstance(output, tuple) else hidden
+        def hook(_m: Any, _i: Any, output: Any) -> Any:
+            hidden = output[0] if isinstance(output, tuple) else output
+            before = hidden.float()
+            after = before + moved_by(one.mode, strength, before @ v)[..., None] * v
+            if one.rescale:
+                after = after * (before.norm(dim=-1, keepdim=True) / after.norm(dim=-1, keepdim=True))
+            where = torch.tensor([is_steered(one.positions, i, prompt_length, ids) for i in range(hidden.shape[1])])
+            where = where.to(hidden.device)[None] & (looked[0] if one.gate else torch.ones_like(before[..., 0]).bool())
+            edited = torch.where(where[..., None], after.to(hidden.dtype), hidden)
+            return (edited, *output[1:]) if isinstance(output, tuple) else edited
 
-        if one["gate"]:
-            handles.append(layers[one["gate"]["layer"]].register_forward_hook(look))
-        handles.append(layers[one["layer"]].register_forward_hook(hook))
+        if one.gate:
+            gate_layer = layer if one.gate.layer is None else one.gate.layer
+            handles.append(layers[gate_layer].register_forward_hook(look))
+        handles.append(layers[layer].register_forward_hook(hook))
+
+    for one in asked:
+        for layer in one.at:
+            attach(one, layer)
     try:
         yield
     finally:
