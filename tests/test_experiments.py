@@ -72,6 +72,10 @@ def test_random_directions_are_weighed_by_what_could_be_read_of_them_and_none_sa
             judged[cell] = table(0, n_incoherent=20)
     (entry,) = [e for e in EXPERIMENTS["dose_response"].read(about, judged).conditions if e["vector"] == "a"]
     assert (entry["em_random"], entry["over_random"], entry["random_too"]) == (None, None, None)
+    judged = plant("dose_response", about, lambda vector, target: 2)
+    judged |= {cell: table(0, n_incoherent=20) for cell in judged if not cell.condition.edits}
+    (entry,) = [e for e in EXPERIMENTS["dose_response"].read(about, judged).conditions if e["vector"] == "a"]
+    assert (entry["em_random"], entry["effect"], entry["random_too"]) == (pytest.approx(0.1), None, None)
 
 
 def test_joint_draws_give_rates_of_coherent_answers_and_nan_where_there_are_none():

@@ -25,6 +25,7 @@ from emharness.geometry import (
 from emharness.geometry import clusters as cl
 from emharness.geometry import statistics as st
 from emharness.geometry.published import CLUSTERS, published_vectors
+from emharness.geometry.report import metrics
 from emharness.geometry.table import NAMES
 
 ENTRY = {"of", "value", "null", "p", "q", "ci95", "informative"}
@@ -125,6 +126,10 @@ def test_random_grams_have_the_distribution_of_random_vectors():
     cosines = nulls.random_grams(3, 64, 20000, rng(4))[:, 0, 1]
     assert cosines.std() == pytest.approx(1 / 8, rel=0.02)
     assert cosines.mean() == pytest.approx(0, abs=0.003)
+
+
+def test_headline_numbers_are_flat(study):
+    assert {type(value) for value in metrics(study).values()} <= {str, float}
 
 
 def test_the_report_keeps_its_contract(study, tmp_path):

@@ -198,7 +198,7 @@ def compare(scope: Scope, judged: Judged, entries: list[dict[str, Any]], conditi
             entry["over_random"], ci95, _ = measured(drawn[:, 1] - drawn[:, 2])
             entry["over_random_ci95"] = ci95 and wide(ci95, steered, together[0])
             lows = [ci[0] for _, ci, _ in map(measured, (drawn[:, 3:] - drawn[:, :1]).T) if ci]
-            entry["random_too"] = max(lows) > 0
+            entry["random_too"] = max(lows) > 0 if lows else None  # none where the target itself has no rate
         tested.append(entry)
     p = np.array([np.nan if entry["effect_p"] is None else entry["effect_p"] for entry in tested])
     for entry, q in zip(tested, false_discovery_q(p), strict=True):

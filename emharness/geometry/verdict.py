@@ -66,6 +66,7 @@ def calibrated_verdict(
         "level": level,
         "p": {},
         "within": {},
+        "within_p": {},
         "between": [],
         "shared_angle_deg": SHARED_ANGLE_DEG,
     }
@@ -94,7 +95,7 @@ def calibrated_verdict(
             p_within = max(p_within, float(p_upper(within(gram, groups), draws)))
         result["p"]["within"] = p_within
         result["within"] = {name: float(st.within_cosine(gram, c)) for name, c in plural.items()}
-        result["p"]["within_each"] = {name: _p_holds(gram, c, nulls, regroup) for name, c in plural.items()}
+        result["within_p"] = {name: _p_holds(gram, c, nulls, regroup) for name, c in plural.items()}
         if p_within > level:
             return answer(NOTHING, "vectors of one cluster are no closer than unrelated ones")
 
@@ -118,7 +119,7 @@ def calibrated_verdict(
         return answer(SHARED_CORE, f"every cluster shares a cosine of {shared:.2f} or more with the others")
     if p_related <= level:
         return answer(PARTLY, "some clusters are closer or further apart than unrelated directions, not all alike")
-    loose = [name for name, p in result["p"].get("within_each", {}).items() if p > level]
+    loose = [name for name, p in result["within_p"].items() if p > level]
     loose += [] if contrast_p else [name for name, c in clusters.items() if len(c) == 1]
     if loose:
         return answer(INCONCLUSIVE, f"{', '.join(loose)} may be no more than noise")

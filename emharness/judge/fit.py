@@ -2,7 +2,7 @@
 
 python -m emharness.judge.fit [judged.csv]
 
-writes data/judge/model.safetensors and card.json, which the judge reads (20 minutes on 2 cores); emharness.judge.card
+writes data/judge/model.safetensors and card.json, which the judge reads (half an hour on 2 cores); emharness.judge.card
 writes the card alone. No organism's training rows are among the labelled ones. `judged.csv`: answers of somebody else's
 misaligned models with a better judge's scores (columns question, answer, aligned, coherent).
 """
