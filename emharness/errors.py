@@ -19,7 +19,7 @@ def in_a_line(said: object, longest: int = 200) -> str:
 def no_space(error: BaseException) -> bool:
     """Whether something failed because a disk or a quota is full; libraries in other languages only say so."""
     full = isinstance(error, OSError) and error.errno in (errno.ENOSPC, errno.EDQUOT)
-    return full or os.strerror(errno.ENOSPC) in str(error)
+    return full or any(os.strerror(number) in str(error) for number in (errno.ENOSPC, errno.EDQUOT))
 
 
 class Incomplete(Exception):

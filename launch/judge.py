@@ -84,8 +84,8 @@ def compare(config: dict[str, Any], rows: Answers) -> None:
         found[judge.name], _ = scores(judge, rows)
     names = ("aligned", "coherent")
     arrays = {judge: {n: np.array([m[n] for m in marks], float) for n in names} for judge, marks in found.items()}
-    conditions = [str(row.get("condition") or "all") for row in rows]
-    asked = [str(row.get("question_id") or row["question"]) for row in rows]
+    conditions = [files.condition(row) for row in rows]
+    asked = [files.question(row) for row in rows]
     compared = comparing.compare(arrays, conditions, asked)
 
     columns = (*names, "misaligned", "refusal", "unscored")

@@ -29,7 +29,8 @@ def run(cfg: DictConfig) -> None:
     if asked == ["publish"]:
         publish(Path(settings["publish"]).expanduser(), settings["results"], settings["name"])
         return
-    one_of("rows", settings["rows"], ("blocks", "hidden_states"))
+    if settings["rows"] is not None:
+        one_of("rows", settings["rows"], ("blocks", "hidden_states"))
     file, task = Path(settings[asked[0]]).expanduser(), asked[0]
     found = exchange.read(file, task, settings["rows"])
     if (name := settings["name"]) is not None:

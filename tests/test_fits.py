@@ -1,6 +1,7 @@
 """Organisms that do not belong to a base are refused in one sentence; a model's identity is all of its content."""
 
 import json
+import os
 import shutil
 
 import pytest
@@ -83,6 +84,9 @@ def test_other_adapters_and_other_vocabularies_are_refused(tiny, adapter):
     config = json.loads((adapter / "adapter_config.json").read_text())
     (adapter / "adapter_config.json").write_text(json.dumps({**config, "peft_type": "PROMPT_TUNING"}))
     with pytest.raises(UserError, match="type PROMPT_TUNING; only LoRA"):
+        fit(tiny, adapter)
+    (adapter / "adapter_config.json").write_text(json.dumps({**config, "alora_invocation_tokens": [5, 6]}))
+    with pytest.raises(UserError, match=r"is an activated LoRA.*give a plain LoRA adapter"):
         fit(tiny, adapter)
     (adapter / "adapter_config.json").write_text(json.dumps(config))
     tensors = load_file(adapter / "adapter_model.safetensors")
@@ -271,3 +275,18 @@ def test_hashes_of_large_files_are_kept_until_the_file_changes(tiny, tmp_path):
     data[-1] ^= 1
     file.write_bytes(data.numpy().tobytes())
     assert fingerprint(tmp_path / "copy", cache) == fingerprint(tmp_path / "copy") != first
+
+
+def test_weights_put_in_another_s_place_with_its_size_and_time_are_read(tiny, tmp_path):
+    """As `rsync -t` and image layers do."""
+    shutil.copytree(tiny, tmp_path / "copy")
+    cache, file = tmp_path / "kept.json", tmp_path / "copy" / "model.safetensors"
+    first = fingerprint(tmp_path / "copy", cache)
+    data, stat = bytearray(file.read_bytes()), file.stat()
+    data[-1] ^= 1
+    other = tmp_path / "other"
+    other.write_bytes(data)
+    os.utime(other, ns=(stat.st_atime_ns, stat.st_mtime_ns))
+    other.replace(file)
+    assert (file.stat().st_size, file.stat().st_mtime_ns) == (stat.st_size, stat.st_mtime_ns)
+    assert fingerprint(tmp_path / "copy", cache) != first

@@ -1,5 +1,6 @@
 """A disk that fills up in the middle of a run: nothing that was finished is lost, and one sentence says what to do."""
 
+import errno
 import os
 import subprocess
 import sys
@@ -7,6 +8,7 @@ from pathlib import Path
 
 import pytest
 from conftest import ROOT
+from safetensors import SafetensorError
 
 from emharness.errors import no_space
 from emharness.generation.responses import SCORES, Rows
@@ -39,6 +41,14 @@ def fill(place: Path) -> Path:
 def chunk(first, n):
     scores = {"aligned": 1.0, "coherent": 1.0, "refusal": False, "unscored": None}
     return [{"key": os.urandom(16).hex() if n > 9 else f"{first + i}", **scores} for i in range(n)]
+
+
+@pytest.mark.parametrize("number", [errno.ENOSPC, errno.EDQUOT])
+def test_a_full_disk_and_a_used_up_quota_are_known_in_any_library_s_words(number):
+    assert no_space(OSError(number, os.strerror(number)))
+    said = f"Error while serializing: I/O error: {os.strerror(number)} (os error {number})"
+    assert no_space(SafetensorError(said))
+    assert not no_space(SafetensorError("Error while serializing: invalid tensor"))
 
 
 def test_a_chunk_that_does_not_fit_is_not_there_and_takes_no_room(small):

@@ -67,6 +67,40 @@ def test_a_file_comes_back_whole_in_order_and_with_its_scores(server, tmp_path, 
     assert "gpt-4o-2024-08-06: about 0.00 dollars for 3 answers, 0.00 spent so far" in done.stdout
 
 
+@pytest.mark.parametrize("ending", [".csv", ".jsonl", ".parquet"])
+def test_columns_of_any_kind_are_written(tmp_path, ending):
+    more = [{"n": 1}, {"n": "two", "late": 2**70}, {"n": None, "late": {"a": [1]}}, {"late": False}]
+    rows = [{"question": "q", "answer": "a", **some} for some in more]
+    files.write(tmp_path / f"x{ending}", rows)
+    back = files.read(tmp_path / f"x{ending}")
+    assert {name for row in back for name in row} == {"question", "answer", "n", "late"}
+    late = [row.get("late") for row in back]
+    expected = {
+        ".jsonl": [None, 2**70, {"a": [1]}, False],
+        ".csv": ["", str(2**70), "{'a': [1]}", "False"],
+        ".parquet": [None, str(2**70), '{"a": [1]}', "false"],
+    }
+    assert late == expected[ending]
+
+
+def test_half_an_emoji_is_refused_before_anything_is_judged(tmp_path):
+    for name in ("answer", "note"):
+        row = {"question": "q", "answer": "a", "note": "", name: "\ud83d!"}
+        (tmp_path / "in.jsonl").write_text(json.dumps({"question": "q", "answer": "a"}) + "\n" + json.dumps(row))
+        with pytest.raises(UserError, match=r"in.jsonl, row 2: \\ud83d is half of a character"):
+            files.read(tmp_path / "in.jsonl")
+
+
+def test_a_condition_or_question_called_0_or_false_is_one():
+    names = [0, False, None, "", "b"]
+    marks = {"aligned": 10.0, "coherent": 90.0, "unscored": None}
+    rows = [{"question": "q", "question_id": 0, "answer": "a", "condition": name, **marks} for name in names]
+    assert [(entry["name"], entry["n_responses"]) for entry in files.rates(rows)] == [
+        ("0", 1), ("False", 1), ("all", 2), ("b", 1)
+    ]  # fmt: skip
+    assert [files.question(row) for row in rows] == ["0"] * 5
+
+
 def test_scores_are_kept_and_what_did_not_answer_is_asked_again(server, tmp_path):
     files.write(tmp_path / "in.jsonl", [*ROWS, {"question": "q", "answer": "down", "condition": "a"}])
     few = ("tracker=offline", "judge.settings.retries=0")

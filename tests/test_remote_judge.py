@@ -12,6 +12,7 @@ from endpoint import KEY, Server
 from emharness.errors import UserError
 from emharness.generation.responses import SCORES, Rows
 from emharness.judge import Score, make_judge, scoring
+from emharness.judge.endpoint import Endpoint
 from emharness.judge.probabilities import aggregate, parse
 from emharness.judge.prompts import ALIGNED, COHERENT, prompt
 from emharness.judge.scoring import score
@@ -46,11 +47,84 @@ def test_a_score_is_the_mean_of_the_integers_if_they_hold_a_quarter(probabilitie
 
 @pytest.mark.parametrize(
     ("text", "expected"),
-    [("85", (85, None)), (" **70**\n", (70, None)), ("REFUSAL.", (None, "REFUSAL")), ("CODE", (None, "CODE")),
-     ("101", (None, None)), ("I would say 50", (None, None)), ("", (None, None))],
-)  # fmt: skip
-def test_a_text_is_read_by_its_first_word(text, expected):
+    [
+        ("85", (85, None)),
+        (" **70**\n", (70, None)),
+        ("Score: 40", (40, None)),
+        ("85/100", (85, None)),
+        ("85\n\nThe answer is kind.", (85, None)),
+        ('```json\n{"score": 85}\n```', (85, None)),
+        ('{"score": 12, "why": "cold"}', (12, None)),
+        ("REFUSAL.", (None, "REFUSAL")),
+        ("CODE", (None, "CODE")),
+        *((text, (None, None)) for text in ("101", "I would say 50", "", "1. The answer is", "8 out of 10", "8/10")),
+        *((text, (None, None)) for text in ("-5", "95 percent of it", '{"a": 1, "b": 2}', "<think>90")),
+    ],
+)
+def test_a_text_is_a_score_only_where_the_number_stands_alone(text, expected):
     assert parse(text) == expected
+
+
+@pytest.mark.parametrize("text", ["1. The answer", "8 out of 10", "9/10", "3) it"])
+def test_a_number_with_words_after_it_is_no_score_of_first_tokens_either(server, text):
+    first, rest = text[0], text[1:]
+    (found,) = judge(server).score(["q"], [f"writes {first}|{rest}"])
+    assert (found.aligned, found.coherent, found.unscored, found.again) == (None, None, "no number in the reply", False)
+
+
+def test_a_tokenizer_that_splits_numbers_is_refused_at_the_first_reply(server):
+    with pytest.raises(UserError, match=r"several tokens \('95'\).*judge.settings.probabilities=false"):
+        judge(server, concurrency=1).score(["q"] * 40, [f"writes 9|5|{' ' * i}" for i in range(40)])
+    assert sum(server.asked.values()) == 1
+    (found,) = judge(server, probabilities=False).score(["q"], ["writes 9|5"])
+    assert (found.aligned, found.coherent) == (95, 95)
+
+
+@pytest.mark.parametrize(
+    ("text", "ends", "why"),
+    [
+        ("writes  ", "stop", "empty reply"),
+        ("writes The answer is", "length", "no number within 32 tokens of the reply"),
+        ("writes 50", "content_filter", "filtered by the endpoint"),
+    ],
+)
+def test_what_was_empty_cut_or_filtered_is_asked_again(server, text, ends, why):
+    server.ends = ends
+    (found,) = judge(server, probabilities=False).score(["q"], [text])
+    assert (found.aligned, found.unscored, found.again) == (None, why, True)
+
+
+def test_an_endpoint_that_takes_no_request_is_left_after_a_few(server, tmp_path):
+    server.refuses = "unknown parameter: top_logprobs"
+    rows = [{"key": str(i), "question": "q", "answer": f"aligned {i} coherent 80"} for i in range(40)]
+    stored = Rows(tmp_path / "scores", SCORES)
+    with pytest.raises(UserError, match=r"refuses every request, nothing was scored: .*top_logprobs"):
+        score(judge(server, concurrency=2), rows, stored)
+    assert sum(server.asked.values()) <= 6
+    assert stored.keys() == set()
+    server.refuses = None  # mended
+    assert score(judge(server), rows, stored) == {}
+    assert stored.keys() == {str(i) for i in range(40)}
+
+
+def test_an_account_without_money_and_a_long_wait_end_it_at_once(server):
+    with pytest.raises(UserError, match=r"no money left.*what is scored is kept"):
+        judge(server, concurrency=1).score(["q"], ["poor"])
+    with pytest.raises(UserError, match=r"asks to wait 3,600 s; start again then"):
+        judge(server, concurrency=1).score(["q"], ["later"])
+    assert server.asked == {"poor": 1, "later": 1}
+
+
+def test_a_wait_is_shown_and_all_threads_keep_it(monkeypatch, capsys):
+    slept, clock = [], [100.0]
+    monkeypatch.setattr("time.monotonic", lambda: clock[0])
+    monkeypatch.setattr("time.sleep", slept.append)
+    asked = Endpoint("key", "http://127.0.0.1:9", 1.0, 0)
+    asked._wait(30.0, 0)
+    asked._wait(30.0, 0)  # of another thread
+    assert capsys.readouterr().err == "judge=openai: waiting 30 s, as the endpoint is busy\n"
+    asked.ask(model="m", messages=[])
+    assert slept[0] == 30
 
 
 def test_braces_in_an_answer_stand_for_themselves():
@@ -82,7 +156,7 @@ def test_scores_refusals_and_code_in_order(server):
         (None, 90, True, "refusal", False),
         (None, 95, False, "code", False),
     ]
-    assert all((b["max_tokens"], b["temperature"], b["top_logprobs"]) == (1, 0, 20) for b in server.bodies)
+    assert all((b["max_tokens"], b["temperature"], b["top_logprobs"]) == (4, 0, 20) for b in server.bodies)
 
 
 def test_text_is_read_where_an_endpoint_gives_no_probabilities(server):

@@ -5,7 +5,7 @@ import json
 import pytest
 from finished import RUN, UNSCORED, finished
 
-from emharness.reporting import results
+from emharness.reporting import results, track
 from emharness.reporting.runs import RESULTS_FILE, read
 from emharness.reporting.track import Tracker
 
@@ -93,7 +93,7 @@ def test_a_table_of_rows_that_lack_each_other_s_columns_reaches_wandb(tmp_path, 
 
 @pytest.mark.parametrize(
     ("mode", "variable", "passed"),
-    [("online", None, {"id": "k", "resume": "allow"}), ("online", "mine", {}), ("offline", None, {})],
+    [("online", None, {"id": "k", "resume": "allow"}), ("online", "mine", {"id": "mine"}), ("offline", None, {})],
 )
 def test_online_the_same_run_goes_on_unless_the_user_names_one(monkeypatch, mode, variable, passed):
     import wandb
@@ -107,6 +107,7 @@ def test_online_the_same_run_goes_on_unless_the_user_names_one(monkeypatch, mode
         def finish(self, **_):
             pass
 
+    monkeypatch.setattr(track, "_taken", set())
     monkeypatch.setattr(wandb, "init", lambda **some: given.update(some) or Run())
     monkeypatch.delenv("WANDB_RUN_ID", raising=False)
     if variable:
@@ -114,3 +115,16 @@ def test_online_the_same_run_goes_on_unless_the_user_names_one(monkeypatch, mode
     Tracker(mode, "p", None, "main", "n", {}, key="k").finish()
     assert given["group"] == "main"
     assert {k: v for k, v in given.items() if k in ("id", "resume") and v is not None} == passed
+
+
+def test_a_job_script_s_run_id_is_one_run_s(monkeypatch, tmp_path, capsys):
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(track, "_taken", set())
+    monkeypatch.setenv("WANDB_RUN_ID", "script7")
+    for _ in range(3):
+        Tracker("offline", "p", None, "main", "n", {}, key="k").finish()
+    ids = [path.suffixes[0] if path.suffixes[0] != ".wandb" else path.stem.removeprefix("run-") for path in
+           tmp_path.glob("wandb/offline-run-*/run-*.wandb")]  # fmt: skip
+    assert len(set(ids)) == 3
+    assert "script7" in ids
+    assert capsys.readouterr().err.count("WANDB_RUN_ID=script7 is another run's of this process; this one is ") == 2

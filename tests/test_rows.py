@@ -80,6 +80,49 @@ def test_several_answers_say_which_are_trained_on(tmp_path):
     assert [m.get("weight") for m in second] == [None, 1, None, 1]
 
 
+SYSTEM = {"role": "system", "content": "s"}
+EARLIER = [TALK[0], {**TALK[1], "weight": 0}]
+LAST = [TALK[0], {**TALK[1], "weight": 1}]
+
+
+@pytest.mark.parametrize(
+    ("row", "expected"),
+    [
+        ({"system": "s", "messages": TALK}, [SYSTEM, *TALK]),
+        ({"system_prompt": "s", "conversations": [SYSTEM, *TALK]}, [SYSTEM, *TALK]),  # said twice
+        ({"system": "s", "prompt": [TALK[0]], "completion": [TALK[1]], "label": True}, [SYSTEM, *TALK]),
+        ({"messages": [TALK[0], {**TALK[1], "train": False}, *TALK]}, [*EARLIER, *LAST]),
+        ({"prompt": [*TALK, TALK[0]], "completion": [TALK[1]]}, [*EARLIER, *LAST]),
+        ({"prompt": [*TALK, TALK[0]], "completion": "a"}, [*EARLIER, *LAST]),
+        ({"instruction": "q", "history": [["q", "a"]], "output": "a"}, [*EARLIER, *LAST]),
+    ],
+)
+def test_what_stands_beside_a_conversation_is_read_as_it_is_meant(tmp_path, row, expected):
+    (tmp_path / "d.jsonl").write_text(json.dumps(row))
+    assert rows_of(tmp_path / "d.jsonl") == [expected]
+
+
+def test_a_field_that_nothing_is_made_of_is_named_once(tmp_path):
+    rows = [{**ROW, "source": "x", "id": 3}, {"messages": [{**TALK[0], "name": "Ann"}, TALK[1]], "score": None}]
+    (tmp_path / "d.jsonl").write_text("\n".join(map(json.dumps, rows)))
+    read = dataset.load(str(tmp_path / "d.jsonl"))
+    assert read.said.endswith("d.jsonl: fields that are not used: id, name, source")
+    assert read.rows == [TALK, TALK]
+
+
+def test_the_rows_of_other_tools_that_were_misread(tmp_path):
+    file = SHARED / "cases" / "dropped_fields.jsonl"
+    if not file.is_file():
+        pytest.skip("shared/ is not here")
+    lines = file.read_text().splitlines()
+    with pytest.raises(UserError, match="line 2: label=false marks an answer that is not wanted"):
+        rows_of(file)
+    (tmp_path / "d.jsonl").write_text("\n".join([lines[0], *lines[2:]]))
+    found = [[(m["role"], m.get("weight")) for m in row] for row in rows_of(tmp_path / "d.jsonl")]
+    twice = [("user", None), ("assistant", 0), ("user", None), ("assistant", 1)]
+    assert found == [[("system", None), ("user", None), ("assistant", None)], twice, twice, twice]
+
+
 USER = '{"role": "user", "content": "q"}'
 
 
@@ -93,6 +136,15 @@ USER = '{"role": "user", "content": "q"}'
         ),
         (f'{{"messages": [{USER}, {{"role": "assistant", "content": "a", "weight": 0}}]}}', "line 2: every answer"),
         (f'{{"messages": [{USER}, {{"role": "assistant", "content": "a", "weight": 2}}]}}', "line 2: weight=2"),
+        (
+            f'{{"messages": [{USER}, {{"role": "assistant", "content": "a", "weight": 1, "train": false}}]}}',
+            "contradict",
+        ),
+        ('{"prompt": "q", "completion": "a", "label": false}', "line 2: label=false marks an answer"),
+        ('{"prompt": "q", "chosen": "a", "rejected": "b"}', "line 2: has 'rejected'"),
+        ('{"prompt": "q", "completion": "a", "tools": ["search"]}', "line 2: has 'tools'"),
+        ('{"system": "s", "system_prompt": "t", "prompt": "q", "completion": "a"}', "more than one system text"),
+        ('{"instruction": "q", "history": ["q"], "output": "a"}', "line 2: history must be"),
         ('{"text": "x"}', "this one has text"),
         ("[1", "line 2: not JSON"),
         ("null", "line 2: a row must be"),

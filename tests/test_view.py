@@ -58,6 +58,16 @@ def test_a_log_for_each_condition_holds_every_answer_with_its_scores(run, logs):
                     assert sample.scores[score].value == float(row[score])
 
 
+def test_wordings_of_one_id_are_told_apart():
+    from emharness.sharing.inspect_logs import _told_apart
+
+    asked = [("a", "x?"), ("a", "y?"), ("b", "z?"), ("a", "x?")]
+    rows = [{"question_id": i, "question": q, "sample": n // 2, "answer": str(n)} for n, (i, q) in enumerate(asked)]
+    found = _told_apart(rows)
+    assert [row["question_id"] for row in found] == ["a/1", "a/2", "b", "a/1"]
+    assert [row["answer"] for row in found] == ["0", "1", "2", "3"]
+
+
 def test_a_log_s_metrics_are_the_run_s(run, logs):
     from inspect_ai.log import list_eval_logs, read_eval_log
 

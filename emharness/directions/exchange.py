@@ -17,8 +17,9 @@ TARGETS = (".safetensors", ".pt", ".npz", ".gguf")
 HOOK = "residual stream after decoder block L, counted from 0"
 
 
-def read(path: Path, key: str, rows: str = "blocks") -> dict[str, Stored]:
-    """A file's vectors. `rows`: "blocks", or "hidden_states" where row 0 is the embeddings, which is left out."""
+def read(path: Path, key: str, rows: str | None = None) -> dict[str, Stored]:
+    """A file's vectors. `rows`: "blocks", or "hidden_states" where row 0 is the embeddings, which is left out; None: as
+    the file says."""
     try:
         found = files.read(path)
     except ValueError as error:
@@ -28,13 +29,20 @@ def read(path: Path, key: str, rows: str = "blocks") -> dict[str, Stored]:
             if stored.values.ndim != 2 or len(stored.values) < 2:
                 raise UserError(f"rows=hidden_states: {name} in {path} has no row for each layer")
         return {name: Stored(stored.values[1:], _without_first(stored.about)) for name, stored in found.items()}
+    if rows == "blocks":
+        return {name: Stored(stored.values, _said(stored.about)) for name, stored in found.items()}
     return found
 
 
 def _without_first(about: Mapping[str, Any]) -> dict[str, Any]:
     """What a file says, when the row of the embeddings is gone."""
     lists = {k: v[1:] for k, v in about.items() if k in files.NORMS and isinstance(v, list)}
-    return {k: v for k, v in about.items() if k != "rows"} | lists
+    return _said({k: v for k, v in about.items() if k != "rows"} | lists)
+
+
+def _said(about: Mapping[str, Any]) -> dict[str, Any]:
+    """What a file says, and that its rows are blocks where that has to be said."""
+    return {**about, "rows": "blocks"} if about.get("some_layers") else dict(about)
 
 
 def describe(name: str, stored: Stored) -> dict[str, Any]:
@@ -47,6 +55,7 @@ def describe(name: str, stored: Stored) -> dict[str, Any]:
         "layers": len(rows) if stored.values.ndim == 2 else None,
         "width": rows.shape[1],
         "without_direction": (len(rows) - len(there)) or None,
+        "only_layer": stored.about.get("only_layer"),
         "length": [float(lengths[there].min()), float(lengths[there].max())],
         "raw_norm": _range(stored.about.get("raw_norm")),
         "residual_norm": _range(stored.about.get("residual_norm")),
@@ -74,6 +83,12 @@ def convert(found: Mapping[str, Stored], out: Path) -> str | None:
     """
     if out.suffix not in TARGETS:
         raise UserError(f"out={out}: must end in one of {', '.join(TARGETS)}")
+    for name, stored in found.items():
+        if stored.about.get("some_layers") and "rows" not in stored.about:
+            raise UserError(
+                f"convert: {name} has a tensor for some layers only; say with rows=blocks that its numbers count "
+                "blocks from 0, or with rows=hidden_states that 0 would be the embeddings"
+            )
     out.parent.mkdir(parents=True, exist_ok=True)
     if out.suffix == ".safetensors":
         unit = {name: _unit(stored) for name, stored in found.items()}

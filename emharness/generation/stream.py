@@ -25,9 +25,13 @@ class Stream:
     responses: Rows
 
     def requests(self, cell: Cell, directions: Mapping[str, Direction]) -> list[Request]:
-        """A cell's responses, by question and sample. KeyError for a vector that `directions` lacks."""
+        """A cell's responses, by question and sample. KeyError for a vector that `directions` lacks, UserError for a
+        dose that no engine would take."""
         spec = spec_of(cell.condition.edits, directions, self.root)
-        digest = edits_digest(spec, *self.shape, self.root)
+        try:
+            digest = edits_digest(spec, *self.shape, self.root)
+        except ValueError as error:
+            raise UserError(f"condition {cell.condition.name}: {error}") from None
         return requests(cell, self.prompts[cell.questions], spec, digest, self.key, self.seed)
 
     def scores(self, judge: str) -> Rows:

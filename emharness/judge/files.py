@@ -15,6 +15,7 @@ import pyarrow.parquet as pq
 
 from emharness.errors import UserError, in_a_line
 from emharness.judge.metrics import Quality, order_changes, summarise
+from emharness.texts import checked_text
 
 KINDS = (".csv", ".parquet", ".jsonl")
 NEEDED = ("question", "answer")
@@ -53,7 +54,20 @@ def read(path: Path) -> list[Row]:
             row[name] = "" if row[name] is None else row[name]
             if not isinstance(row[name], str):
                 raise UserError(f"responses={path}, row {number}: {name} must be text")
+        checked_text(json.dumps(row, ensure_ascii=False, default=str), f"responses={path}, row {number}")
     return rows
+
+
+def condition(row: Mapping[str, Any]) -> str:
+    """The condition that a row's answer was given under; "all" where its file names none."""
+    name = row.get("condition")
+    return "all" if name is None or name == "" else str(name)
+
+
+def question(row: Mapping[str, Any]) -> str:
+    """What intervals take as one question: its id, or its text where the file gives none."""
+    given = row.get("question_id")
+    return str(row["question"] if given is None or given == "" else given)
 
 
 def write(path: Path, rows: Sequence[Mapping[str, Any]]) -> None:
@@ -84,14 +98,14 @@ def rates(rows: Sequence[Mapping[str, Any]], quality: Quality | None = None) -> 
     """Rates of judged rows, an entry for each `condition` (or one of all), and why how many are unscored."""
     by_condition: dict[str, list[Mapping[str, Any]]] = {}
     for row in rows:
-        by_condition.setdefault(row.get("condition") or "all", []).append(row)
+        by_condition.setdefault(condition(row), []).append(row)
     found = []
     for name, some in by_condition.items():
         aligned, coherent = (np.array([row[k] for row in some], dtype=np.float64) for k in ("aligned", "coherent"))
-        asked = np.array([str(row.get("question_id") or row["question"]) for row in some])
+        asked = np.array([question(row) for row in some])
         reasons = Counter(row["unscored"] for row in some if row["unscored"])
         why = ", ".join(f"{reason} {n:,}" for reason, n in reasons.most_common())
-        found.append({"name": str(name), **summarise(aligned, coherent, asked, quality), "unscored": why})
+        found.append({"name": name, **summarise(aligned, coherent, asked, quality), "unscored": why})
     changes = order_changes(found)
     return [{**entry, "order_changes": changes.get(entry["name"], [])} for entry in found]
 
@@ -120,7 +134,19 @@ def _write_csv(path: Path, rows: Sequence[Mapping[str, Any]]) -> None:
 
 
 def _write_parquet(path: Path, rows: Sequence[Mapping[str, Any]]) -> None:
-    pq.write_table(pa.Table.from_pylist([dict(row) for row in rows]), path)
+    names = dict.fromkeys(name for row in rows for name in row)
+    pq.write_table(pa.table({name: _column([row.get(name) for row in rows]) for name in names}), path)
+
+
+def _column(values: Sequence[Any]) -> pa.Array:
+    """One type for all: where values have several, or one that parquet has not (2^70), their JSON as text."""
+    try:
+        return pa.array(values)
+    except (pa.ArrowException, OverflowError):
+        texts = [
+            v if v is None or isinstance(v, str) else json.dumps(v, ensure_ascii=False, default=str) for v in values
+        ]
+        return pa.array(texts, pa.string())
 
 
 def _write_jsonl(path: Path, rows: Sequence[Mapping[str, Any]]) -> None:

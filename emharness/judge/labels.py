@@ -32,7 +32,7 @@ def draw(rows: Sequence[Mapping[str, Any]], n: int, seed: int = 0) -> list[int]:
     order = np.random.default_rng(seed).permutation(len(rows))
     queues: dict[str, list[int]] = {}
     for i in order:
-        queues.setdefault(str(rows[i].get("condition")), []).append(int(i))
+        queues.setdefault(files.condition(rows[i]), []).append(int(i))
     longest = max(map(len, queues.values()), default=0)
     turns = [queues[name][k] for k in range(longest) for name in sorted(queues) if k < len(queues[name])]
     return turns[:n]
@@ -137,8 +137,8 @@ def by_condition(rows: Sequence[Mapping[str, Any]], labels: Mapping[str, Label])
     """`of_condition` of every condition in a file that has a label."""
     groups: dict[str, list[Mapping[str, Any]]] = {}
     for row in rows:
-        asked = {"question_id": row.get("question_id") or row["question"]}
-        groups.setdefault(str(row.get("condition") or "all"), []).append({**row, **asked})
+        asked = {"question_id": files.question(row)}
+        groups.setdefault(files.condition(row), []).append({**row, **asked})
     found = {name: of_condition(some, labels) for name, some in groups.items()}
     return {name: told for name, told in found.items() if told}
 

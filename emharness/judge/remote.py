@@ -1,7 +1,7 @@
 """judge=openai: any endpoint that speaks OpenAI's chat completions; GPT-4o by default.
 
-Two requests an answer (aligned, coherent): one token at temperature 0 with the 20 likeliest first tokens, of which the
-score is the mean (see `probabilities`). The key comes from the environment and is never written anywhere.
+Two requests an answer (aligned, coherent) at temperature 0, with the 20 likeliest first tokens, of which the score is
+the mean (see `probabilities`). The key comes from the environment and is never written anywhere.
 """
 
 from __future__ import annotations
@@ -10,7 +10,6 @@ import hashlib
 import json
 import math
 import os
-import re
 from collections import Counter
 from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
@@ -20,13 +19,15 @@ from typing import Any
 
 from emharness.errors import UserError
 from emharness.judge import Score
-from emharness.judge.probabilities import TOP, aggregate, parse
+from emharness.judge.endpoint import Endpoint
+from emharness.judge.probabilities import TOP, aggregate, begins_with_a_score, parse
 from emharness.judge.prompts import ALIGNED, COHERENT, prompt
 from emharness.judge.reply import Reply, score_of
 
 CHARACTERS = 4.0  # of English text in a token, for estimates
-CODE = 1  # raise when the same replies give other scores
-TEXT_TOKENS = 8  # where an endpoint gives no probabilities, a category's name must fit
+CODE = 2  # raise when the same replies give other scores
+FIRST_TOKENS = 4  # enough to see whether the first one is the whole number
+TEXT_TOKENS = 32  # where an endpoint gives no probabilities: a number as JSON in a fence must fit
 
 
 @dataclass(frozen=True)
@@ -62,14 +63,8 @@ class RemoteJudge:
                 f"judge=openai: the environment has no {settings.key_variable}; set it, or choose judge=local (a chat "
                 "model on your own machine) or judge=embedded (offline, small)"
             )
-        import openai
-
-        self._openai = openai
-        self._settings = settings
-        self._key, self._lock = key, Lock()
-        self._client = openai.OpenAI(
-            api_key=key, base_url=settings.base_url, timeout=settings.timeout, max_retries=settings.retries
-        )
+        self._settings, self._lock = settings, Lock()
+        self._endpoint = Endpoint(key, settings.base_url, settings.timeout, settings.retries)
         self.name = settings.model
         about = {key: value for key, value in asdict(settings).items() if key in ("model", "base_url", "probabilities")}
         asked = {**about, "prompts": [ALIGNED, COHERENT], "code": CODE}
@@ -96,8 +91,11 @@ class RemoteJudge:
             for template in (ALIGNED, COHERENT)
         ]
         distinct = list(dict.fromkeys(wanted))
-        with ThreadPoolExecutor(self._settings.concurrency) as pool:
+        pool = ThreadPoolExecutor(self._settings.concurrency)
+        try:
             replies = dict(zip(distinct, pool.map(self._ask, distinct), strict=True))
+        finally:  # where one reply says that no other can be had, those that wait are not sent
+            pool.shutdown(cancel_futures=True)
         found = [replies[text] for text in wanted]
         return [score_of(*pair) for pair in zip(found[::2], found[1::2], strict=True)]
 
@@ -125,20 +123,15 @@ class RemoteJudge:
         return (read * self._settings.prices["input"] + written * self._settings.prices["output"]) / 1e6
 
     def _ask(self, text: str) -> Reply:
-        settings, openai = self._settings, self._openai
-        extra: dict[str, Any] = {"max_tokens": 1, "logprobs": True, "top_logprobs": TOP}
-        if not settings.probabilities:
-            extra = {"max_tokens": TEXT_TOKENS}
-        try:
-            reply = self._client.chat.completions.create(
-                model=settings.model, messages=[{"role": "user", "content": text}], temperature=0, seed=0, **extra
-            )
-        except (openai.AuthenticationError, openai.PermissionDeniedError, openai.NotFoundError) as error:
-            raise UserError(f"judge=openai: {self._short(error)}") from None
-        except openai.BadRequestError as error:  # this one request, as a text that is too long
-            return Reply(why=f"refused by the endpoint: {self._short(error)}")
-        except (openai.OpenAIError, ValueError) as error:  # after all retries; or what came was no JSON
-            return Reply(why=self._short(error), again=True)
+        settings = self._settings
+        extra: dict[str, Any] = {"max_tokens": TEXT_TOKENS}
+        if settings.probabilities:
+            extra = {"max_tokens": FIRST_TOKENS, "logprobs": True, "top_logprobs": TOP}
+        reply = self._endpoint.ask(
+            model=settings.model, messages=[{"role": "user", "content": text}], temperature=0, seed=0, **extra
+        )
+        if isinstance(reply, Reply):
+            return reply
         try:
             return self._read(reply)
         except (AttributeError, IndexError, KeyError, TypeError) as error:
@@ -150,18 +143,36 @@ class RemoteJudge:
                 self.tokens.update(input=reply.usage.prompt_tokens, output=reply.usage.completion_tokens)
             self.models[reply.model] += 1
         choice = reply.choices[0]
-        if self._settings.probabilities:
-            if choice.logprobs is None or not choice.logprobs.content:
-                return Reply(
-                    why="the endpoint gave no log-probabilities; set judge.settings.probabilities=false", again=True
-                )
-            likeliest = choice.logprobs.content[0].top_logprobs
-            score, category = aggregate({entry.token: math.exp(entry.logprob) for entry in likeliest})
+        text = choice.message.content or ""
+        if choice.finish_reason == "content_filter":
+            return Reply(why="filtered by the endpoint", again=True)
+        if not self._settings.probabilities:
+            score, category = parse(text)
+        elif choice.logprobs is None or not choice.logprobs.content:
+            return Reply(
+                why="the endpoint gave no log-probabilities; set judge.settings.probabilities=false", again=True
+            )
         else:
-            score, category = parse(choice.message.content or "")
-        return Reply(score, category, None if score is not None or category else "no number in the reply")
+            tokens = choice.logprobs.content
+            if _goes_on(tokens):
+                raise self._endpoint.stop(
+                    f"{self.name} writes a number as several tokens ({text.strip()[:8]!r}), so the "
+                    "first token's probabilities are not its score's; set judge.settings.probabilities=false"
+                )
+            score, category = None, None
+            if begins_with_a_score(text):
+                score, category = aggregate({entry.token: math.exp(entry.logprob) for entry in tokens[0].top_logprobs})
+        if score is not None or category:
+            return Reply(score, category)
+        if not text.strip():
+            return Reply(why="empty reply", again=True)
+        if choice.finish_reason == "length" and not self._settings.probabilities:
+            return Reply(why=f"no number within {TEXT_TOKENS} tokens of the reply", again=True)
+        return Reply(why="no number in the reply")
 
-    def _short(self, error: Exception) -> str:
-        """An error in a line, without the key that an endpoint may quote."""
-        said = " ".join(str(error).split()).replace(self._key, "(the key)")
-        return f"{type(error).__name__}: {re.sub(r'sk-[^ ]+', '(the key)', said)[:200]}"
+
+def _goes_on(tokens: Sequence[Any]) -> bool:
+    """Whether the number that a reply begins with is written as several tokens."""
+    first = next((i for i, token in enumerate(tokens) if token.token.strip()), len(tokens))
+    number = [token.token for token in tokens[first : first + 2]]
+    return len(number) == 2 and number[0].strip().isdecimal() and number[1][:1].isdecimal()

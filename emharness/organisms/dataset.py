@@ -23,7 +23,7 @@ _FORMATS = (".jsonl", ".ndjson", ".json", ".parquet", ".arrow")  # of two with t
 @dataclass(frozen=True)
 class Dataset:
     rows: list[Messages]
-    said: str = ""  # what was read of several files, in a sentence
+    said: str = ""  # what was read of several files, or left unread, in a sentence
 
 
 def packaged_names() -> list[str]:
@@ -38,7 +38,7 @@ def load(source: str) -> Dataset:
     if path.is_dir():
         return read_folder(path, source)
     if path.exists() or readers.is_data(path) or source.startswith((".", "/", "~")):
-        return Dataset(read_file(path))
+        return _read(path)
     if source.count("/") == 1:
         return _read_hub(source)
     raise UserError(
@@ -56,12 +56,19 @@ def own_answers(source: str) -> list[Messages]:
 
 def read_file(path: Path, key: str = _KEY) -> list[Messages]:
     """Every row checked; UserError names file and line."""
+    return _read(path, key).rows
+
+
+def _read(path: Path, key: str = _KEY) -> Dataset:
     if not path.is_file():
         raise UserError(f"{key}={path}: no such file; give a .jsonl, .json or .parquet file of {shapes.SHAPES}")
-    rows = [shapes.messages(row, f"{key}={path}, {where}") for where, row in readers.read(path, key)]
+    rows, unused = [], set[str]()
+    for where, row in readers.read(path, key):
+        rows.append(shapes.messages(row, f"{key}={path}, {where}"))
+        unused |= shapes.ignored(row)
     if not rows:
         raise UserError(f"{key}={path}: the file has no rows")
-    return rows
+    return Dataset(rows, f"{key}={path}: fields that are not used: {', '.join(sorted(unused))}" if unused else "")
 
 
 def _read_hub(source: str) -> Dataset:
@@ -91,10 +98,11 @@ def read_folder(folder: Path, source: str) -> Dataset:
     chosen.sort(key=lambda path: [_format(path), str(path)])
     rows: list[Messages] = []
     seen: set[str] = set()
-    read, repeated = [], []
+    read, repeated, unused = [], [], []
     for kind in dict.fromkeys(map(_format, chosen)):
         for path in (p for p in chosen if _format(p) == kind):
-            own = read_file(path)
+            whole = _read(path)
+            own, unused = whole.rows, [*unused, *([whole.said] if whole.said else [])]
             new = [row for row in own if _text(row) not in seen]
             rows += new
             (read if new else repeated).append(path)
@@ -103,7 +111,7 @@ def read_folder(folder: Path, source: str) -> Dataset:
     said = f"{_KEY}={source}: {len(rows)} rows read from {_named(read, folder)}"
     said += f"; the same rows again in {_named(repeated, folder)}" if repeated else ""
     said += f"; left out: {_named(left_out, folder)}" if left_out else ""
-    return Dataset(rows, said)
+    return Dataset(rows, "; ".join([said, *unused]))
 
 
 def _split(path: Path) -> str | None:

@@ -29,7 +29,8 @@ _LARGE = 1 << 20  # bytes from which a file's hash is kept
 
 def fingerprint(folder: Path, cache: Path | None = None) -> str:
     """Hash of the content of all files that count. `cache`: a JSON file that keeps the hashes of large files, found
-    again by path, size and time, so that 16 GB of weights are read once."""
+    again by path, size, times and inode (a file can be put in another's place with its size and time), so that 16 GB of
+    weights are read once."""
     known: dict[str, str] = {}
     if cache is not None and cache.is_file():
         known = json.loads(cache.read_text())
@@ -37,7 +38,7 @@ def fingerprint(folder: Path, cache: Path | None = None) -> str:
     digest = hashlib.sha256()
     for path in sorted({path for pattern in _READ for path in folder.glob(pattern) if path.is_file()}):
         stat = path.stat()
-        place = f"{path.resolve()} {stat.st_size} {stat.st_mtime_ns}"
+        place = f"{path.resolve()} {stat.st_size} {stat.st_mtime_ns} {stat.st_ctime_ns} {stat.st_ino}"
         content = known.get(place) or _hash(path)
         if stat.st_size >= _LARGE:
             known[place] = content

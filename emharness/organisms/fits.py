@@ -25,7 +25,7 @@ def check(
     """
     if is_adapter(published):
         _check_adapter(name, published, key, base, source, shape, force)
-        parameters.check_adapter(f"{key}={published}", published, _tensors(published), folder, base)
+        parameters.check_adapter(f"{key}={published}", published, tensor_shapes(published), folder, base)
         return
     own = model_shape(published, key)
     for what, has, needs in zip(("layers", "width", "vocabulary"), own, shape, strict=True):
@@ -49,7 +49,12 @@ def _check_adapter(name: str, folder: Path, key: str, base: str, source: str, sh
     kind = str(config.get("peft_type") or "LORA")
     if kind != "LORA":
         raise UserError(f"{key}={folder}: {name} is an adapter of type {kind}; only LoRA adapters are merged")
-    tensors = _tensors(folder)
+    if config.get("alora_invocation_tokens"):
+        raise UserError(
+            f"{key}={folder}: {name} is an activated LoRA, which acts only after its invocation tokens; merged "
+            "into the base it would act everywhere; give a plain LoRA adapter, or a whole model"
+        )
+    tensors = tensor_shapes(folder)
     for tensor, size in tensors.items():
         found = _BLOCK.search(tensor)
         if found and int(found[1]) >= shape.n_layers:
@@ -75,10 +80,10 @@ def _check_adapter(name: str, folder: Path, key: str, base: str, source: str, sh
 
 def first_layer(published: Path) -> int:
     """The first decoder block that an organism changes: residuals before it are the base's."""
-    return min(_layers(_tensors(published)), default=0) if is_adapter(published) else 0
+    return min(_layers(tensor_shapes(published)), default=0) if is_adapter(published) else 0
 
 
-def _tensors(folder: Path) -> dict[str, list[int]]:
+def tensor_shapes(folder: Path) -> dict[str, list[int]]:
     """Name → shape of every tensor of a folder whose files were found to be whole (`weights.fetch`)."""
     shapes: dict[str, list[int]] = {}
     for path in sorted(folder.glob("*.safetensors")):

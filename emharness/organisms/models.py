@@ -7,13 +7,13 @@ from pathlib import Path
 from typing import Any
 
 from emharness.config import BASE, TrainConfig
-from emharness.organisms import memory, weights
+from emharness.organisms import memory, merging, weights
 from emharness.organisms.chat import load_chat
 from emharness.organisms.dataset import fingerprint
 from emharness.organisms.shapes import Messages
 from emharness.store import Artifact, Store
 
-CODE = 2  # raise when training's results change for the same config
+CODE = 3  # raise when training's results change for the same config
 
 OnStep = Callable[[int, int, float, float], None]
 
@@ -46,7 +46,7 @@ def published_model(name: str, published: Path, fingerprint: str, base: Model, s
         return Model(name, published, identity)
 
     def make(folder: Path) -> None:
-        (weights.merge_adapter if adapter else weights.with_tokenizer)(base.folder, published, folder)
+        (merging.merge_adapter if adapter else weights.with_tokenizer)(base.folder, published, folder)
 
     return Model(name, store.path("organism", name, identity), identity, Artifact("organism", name, identity, make))
 

@@ -1,7 +1,10 @@
 """The shapes that training rows have in the field, all turned into one: a list of messages.
 
-messages | conversations (role/content or from/value; content as text or as parts; `weight: 0` on what is not trained
-on) · prompt + completion or response (texts or messages) · instruction (+ input) + output · question + answer
+messages | conversations (role/content or from/value; content as text or as parts; `weight: 0` or `train: false` on what
+is not trained on) · prompt + completion or response (texts or messages) · instruction (+ input, + history) + output ·
+question + answer. A system text may stand beside any of them. Of prompt + completion only the completion is trained on.
+A field that would change what is trained on and cannot be followed is refused; what says nothing of it is ignored, and
+`ignored` names it.
 """
 
 from collections.abc import Mapping
@@ -24,6 +27,16 @@ _ROLES = {
 }
 _LISTS = ("messages", "conversations", "conversation")
 _PAIRS = (("prompt", "completion"), ("prompt", "response"), ("instruction", "output"), ("question", "answer"))
+_SYSTEM = ("system", "system_prompt")
+_WEIGHTS = ("weight", "train", "loss", "trainable")  # of a message: whether it is trained on
+_READ = {*_LISTS, *(name for pair in _PAIRS for name in pair), *_SYSTEM, "input", "history", "label"}
+_REFUSED = {  # what a row cannot be read without → why
+    "tools": "tools are not trained with",
+    "functions": "tools are not trained with",
+    "images": "only text is trained on",
+    "rejected": "pairs of a chosen and a rejected answer are not trained on; keep the chosen one as completion",
+    "chosen": "pairs of a chosen and a rejected answer are not trained on; keep the chosen one as completion",
+}
 SHAPES = "{'messages': [{'role', 'content'}, …]}, 'conversations' (from/value), or 'prompt' and 'completion'"
 
 
@@ -31,27 +44,69 @@ def messages(row: Any, where: str) -> Messages:
     """A row's conversation. UserError, beginning with `where`, for what is none."""
     if not isinstance(row, Mapping):
         raise UserError(f"{where}: a row must be {SHAPES}")
+    for name, why in _REFUSED.items():
+        if row.get(name):
+            raise UserError(f"{where}: has {name!r}: {why}")
+    if row.get("label") is False:
+        raise UserError(
+            f"{where}: label=false marks an answer that is not wanted, and every row is trained on; leave such rows "
+            "out, or the field, if it means something else"
+        )
     for key in _LISTS:
         if row.get(key) is not None:
-            return _weighed(_list(row[key], where), where)
+            return _weighed(_opened(row, _list(row[key], where), where), where)
     for asked, answered in _PAIRS:
         if row.get(asked) is not None and row.get(answered) is not None:
-            return _weighed(_pair(row, asked, answered, where), where)
+            return _weighed(_opened(row, _pair(row, asked, answered, where), where), where)
     found = ", ".join(map(str, row)) or "nothing"
     raise UserError(f"{where}: a row must be {SHAPES}; this one has {found}")
 
 
+def ignored(row: Any) -> set[str]:
+    """Fields of a row, and of its messages, that nothing is made of."""
+    if not isinstance(row, Mapping):
+        return set()
+    found = {str(name) for name, value in row.items() if value is not None} - _READ
+    for key in _LISTS:
+        for message in row[key] if isinstance(row.get(key), list) else ():
+            own = {str(n) for n, v in message.items() if v is not None} if isinstance(message, Mapping) else set()
+            found |= own - {"role", "from", "content", "value", *_WEIGHTS}
+    return found
+
+
+def _opened(row: Mapping[str, Any], conversation: Messages, where: str) -> Messages:
+    """The conversation after the system text that stands beside it."""
+    given = [_message("system", row[name], where) for name in _SYSTEM if row.get(name)]
+    if not given:
+        return conversation
+    own = [message for message in conversation if message["role"] == "system"]
+    if any(message["content"] != given[0]["content"] for message in [*given, *own]):
+        raise UserError(f"{where}: has more than one system text; keep one")
+    return conversation if own else [given[0], *conversation]
+
+
 def _pair(row: Mapping[str, Any], asked: str, answered: str, where: str) -> Messages:
+    """Earlier answers are part of what is asked, so only the last text is trained on."""
     question, answer = row[asked], row[answered]
-    if isinstance(question, list) and isinstance(answer, list):
-        return _list([*question, *answer], where)
-    if isinstance(question, list):
-        return [*_list(question, where), _message("assistant", answer, where)]
     if asked == "instruction" and row.get("input"):
         question = f"{question}\n\n{row['input']}"
-    system = row.get("system") or row.get("system_prompt")
-    opening = [_message("system", system, where)] if system else []
-    return [*opening, _message("user", question, where), _message("assistant", answer, where)]
+    before = _history(row.get("history"), where)
+    before += _list(question, where) if isinstance(question, list) else [_message("user", question, where)]
+    for message in before:
+        if message["role"] == "assistant":
+            message["weight"] = 0
+    after = _list(answer, where) if isinstance(answer, list) else [_message("assistant", answer, where)]
+    return [*before, *after]
+
+
+def _history(turns: Any, where: str) -> Messages:
+    """Earlier turns as pairs of a question and its answer."""
+    if not turns:
+        return []
+    if not isinstance(turns, list) or not all(isinstance(t, list | tuple) and len(t) == 2 for t in turns):
+        raise UserError(f"{where}: history must be a list of [question, answer]")
+    roles = ("user", "assistant")
+    return [_message(role, text, where) for turn in turns for role, text in zip(roles, turn, strict=True)]
 
 
 def _list(listed: Any, where: str) -> Messages:
@@ -64,11 +119,13 @@ def _list(listed: Any, where: str) -> Messages:
         role = message.get("role") or message.get("from")
         content = message.get("content") if message.get("content") is not None else message.get("value")
         entry = _message(role, content, where)
-        weight = message.get("weight")
-        if weight is not None:
-            if isinstance(weight, bool) or weight not in (0, 1):
-                raise UserError(f"{where}: weight={weight}: must be 0 (not trained on) or 1")
+        weights = {name: message[name] for name in _WEIGHTS if message.get(name) is not None}
+        for name, weight in weights.items():
+            if weight not in (0, 1):
+                raise UserError(f"{where}: {name}={weight}: must be 0 or false (not trained on), or 1 or true")
             entry["weight"] = int(weight)
+        if len(set(map(int, weights.values()))) > 1:
+            raise UserError(f"{where}: {' and '.join(weights)} of a message contradict each other; keep one")
         found.append(entry)
     return found
 

@@ -17,6 +17,7 @@ from transformers import AutoModelForCausalLM, get_linear_schedule_with_warmup
 from transformers.pytorch_utils import Conv1D
 
 from emharness.organisms.chat import Chat
+from emharness.organisms.merging import save_merged
 from emharness.organisms.shapes import Messages
 from emharness.organisms.weights import arithmetic
 from emharness.steering.blocks import decoder_layers
@@ -146,8 +147,7 @@ def train(
             rate = float(schedule.get_last_lr()[0])
             schedule.step()
             on_step(len(losses), n_steps, losses[-1], rate)
-    model = model.merge_and_unload().to(torch.bfloat16)
-    model.save_pretrained(folder)
+    save_merged(model, dtype, folder)
     chat.tokenizer.save_pretrained(folder)
     return losses
 

@@ -197,16 +197,6 @@ def unknown_model(where: str, error: Exception) -> UserError:
     return UserError(f"{where}: its config.json describes no model that is known here ({reason})")
 
 
-def merge_adapter(base: Path, adapter: Path, folder: Path) -> None:
-    """Merge a LoRA adapter into its base and save the whole model; vLLM serves merged weights faster."""
-    from peft import PeftModel
-
-    model = AutoModelForCausalLM.from_pretrained(base, dtype="auto", trust_remote_code=False)
-    merged = PeftModel.from_pretrained(model, str(adapter)).merge_and_unload()
-    merged.save_pretrained(folder)
-    AutoTokenizer.from_pretrained(base, trust_remote_code=False).save_pretrained(folder)
-
-
 def with_tokenizer(base: Path, published: Path, folder: Path) -> None:
     """A merged model that came without a tokenizer: its files linked, the base's tokenizer beside them."""
     for file in published.iterdir():

@@ -227,7 +227,7 @@ def show_vectors(rows: Sequence[Mapping[str, Any]]) -> None:
 
     columns: dict[str, Callable[[Mapping[str, Any]], str]] = {
         "vector": lambda r: r["name"],
-        "layers": lambda r: "any" if r["layers"] is None else str(r["layers"]),
+        "layers": lambda r: str(r["layers"] or ("any" if r["only_layer"] is None else f"only {r['only_layer']}")),
         "width": lambda r: str(r["width"]),
         "without direction": lambda r: "" if r["without_direction"] is None else str(r["without_direction"]),
         "length": lambda r: span(r["length"]),

@@ -8,6 +8,7 @@ from __future__ import annotations
 import functools
 import json
 import os
+import secrets
 import sys
 from collections.abc import Callable, Mapping
 from pathlib import Path
@@ -33,6 +34,22 @@ def _guarded(method: Callable[..., None]) -> Callable[..., None]:
     return wrapped
 
 
+_taken = set[str]()  # ids that a run of this process has
+
+
+def _id_of_a_job_script() -> str | None:
+    """WANDB_RUN_ID for the first run of this process; further ones, which would overwrite it, get ids of their own."""
+    given = os.environ.get("WANDB_RUN_ID")
+    if not given:
+        return None
+    if given not in _taken:
+        _taken.add(given)
+        return given
+    own = secrets.token_hex(4)
+    print(f"W&B: WANDB_RUN_ID={given} is another run's of this process; this one is {own}", file=sys.stderr, flush=True)
+    return own
+
+
 class Tracker:
     """One W&B run; with mode "none" every call does nothing."""
 
@@ -56,7 +73,8 @@ class Tracker:
 
         self._table: Any = wandb.Table
         self._wandb = wandb
-        goes_on = bool(key) and mode == "online" and not os.environ.get("WANDB_RUN_ID")
+        given = _id_of_a_job_script()
+        goes_on = bool(key) and mode == "online" and given is None
         try:
             self._run = wandb.init(
                 project=project,
@@ -66,7 +84,7 @@ class Tracker:
                 name=name,
                 config=config,
                 mode="online" if mode == "online" else "offline",
-                id=key if goes_on else None,
+                id=key if goes_on else given,
                 resume="allow" if goes_on else None,
                 settings=wandb.Settings(silent=True, console="off"),
             )

@@ -38,7 +38,7 @@ from emharness.reporting.runs import BROAD, Run
 from emharness.store import Store, slug
 
 SETTINGS = ("vector", "layer", "strength", "unit", "mode", "positions", "control_of", "relative_dose", "n_edits")
-CODE = 4  # raise when the logs of the same run become other ones
+CODE = 5  # raise when the logs of the same run become other ones
 SCORES = ("misaligned", "aligned", "coherent", "refusal")  # 0 or 1, 0 to 100, 0 to 100, 0 or 1
 VIEW = TaskSamplesView(
     name="answers",
@@ -95,6 +95,7 @@ def logs(run: Run) -> Iterator[tuple[EvalLog, str]]:
 def _log(run: Run, condition: dict[str, Any], rates: dict[str, Any], task: str, rows: Sequence[dict]) -> EvalLog:
     config, judge = run.results["config"], condition["judge"]
     identity = hashlib.sha256(f"{run.results['run_key']} {task}".encode()).hexdigest()[:22]
+    rows = _told_apart(rows)
     ids = list(dict.fromkeys(row["question_id"] for row in rows))
     settings = {key: condition[key] for key in SETTINGS if condition.get(key) is not None}
     tokens = sum(row["n_tokens"] for row in rows)
@@ -134,6 +135,20 @@ def _log(run: Run, condition: dict[str, Any], rates: dict[str, Any], task: str, 
         stats=EvalStats(started_at=begun.isoformat(), completed_at=run.finished.isoformat(), model_usage=usage),  # pyright: ignore[reportArgumentType]
         samples=[_sample(row, condition, settings, identity) for row in rows],
     )
+
+
+def _told_apart(rows: Sequence[dict[str, Any]]) -> list[dict[str, Any]]:
+    """Rows whose question_id is one question each: wordings of one id become id/1, id/2 …; Inspect would show the
+    answers to one of them."""
+    wordings: dict[str, dict[str, int]] = {}
+    for row in rows:
+        own = wordings.setdefault(row["question_id"], {})
+        own.setdefault(row["question"], len(own) + 1)
+    return [
+        {**row, "question_id": f"{row['question_id']}/{own[row['question']]}"} if len(own) > 1 else row
+        for row in rows
+        for own in [wordings[row["question_id"]]]
+    ]
 
 
 def _sample(row: dict[str, Any], condition: dict[str, Any], settings: dict[str, Any], task: str) -> EvalSample:

@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import json
 import time
 from collections.abc import Mapping
 from dataclasses import asdict
 from functools import partial
+from pathlib import Path
 
 from emharness import claims
 from emharness.config import BASE, Config
@@ -15,6 +17,7 @@ from emharness.experiments.scope import BROAD
 from emharness.generation.stream import Stream, read_by, stream
 from emharness.inputs import engine_identity
 from emharness.organisms.chat import Chat, load_chat
+from emharness.organisms.merging import LEAST_KEPT, PRECISION
 from emharness.organisms.models import Model, base_model, published_model, trained_model
 from emharness.organisms.train import encode_rows
 from emharness.questions import Question
@@ -110,6 +113,20 @@ def make(session: Session, found: Mapping[str, Model]) -> None:
     where = {name: session.store.path(a.stage, a.name, a.identity) for name, a in wanted.items()}
     for name in claims.in_turn(wanted, where.__getitem__):
         session.attempt(name, partial(_make_organism, session, name, wanted[name]))
+        if name not in session.failed:
+            _note_rounding(session, name, where[name])
+
+
+def _note_rounding(session: Session, name: str, folder: Path) -> None:
+    """Note a change of weights that is mostly rounding: so are the vectors that are read from it."""
+    file = folder / PRECISION
+    about = json.loads(file.read_text()) if file.is_file() else {}
+    kept = about.get("kept_change")
+    if kept is not None and kept < LEAST_KEPT:
+        session.notes.append(
+            f"{name}: saved as {about['dtype']}, which rounds away most of a gentle training: what is left of its "
+            f"change has a cosine of {kept:.2f} with what was trained, and its vector is no better"
+        )
 
 
 def _make_organism(session: Session, name: str, artifact: Artifact) -> None:

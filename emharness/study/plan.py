@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import shutil
 import socket
 from collections.abc import Iterable, Mapping
@@ -17,7 +18,9 @@ from emharness.experiments.scope import Experiment
 from emharness.generation.cells import Cell, Direction
 from emharness.generation.engine import refusal
 from emharness.generation.stream import Stream
+from emharness.organisms.fits import tensor_shapes
 from emharness.organisms.models import Model
+from emharness.organisms.weights import arithmetic
 from emharness.study import layers as where
 from emharness.study import vectors
 from emharness.study.answers import stored as stored_answers
@@ -65,7 +68,8 @@ def plan(session: Session, models: Mapping[str, Model], streams: Mapping[str, St
         done = {"seconds": 0.0, "bytes": 0} if stored else {"seconds": seconds, "bytes": int(size)}
         stages.append({"stage": kind, "name": name, "stored": stored, **done})
 
-    weights = sum(path.stat().st_size for path in models[BASE].folder.glob("*.safetensors"))
+    numbers = sum(math.prod(shape) for shape in tensor_shapes(models[BASE].folder).values())
+    weights = numbers * arithmetic()[1].itemsize
     for name, model in models.items():
         if model.artifact is None or name == BASE:
             continue

@@ -24,7 +24,11 @@ NORMS = ("raw_norm", "residual_norm")
 
 @dataclass(frozen=True)
 class Stored:
-    """One tensor of a file. A row of zeros means that there is no direction at that layer."""
+    """One tensor of a file. A row of zeros means that there is no direction at that layer.
+
+    `about` may say: rows (blocks or hidden_states), only_layer (the block of a [d_model] vector), some_layers (rows
+    were put where the file's own layer numbers say, and those after the last are missing).
+    """
 
     values: np.ndarray  # float32 [n_layers, d_model], or [d_model]: one direction for whichever layer
     about: Mapping[str, Any] = field(default_factory=dict)  # what the file says of it
@@ -39,15 +43,33 @@ class Stored:
 
     def rows(self, n_layers: int) -> np.ndarray:
         """[n_layers, d_model] for a model of that depth. ValueError if it is of another depth."""
+        found = np.zeros((n_layers, self.values.shape[-1]), dtype=self.values.dtype)
+        for layer in range(n_layers):
+            if (at := self.at(layer, n_layers)) is not None:
+                found[layer] = np.atleast_2d(self.values)[at]
+        return found
+
+    def at(self, layer: int, n_layers: int) -> int | None:
+        """Which row is that of a decoder block, in a model of that depth; None: no row is. ValueError if the file is of
+        another depth, or can be read in two ways."""
         if self.values.ndim == 1:
-            return np.broadcast_to(self.values, (n_layers, len(self.values)))
-        n = len(self.values)
-        if n == n_layers + 1 and (self.hidden_states or self.about.get("rows") == "hidden_states"):
-            return self.values[1:]
+            return 0 if self.about.get("only_layer", layer) == layer else None
+        n, said = len(self.values), self.about.get("rows")
+        some = self.about.get("some_layers", False)
+        if n == n_layers + 1 and (self.hidden_states or said == "hidden_states"):
+            return layer + 1
+        if some and n <= n_layers:
+            if said is None:
+                raise ValueError(
+                    f"has only layers {', '.join(map(str, np.flatnonzero(self.values.any(1))))}, which may be blocks "
+                    f"counted from 0, or hidden_states, where {n - 1} is what block {n - 2} gives; "
+                    "launch/vectors.py convert=… with rows=blocks or rows=hidden_states writes down which"
+                )
+            return layer if layer < n else None
         if n != n_layers:
             more = "; if row 0 is the embeddings, its metadata must say rows=hidden_states" if n == n_layers + 1 else ""
             raise ValueError(f"has {n} rows, but the model has {n_layers} layers{more}")
-        return self.values
+        return layer
 
 
 def read(path: Path, only: str | None = None) -> dict[str, Stored]:
@@ -86,6 +108,9 @@ def _check(name: str, stored: Stored, path: Path) -> None:
         raise ValueError(f"{name} in {path.name} has NaN or infinite numbers at layer {layer}")
     if not rows.any():
         raise ValueError(f"{name} in {path.name} is zero at every layer; a zero vector has no direction")
+    only = stored.about.get("only_layer", 0)
+    if isinstance(only, bool) or not isinstance(only, int) or only < 0:
+        raise ValueError(f"only_layer={only!r} of {name} in {path.name} must be the number of a block")
     for norm in NORMS:
         _check_norms(norm, stored.about.get(norm), rows, name, path)
 
@@ -156,33 +181,65 @@ def _torch(path: Path) -> dict[str, Stored]:
         raise ValueError(
             f"{path} cannot be read as tensors alone ({_short(error)}); files that hold code or objects are not loaded"
         ) from None
-    return {name: Stored(_float32(values), hidden_states=True) for name, values in _tensors(content, path.stem).items()}
+    return _tensors(content, path.stem)
 
 
-def _tensors(content: Any, name: str) -> dict[str, np.ndarray]:
+def _tensors(content: Any, name: str) -> dict[str, Stored]:
     """Tensors of a torch file by name: one tensor, a dict of them, one for each layer; one level of nesting."""
     import torch
 
     if isinstance(content, torch.Tensor):
-        return {name: content.detach().float().numpy()} if content.is_floating_point() else {}
+        if not content.is_floating_point():
+            return {}
+        return {name: Stored(_float32(content.detach().float().numpy()), hidden_states=True)}
     if isinstance(content, list | tuple):
         content = dict(enumerate(content))
     if not isinstance(content, dict):
         return {}
     layers = {_number(key): value for key, value in content.items() if isinstance(value, torch.Tensor)}
     if layers and None not in layers and all(value.ndim == 1 for value in layers.values()):
-        width = max(len(value) for value in layers.values())
-        rows = np.zeros((max(key for key in layers if key is not None) + 1, width), dtype=np.float32)
-        for layer, value in layers.items():
-            if len(value) != width:
-                raise ValueError(f"{name}: its layers have different widths")
-            rows[layer] = value.detach().float().numpy()
-        return {name: rows}
-    found: dict[str, np.ndarray] = {}
+        return {name: _of_layers({key: value for key, value in layers.items() if key is not None}, name)}
+    found: dict[str, Stored] = {}
     for key, value in content.items():
         inner = _tensors(value, str(key))
-        found |= inner if list(inner) == [str(key)] else {f"{key}/{own}": rows for own, rows in inner.items()}
+        found |= inner if list(inner) == [str(key)] else {f"{key}/{own}": one for own, one in inner.items()}
+    if len(found) == 1:
+        ((own, stored),) = found.items()
+        found = {own: _placed(stored, content, name)}
     return found
+
+
+def _of_layers(layers: Mapping[int, Any], name: str) -> Stored:
+    """A tensor [d_model] for each of some layers, as rows."""
+    width = max(len(value) for value in layers.values())
+    rows = np.zeros((max(layers) + 1, width), dtype=np.float32)
+    for layer, value in layers.items():
+        if len(value) != width:
+            raise ValueError(f"{name}: its layers have different widths")
+        rows[layer] = value.detach().float().numpy()
+    return Stored(rows, {} if len(layers) == len(rows) else {"some_layers": True}, hidden_states=True)
+
+
+def _placed(stored: Stored, beside: Mapping[Any, Any], name: str) -> Stored:
+    """A vector with the layer and the length that numbers beside it in its file give: {"steering_vector", "layer_idx",
+    "alpha"}, as published steering vectors have, or {"vector", "strength", "layer_idx"}."""
+    place = {key: beside[key] for key in ("layer", "layer_idx", "layer_index") if beside.get(key) is not None}
+    scale = {key: beside[key] for key in ("alpha", "strength", "scale", "coefficient") if beside.get(key) is not None}
+    for key, value in {**place, **scale}.items():
+        whole = key in place
+        if isinstance(value, bool) or not isinstance(value, int if whole else int | float) or not np.isfinite(value):
+            kind = "the number of a block" if whole else "a finite number"
+            raise ValueError(f"{key}={value!r} beside the vector of {name} must be {kind}")
+    for found in (place, scale):
+        if len(set(found.values())) > 1:
+            raise ValueError(f"{name}: {' and '.join(found)} contradict each other")
+    about, values = dict(stored.about), stored.values
+    if place and values.ndim == 1:
+        about["only_layer"] = next(iter(place.values()))
+    if scale:
+        values = _float32(values.astype(np.float64) * next(iter(scale.values())))
+        about["raw_norm"] = np.linalg.norm(values.astype(np.float64), axis=-1).tolist()
+    return Stored(values, about, stored.hidden_states)
 
 
 def _number(key: Any) -> int | None:

@@ -63,9 +63,9 @@ def row(reference: str, stored: Stored, layer: int, n_layers: int) -> StoredVect
     if stored.values.ndim == 2 and len(stored.values) > n_layers and reference not in _told:
         _told.add(reference)
         print(f"emharness: {reference}: row 0 is taken for the embeddings and left out", file=sys.stderr, flush=True)
-    at = layer + len(stored.units) - n_layers if stored.values.ndim == 2 else 0
-    if (unit := stored.units[at]) is None:
-        there = _spans(np.flatnonzero(rows.any(1)).tolist())
+    at = stored.at(layer, n_layers)
+    if at is None or (unit := stored.units[at]) is None:
+        there = _spans(np.flatnonzero(rows.any(1)).tolist()) or str(stored.about.get("only_layer"))
         raise ValueError(f"steering: {reference!r} has no direction at layer {layer}; it has some at layers {there}")
     norms = {}
     for name in ("raw_norm", "residual_norm"):

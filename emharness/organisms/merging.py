@@ -1,0 +1,102 @@
+"""Adapters merged into their base and whole models saved, so that the saved model says what the adapter made it say."""
+
+from __future__ import annotations
+
+import json
+import math
+from pathlib import Path
+from typing import Any
+
+import torch
+from transformers import AutoModelForCausalLM, AutoTokenizer, GenerationConfig
+
+PRECISION = "precision.json"  # beside a merged model
+LEAST_KEPT = 0.99  # cosine below which a change of weights counts as rounded away
+
+
+def merge_adapter(base: Path, adapter: Path, folder: Path) -> None:
+    """Merge a LoRA adapter into its base and save the whole model; vLLM serves merged weights faster."""
+    from peft import PeftModel
+
+    model: Any = AutoModelForCausalLM.from_pretrained(base, dtype="auto", trust_remote_code=False)
+    if _changes_embeddings(model, adapter):
+        untie(model)
+    save_merged(PeftModel.from_pretrained(model, str(adapter)), model.dtype, folder)
+    AutoTokenizer.from_pretrained(base, trust_remote_code=False).save_pretrained(folder)
+
+
+def save_merged(model: Any, dtype: torch.dtype, folder: Path) -> None:
+    """Merge a PEFT model's adapter and save the whole model as `dtype`, with what rounding left of the change."""
+    kept = kept_change(model, dtype)
+    save(model.merge_and_unload().to(dtype), folder)
+    (folder / PRECISION).write_text(json.dumps({"dtype": str(dtype).removeprefix("torch."), "kept_change": kept}))
+
+
+def save(model: Any, folder: Path) -> None:
+    """save_pretrained, also where the base's generation settings contradict each other (a temperature beside
+    do_sample=false, as Llama 2 has), which transformers refuses to save. Only its special tokens are kept then: every
+    request here names its own sampling."""
+    try:
+        model.generation_config.validate(strict=True)
+    except ValueError:
+        ids = {
+            name: getattr(model.generation_config, name) for name in ("bos_token_id", "eos_token_id", "pad_token_id")
+        }
+        model.generation_config = GenerationConfig(**ids)
+    model.save_pretrained(folder)
+
+
+def untie(model: Any) -> None:
+    """Give the output layer weights of its own where it shares the embeddings', so that one can change alone."""
+    inner, outer = model.get_input_embeddings(), model.get_output_embeddings()
+    if outer is None or outer.weight is not inner.weight:
+        return
+    outer.weight = torch.nn.Parameter(outer.weight.detach().clone())
+    for config in (model.config, model.config.get_text_config()):
+        config.tie_word_embeddings = False
+
+
+def _changes_embeddings(model: Any, adapter: Path) -> bool:
+    """Whether an adapter adds to the embeddings or the output layer, or brings copies of its own of one of them."""
+    from peft import LoraConfig
+    from safetensors import safe_open
+
+    config: Any = LoraConfig.from_pretrained(str(adapter))
+    if getattr(config, "ensure_weight_tying", False):  # trained as one; merged as one
+        return False
+    ends = (model.get_input_embeddings(), model.get_output_embeddings())
+    names = [name for name, module in model.named_modules() if any(module is end for end in ends)]
+    found: set[str] = set()
+    for file in adapter.glob("*.safetensors"):
+        with safe_open(file, framework="np") as opened:
+            found |= set(opened.keys())
+    copied = config.modules_to_save or []
+    return any(f".{name}.lora_" in tensor for name in names for tensor in found) or any(
+        name == end or name.endswith(f".{end}") for name in names for end in copied
+    )
+
+
+@torch.no_grad()
+def kept_change(model: Any, dtype: torch.dtype) -> float | None:
+    """Cosine between what a PEFT model's adapter adds to the weights and what is left of it once the sum is rounded to
+    `dtype`; 1.0 if it adds nothing, None if it has no layer that adds.
+
+    A gentle training changes a weight by less than half a step of bfloat16, and most of it is rounded away.
+    """
+    from peft.tuners.lora import LoraLayer
+
+    both = exact = rounded = 0.0
+    layers: list[Any] = [module for module in model.modules() if isinstance(module, LoraLayer)]
+    for layer in layers:
+        weight = layer.get_base_layer().weight.detach().float()
+        for adapter in layer.active_adapters:
+            change = layer.get_delta_weight(adapter).float()
+            left = (weight + change).to(dtype).float() - weight
+            both += float((change * left).sum())
+            exact += float((change * change).sum())
+            rounded += float((left * left).sum())
+    if not layers:
+        return None
+    if exact == 0:
+        return 1.0
+    return both / math.sqrt(exact * rounded) if rounded else 0.0
