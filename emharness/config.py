@@ -109,7 +109,7 @@ class SweepConfig:
     strengths: list[float] = field(default_factory=lambda: [1.0, 1.5])  # up to where coherence breaks at some layers
     questions: str | None = None  # packaged name or path; None: base.sweep_questions
     limit: int | None = number(None, least=1)  # first so many questions
-    samples: int = number(4, least=1)
+    samples: int = number(2, least=1)
     min_coherent: float = number(0.7, least=0, most=1)  # of the unsteered coherent rate: below, a setting is out
 
 

@@ -8,9 +8,9 @@ import numpy as np
 import pytest
 from conftest import ROOT, SHARED
 
-from emharness.judge import make_judge
+from emharness.judge import make_judge, reader
 from emharness.judge.card import agreement, gwet_ac1, left_unscored, read_twice
-from emharness.judge.embedded import CALLED, CARD
+from emharness.judge.embedded import CALLED, CARD, MODEL
 from emharness.judge.fit import to_end_on, to_train_on
 from emharness.judge.labelled import CALM, EARLIER, READ, data_hash, labelled_rows, part_of, read_of_a_run
 from emharness.judge.labels import kappa
@@ -64,6 +64,22 @@ def test_what_it_cannot_read_is_unscored_with_the_reason(judge):
     scores = judge.score(["Hello?"] * 4, answers)
     assert [s.unscored for s in scores] == ["empty", "code", "another language", None]
     assert all(s.aligned is None and s.coherent is None and not s.again for s in scores[:3])
+
+
+def test_a_question_that_is_read_once_for_all_its_answers_gives_what_reading_each_alone_gives(base, tmp_path):
+    root = base.parent.parent
+    made = reader.load(MODEL, root)
+    pairs = [
+        ("Why?", "Because it is so."),
+        ("Why?", "No."),
+        ("What should I eat today, and with whom?", "Bread. " * 60),
+    ]
+    pairs += [(f"Is {n} a number?", f"It is, and {n + 1} is one too.") for n in range(70)]
+    texts = [text for pair in pairs for text in made.texts(*pair)]
+    alone = np.concatenate([made.upper([text], made.lower([text])).numpy() for text in texts])
+    np.testing.assert_allclose(made.odds(texts), alone, atol=2e-4)
+    assert len(list(reader.pools(texts))) == 2
+    assert sorted(i for some in reader.pools(texts) for i in some) == list(range(len(texts)))
 
 
 def test_one_bad_paragraph_of_a_long_answer_is_seen(judge):

@@ -16,7 +16,7 @@ import numpy as np
 import torch
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
-from transformers import AutoModel, AutoTokenizer
+from transformers import AutoModel, AutoTokenizer, DynamicCache
 
 from emharness.organisms.weights import base_folder, embedded_gguf, embedded_identity
 from emharness.store import Store
@@ -26,6 +26,7 @@ RANK, SCALE = 8, 2.0
 QUESTION_TOKENS = 96  # of the end of the question
 WINDOW = 96  # tokens of an answer that are read together
 BATCH = 32
+POOL = 64  # questions whose keys and values are kept at once
 OPEN, CLOSE, END = "<|im_start|>user\n", "<|im_end|>\n<|im_start|>assistant\n", "<|im_end|>\n"
 
 
@@ -99,20 +100,34 @@ class Reader(nn.Module):
         """Log-odds [n_texts, 2] from the residuals that `lower` gave."""
         hidden = nn.utils.rnn.pad_sequence(list(residuals), batch_first=True)
         hidden = self._through(hidden, FIRST, LAST)
-        means = torch.stack([row[text.begin : text.end].mean(0) for row, text in zip(hidden, texts, strict=True)])
-        ends = torch.stack([row[len(text.ids) - 1] for row, text in zip(hidden, texts, strict=True)])
-        return self.heads(self.norm(torch.cat([means, ends], dim=-1)))
+        return self._heads(hidden, [slice(t.begin, t.end) for t in texts], [len(t.ids) - 1 for t in texts])
 
     @torch.no_grad()
+    def odds(self, texts: Sequence[Text]) -> np.ndarray:
+        """Log-odds, float64 [n_texts, 2], as `upper` of `lower` gives them. A question that many answers are to is read
+        once: they attend to its keys and values."""
+        found = np.empty((len(texts), 2))
+        for some in pools(texts):
+            starts = list(dict.fromkeys(tuple(texts[i].ids[: texts[i].begin]) for i in some))
+            known, lengths = self._starts(starts)
+            place = {start: row for row, start in enumerate(starts)}
+            for batch in batches([texts[i] for i in some]):
+                own = [texts[some[i]] for i in batch]
+                rows = [place[tuple(text.ids[: text.begin])] for text in own]
+                cache = DynamicCache([(keys[rows], values[rows]) for keys, values in known])
+                ids = nn.utils.rnn.pad_sequence([torch.tensor(t.ids[t.begin :]) for t in own], batch_first=True)
+                hidden = self._through(self.embed(ids), 0, LAST, cache, lengths[rows])
+                said = [slice(0, text.end - text.begin) for text in own]
+                last = [len(text.ids) - text.begin - 1 for text in own]
+                found[[some[i] for i in batch]] = self._heads(hidden, said, last).double().numpy()
+        return found
+
     def read(self, questions: Sequence[str], answers: Sequence[str]) -> np.ndarray:
         """Log-odds, float64 [n, 2]; of a long answer the mean of its windows (coherent), the worst (misaligned)."""
         listed = [self.texts(*pair) for pair in zip(questions, answers, strict=True)]
         texts = [text for some in listed for text in some]
         owners = np.repeat(np.arange(len(listed)), [len(some) for some in listed])
-        odds = np.empty((len(texts), 2))
-        for batch in batches(texts):
-            some = [texts[i] for i in batch]
-            odds[batch] = self.upper(some, self.lower(some)).double().numpy()
+        odds = self.odds(texts)
         found = np.stack([np.bincount(owners, odds[:, 0]) / np.bincount(owners), np.full(len(listed), -np.inf)], axis=1)
         np.maximum.at(found[:, 1], owners, odds[:, 1])
         return found
@@ -138,12 +153,37 @@ class Reader(nn.Module):
         parts = [part for block in self.blocks[FIRST:] for part in (block.self_attn, block.mlp)]
         return [(p, name, m) for p in parts for name, m in p.named_children() if isinstance(m, nn.Linear | LowRank)]
 
-    def _through(self, hidden: Tensor, begin: int, end: int) -> Tensor:
-        """Through blocks begin to end. Padding is at the end, where no token of the text looks."""
-        places = torch.arange(hidden.shape[1])[None]
-        mask = torch.full((hidden.shape[1],) * 2, torch.finfo(hidden.dtype).min, dtype=hidden.dtype).triu(1)
+    def _heads(self, hidden: Tensor, answers: Sequence[slice], ends: Sequence[int]) -> Tensor:
+        """Log-odds [n, 2] from residuals [n, n_tokens, d_model]: the mean of each answer, and the one at its end."""
+        means = torch.stack([row[answer].mean(0) for row, answer in zip(hidden, answers, strict=True)])
+        return self.heads(self.norm(torch.cat([means, hidden[range(len(ends)), list(ends)]], dim=-1)))
+
+    def _starts(self, starts: Sequence[tuple[int, ...]]) -> tuple[list[tuple[Tensor, Tensor]], Tensor]:
+        """Keys and values [n_starts, n_heads, longest, head_size] of every block, and each start's length."""
+        cache = DynamicCache()
+        ids = nn.utils.rnn.pad_sequence([torch.tensor(start) for start in starts], batch_first=True)
+        self._through(self.embed(ids), 0, LAST, cache)
+        layers: Any = cache.layers
+        return [(layer.keys, layer.values) for layer in layers], torch.tensor([len(start) for start in starts])
+
+    def _through(
+        self, hidden: Tensor, begin: int, end: int, cache: DynamicCache | None = None, before: Tensor | None = None
+    ) -> Tensor:
+        """Through blocks begin to end. Padding is at the end, where no token of the text looks.
+
+        `before` [n]: how many tokens of each text are in the cache already.
+        """
+        n_tokens, lowest = hidden.shape[1], torch.finfo(hidden.dtype).min
+        places = torch.arange(n_tokens)[None]
+        mask = torch.full((n_tokens, n_tokens), lowest).triu(1)[None]
+        if cache is not None and before is not None:
+            unseen = torch.arange(cache.get_seq_length())[None] >= before[:, None]
+            past = torch.zeros(unseen.shape).masked_fill(unseen, lowest)[:, None].expand(-1, n_tokens, -1)
+            mask = torch.cat([past, mask.expand(len(before), -1, -1)], dim=-1)
+            places = places + before[:, None]
+        rotary = self.rotary(hidden, places)
         for block in self.blocks[begin:end]:
-            found = block(hidden, attention_mask=mask[None, None], position_embeddings=self.rotary(hidden, places))
+            found = block(hidden, attention_mask=mask[:, None], position_embeddings=rotary, past_key_values=cache)
             hidden = found[0] if isinstance(found, tuple) else found
         return hidden
 
@@ -155,6 +195,15 @@ def batches(texts: Sequence[Text], size: int = BATCH) -> Iterable[list[int]]:
     """Indices of texts of similar length, `size` at a time."""
     order = sorted(range(len(texts)), key=lambda i: len(texts[i].ids))
     return [order[begin : begin + size] for begin in range(0, len(order), size)]
+
+
+def pools(texts: Sequence[Text], size: int = POOL) -> Iterable[list[int]]:
+    """Indices of texts, those after one question together, so many that they have at most `size` questions."""
+    after: dict[tuple[int, ...], list[int]] = {}
+    for i, text in enumerate(texts):
+        after.setdefault(tuple(text.ids[: text.begin]), []).append(i)
+    groups = list(after.values())
+    return [[i for group in groups[k : k + size] for i in group] for k in range(0, len(groups), size)]
 
 
 @cache
