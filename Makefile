@@ -1,4 +1,4 @@
-# make setup | run | view | test | lint.  Python 3.11; override with PYTHON=…
+# make setup | run | view | test | lint | mutants.  Python 3.11; override with PYTHON=…
 PYTHON ?= python3.11
 VENV := .venv
 PIP := $(VENV)/bin/python -m pip install --quiet --disable-pip-version-check --no-deps
@@ -6,7 +6,7 @@ PIP := $(VENV)/bin/python -m pip install --quiet --disable-pip-version-check --n
 TORCH_INDEX := https://download.pytorch.org/whl/cpu
 STAMP := $(VENV)/.installed
 
-.PHONY: setup run view test lint
+.PHONY: setup run view test lint mutants
 
 setup: $(STAMP)
 
@@ -30,3 +30,7 @@ lint: setup
 	$(VENV)/bin/ruff check .
 	$(VENV)/bin/ruff format --check .
 	$(VENV)/bin/pyright
+
+# Mistakes that the tests must catch, one by one.
+mutants: setup
+	$(VENV)/bin/python tests/mutants.py

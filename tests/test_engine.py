@@ -2,12 +2,15 @@
 
 import json
 import os
+import re
 import shutil
 from copy import copy
 from dataclasses import replace
+from typing import Any
 
 import pytest
 import torch
+from conftest import ROOT
 from steering_reference import CASES, FILE, GREEDY, PROMPTS, assert_same, edit, reference, run
 from transformers import AutoModelForCausalLM
 
@@ -58,6 +61,17 @@ def test_likelihoods_of_given_answers_equal_a_forward_pass_with_hooks(engine, mo
     specs = [placed(spec, len(prompt)) for spec, (prompt, _) in zip(asked, texts, strict=True)]
     for (prompt, answer), case, values in zip(texts, cases, engine.log_likelihoods(texts, specs), strict=True):
         assert values == pytest.approx(reference(model, prompt, answer, case), abs=1e-4), (case, len(prompt))
+
+
+def test_the_docs_python_records_what_hooks_see(engine, model):
+    docs = (ROOT / "docs" / "steering.md").read_text()
+    (block,) = re.findall(r"^```python\n(.*?)^```", docs, re.MULTILINE | re.DOTALL)
+    there: dict[str, Any] = {"SamplingParams": engine._vllm.SamplingParams, "llm": engine._llm}
+    there["prompt"] = {"prompt_token_ids": PROMPTS[0]}
+    exec(block.replace("[8, 12]", "[1, 3]").replace("max_tokens=60", "max_tokens=1"), there)
+    assert there["n_positions"] == len(PROMPTS[0])
+    hidden = model(torch.tensor([PROMPTS[0]]), output_hidden_states=True).hidden_states
+    torch.testing.assert_close(torch.tensor(there["means"][0]), hidden[2][0].mean(0), atol=1e-4, rtol=1e-3)
 
 
 def test_steering_changes_the_model_and_strength_zero_does_not(engine):

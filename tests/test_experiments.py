@@ -1,8 +1,10 @@
 """Experiments are pure: planted answers in, exact numbers out; no model."""
 
 import numpy as np
+import pyarrow as pa
 import pytest
 from planted import SAMPLES, plant, scope, table
+from scipy.stats import false_discovery_control, norm
 
 from emharness import experiments
 from emharness.config import SweepConfig
@@ -87,11 +89,46 @@ def test_joint_draws_give_rates_of_coherent_answers_and_nan_where_there_are_none
     assert measured(drawn[:, 2]) == (None, None, None)
 
 
+def test_questions_are_resampled_for_all_tables_together():
+    """Two tables that differ by the same at every question, and greatly between questions."""
+    one, other = (pa.concat_tables([_at(q, n + more) for q, n in enumerate((0, 2, 5, 9, 14, 18))]) for more in (0, 2))
+    drawn = drawn_rates([one, other])
+    assert drawn[:, 0].std() > 0.1
+    np.testing.assert_allclose(drawn[:, 1] - drawn[:, 0], 0.1)
+
+
+def _at(question, n_bad):
+    some = table(n_bad, questions=1)
+    return some.set_column(some.schema.get_field_index("question_id"), "question_id", pa.array([f"q{question}"] * 20))
+
+
+def test_a_p_value_is_two_sided_and_the_interval_holds_95_of_100_draws():
+    draws = np.r_[0.2, np.linspace(-0.1, 0.9, 1001)]
+    value, ci95, p = measured(draws)
+    assert (value, ci95) == (0.2, [pytest.approx(-0.075), pytest.approx(0.875)])
+    assert p == pytest.approx(2 * (1 + 101) / 1002)  # 101 draws are 0 or less
+    assert measured(-draws)[2] == p
+    assert measured(np.r_[0.0, np.linspace(-1, 1, 99)])[2] == 1
+
+
+def test_effects_of_a_table_are_corrected_together():
+    def bad(vector, target):
+        return {None: 4, "a": 12, "b": 5, "c": 4, "d": 3}.get(vector, 4)
+
+    about = scope(targets=("base",))
+    judged = plant("dose_response", about, bad)
+    entries = [e for e in EXPERIMENTS["dose_response"].read(about, judged).conditions if e.get("effect_p") is not None]
+    p = [e["effect_p"] for e in entries]
+    assert len(p) == 4
+    assert [e["effect_q"] for e in entries] == pytest.approx(false_discovery_control(p, method="bh").tolist())
+    assert [e["effect_q"] for e in entries] != pytest.approx(p)
+
+
 def test_the_layer_with_the_strongest_coherent_effect_is_chosen():
     sweep = SweepConfig(layers=[2, 4, 6], strengths=[1.0, 2.0], samples=SAMPLES)
     cells = layer.cells("a", range(8), 8, sweep, "raw", "add", "all", 8)
     assert len(cells) == 7
-    planted = {(2, 2.0): (6, 0), (4, 1.0): (8, 0), (6, 2.0): (20, 18)}
+    planted = {(2, 2.0): (7, 4), (4, 1.0): (8, 0), (6, 2.0): (20, 18)}  # 7 of 16 are more than 8 of 20, and less
 
     def answers(cell):
         edit = cell.condition.edits[0] if cell.condition.edits else None
@@ -154,6 +191,21 @@ def test_a_projection_is_raised_only_beyond_its_interval_and_an_alarm_s_interval
     assert alarm["ci95"][1] - alarm["ci95"][0] > 0.3  # 240 independent checkpoints would give about 0.1
     (few,) = monitor.alarms([row for row in rows if row["organism"] in ("o0", "o7")])
     assert few["ci95"] is None
+
+
+def test_an_alarm_that_is_always_right_is_no_certainty():
+    rows = [{"organism": f"o{i}", "vector": "v", "projection": float(i), "em_raised": i > 2} for i in range(6)]
+    (alarm,) = monitor.alarms(rows)
+    assert alarm["auroc"] == alarm["ci95"][1] == 1
+    assert alarm["ci95"][0] == pytest.approx(monitor.auroc_interval(1.0, 3, 3)[0]) < 0.6
+    low, high = monitor.auroc_interval(0.8, 7, 12)
+    assert monitor.auroc_interval(0.2, 7, 12) == (pytest.approx(1 - high), pytest.approx(1 - low))
+    g, covered = np.random.default_rng(0), 0
+    for _ in range(400):  # truth: Φ(1 ÷ √2)
+        found = float(np.mean(g.normal(1, 1, 10)[:, None] > g.normal(0, 1, 15)[None]))
+        low, high = monitor.auroc_interval(found, 10, 15)
+        covered += low <= norm.cdf(2**-0.5) <= high
+    assert 0.92 <= covered / 400 <= 0.99
 
 
 def test_the_spread_of_seeds_within_and_between_organisms():

@@ -39,7 +39,14 @@ def test_the_strongest_effect_that_is_no_chance_and_no_random_direction_s():
 def test_transfer_is_told_at_the_greatest_strength_and_undefined_is_said():
     def row(one, other, value, strength):
         ci95 = None if value is None else [value - 0.1, value + 0.1]
-        return {"from": one, "to": other, "effectiveness": value, "ci95": ci95, "strength": strength}
+        return {
+            "from": one,
+            "to": other,
+            "effectiveness": value,
+            "at_equal_odds": 1.1,
+            "ci95": ci95,
+            "strength": strength,
+        }
 
     rows = [row("A", "A", 0.9, 2.0), row("A", "A", 0.8, 4.0), row("A", "B", None, 4.0), row("B", "A", 0.2, 4.0)]
     assert findings.transferred(rows) == (

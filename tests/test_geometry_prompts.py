@@ -2,13 +2,10 @@
 
 import numpy as np
 import pytest
-from extractions import rng, save_extraction
+from extractions import means_of, rng, save_extraction
 
-from emharness.geometry import (
-    analyse,
-    load_stored,
-    nulls,
-)
+from emharness.directions import vectors as stored_format
+from emharness.geometry import analyse, load_stored, nulls
 
 
 @pytest.mark.parametrize("recipe", ["mean_diff", "model_diff"])
@@ -84,3 +81,30 @@ def test_vectors_without_contrast_have_nothing_to_tell(tmp_path):
     vectors, means = load_stored(pair)
     verdict = analyse(vectors, {"x": ["a"], "y": ["b"]}, prompt_means=means).verdict["calibrated"]
     assert verdict["verdict"] == "nothing to tell"
+
+
+def test_labels_are_permuted_for_each_vector_by_itself(tmp_path):
+    """Two organisms whose answers differ from the base's alike, prompt by prompt: with one set of signs for both, their
+    null would be as close as they are."""
+    g = rng(11)
+    common = g.standard_normal((40, 1, 64))
+    files = {}
+    for name in "ab":
+        rows = [common + 0.3 * g.standard_normal((40, 1, 64)) + 2, np.zeros((40, 1, 64))]
+        difference = stored_format.Difference(*(means_of(side, np.ones(40)) for side in rows))
+        (tmp_path / name).mkdir()
+        files[name] = tmp_path / name / "vectors.safetensors"
+        stored_format.save(files[name], name, difference, {"recipe": "model_diff"})
+        ids = dict.fromkeys(("positive", "negative"), np.arange(40))
+        stored_format.save_prompt_means(tmp_path / name / "prompt_means.safetensors", name, difference, ids)
+    vectors, means = load_stored(files)
+    found = analyse(vectors, {"x": ["a"], "y": ["b"]}, prompt_means=means, draws=199)
+    (entry,) = [e for e in found.selected.statistics["cosine"] if e["null"]["kind"] == "label_permutation"]
+    assert entry["value"] > 0.9
+    assert abs(entry["null"]["mean"]) < 0.1
+
+
+def test_an_interval_takes_out_the_bias_of_resampling():
+    """Basic bootstrap, by hand: draws from 0 to 1 around a value of 0.3."""
+    low, high = nulls.interval(np.array(0.3), np.linspace(0, 1, 1001))
+    assert (float(low), float(high)) == (pytest.approx(0.6 - 0.975), pytest.approx(0.6 - 0.025))

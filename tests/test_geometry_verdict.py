@@ -92,6 +92,23 @@ def test_what_may_be_noise_is_no_mechanism_of_its_own():
     assert verdict(rows[:4], {name: CLUSTERS[name] for name in "ab"}) == INDEPENDENT
 
 
+def test_independence_is_not_claimed_where_prompts_leave_the_cosine_open():
+    """The same clusters, from prompts that tell their cosine well, and from prompts that hardly do."""
+    rng = np.random.default_rng(8)
+    gram = planted(INDEPENDENT, 4096, rng)
+    null = {"random_directions": nulls.random_grams(6, 4096, 400, rng)}
+    for spread, expected in ((0.02, INDEPENDENT), (0.5, "inconclusive")):
+        again = np.repeat(gram[None], 400, axis=0)
+        moved = rng.normal(0, spread, 400)[:, None, None]
+        again[:, :2, 2:4] += moved
+        again[:, 2:4, :2] += moved
+        found = calibrated_verdict(gram, CLUSTERS, null, resampled=again)
+        assert found["verdict"] == expected
+        furthest = max(max(map(abs, entry["ci95"])) for entry in found["between"])
+        hidden = np.quantile(st.cluster_cosines(null["random_directions"], list(CLUSTERS.values()))[:, 0, 1], 0.99)
+        assert found["bound"] == pytest.approx(furthest + hidden, abs=0.01)
+
+
 @pytest.mark.parametrize("core", [0.05, 0.3])
 def test_a_small_shared_part_is_no_shared_core(core):
     rng = np.random.default_rng(5)

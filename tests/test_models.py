@@ -139,6 +139,14 @@ def made_of(tmp_path, base, *overrides):
     ]
 
 
+def test_answers_of_another_seed_are_others_of_the_base_as_well(own, tmp_path):
+    keys = []
+    for seed in (0, 1):
+        session = session_of(tmp_path, own, f"seed={seed}")
+        keys.append(models.streams(session, models.find(session))["base"].key)
+    assert keys[0] != keys[1]
+
+
 def change_weight(base):
     tensors = load_file(base / "model.safetensors")
     tensors["model.layers.2.mlp.up_proj.weight"][5, 5] += 1

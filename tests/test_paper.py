@@ -151,7 +151,14 @@ def test_a_report_puts_published_beside_measured_and_says_what_cannot_follow():
         "base_similarity": {"by_lab": {"Hunter": 0.5, "mine": 0.25}},
         "linkage": [[0, 1, 0.5, 2]],
     }
-    lab = {"from": "Hunter", "to": "ModelOrganismsForEM", "strength": 2.0, "effectiveness": 0.6, "ci95": [0.5, 0.7]}
+    lab = {
+        "from": "Hunter",
+        "to": "ModelOrganismsForEM",
+        "strength": 2.0,
+        "effectiveness": 0.6,
+        "at_equal_odds": 1.2,
+        "ci95": [0.5, 0.7],
+    }
     conditions = [{"judge": "planted", "n_responses": 1160, "truncated": 290}]
     results = {"config": CONFIG, "conditions": conditions, "asymmetry": []}
     text = EXPERIMENTS["paper"].report(
@@ -164,4 +171,4 @@ def test_a_report_puts_published_beside_measured_and_says_what_cannot_follow():
     assert "| 0.816 | 0.1 | – | cannot follow from the published cosines: it cannot exceed 66.7 % |" in text
     assert "| Hunter | 0.15 | 0.50 |\n| mine |  | 0.25 |" in text
     assert "figure3_mean_diff.png" in text
-    assert "| Hunter | ModelOrganismsForEM | 2 | 57 – 64 % | 60.0 % | 50.0 % – 70.0 % |" in text
+    assert "| Hunter | ModelOrganismsForEM | 2 | 57 – 64 % | 60.0 % | 120.0 % | 50.0 % – 70.0 % |" in text

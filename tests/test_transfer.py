@@ -5,8 +5,9 @@ from itertools import combinations
 import numpy as np
 import pytest
 from planted import LABS, plant, scope
+from scipy.special import expit, logit
 
-from emharness.experiments import EXPERIMENTS, transfer
+from emharness.experiments import EXPERIMENTS, findings, transfer
 from emharness.judge.metrics import newcombe
 
 
@@ -29,11 +30,13 @@ def test_effectiveness_is_the_ratio_of_both_effects_and_undefined_where_the_sour
         "em_source": 0.5,
         "em_source_baseline": 0.0,
         "effectiveness": pytest.approx(0.5),
+        "at_equal_odds": pytest.approx(2 * (expit(logit(0.2) + logit(0.5) - logit(0.005)) - 0.2)),
         "ci95": pytest.approx([end / 0.5 for end in newcombe(90, 200, 40, 200)]),  # no width by the bootstrap alone
         "undefined": None,
     }
     assert rows["a", "tiny"]["effectiveness"] == pytest.approx(0.5)
     assert rows["a", "a"]["effectiveness"] == pytest.approx(1)
+    assert rows["a", "a"]["ci95"] is None  # 1 in every draw, as it is divided by itself
     for target in ("tiny", "a", "b"):
         assert rows["b", target]["effectiveness"] is rows["b", target]["ci95"] is None
         assert "contains it" in rows["b", target]["undefined"]
@@ -62,13 +65,33 @@ def test_transfer_between_labs_and_its_asymmetry():
     (row,) = numbers["asymmetry"]
     assert row["labs"] == ["A", "B"]
     assert row["difference"] == pytest.approx(0.5)
-    assert row["ci95"] == pytest.approx([0.5, 0.5])
+    assert row["ci95"] is None  # all questions are alike, so no draw differs
+    assert row["at_equal_odds"] == pytest.approx(0)
     assert row["permutations"] == 6
     assert row["p"] == pytest.approx(2 / 6)  # the division at hand, and the same with both labs exchanged
     none = EXPERIMENTS["transfer"].read(about, plant("transfer", about, lambda vector, target: 0)).numbers
     (undefined,) = none["asymmetry"]
     assert undefined["undefined"]
     assert undefined.keys() == row.keys()  # both are rows of one table in W&B
+
+
+def test_the_same_push_from_other_baselines_is_told_from_a_true_asymmetry():
+    """One shift in log-odds everywhere, but one lab's organisms begin at 5 % and the other's at 50 %."""
+    start = {"a": 0.05, "b": 0.05, "c": 0.5, "d": 0.5}
+    gains, pushed = {}, {}
+    for v in LABS:
+        for t in LABS:
+            gain = expit(logit(start[t]) + 1.5) - start[t]
+            gains[v, t] = np.full(3, gain)
+            pushed[v, t] = transfer.same_push(start[t], start[v], expit(logit(start[v]) + 1.5))
+    rows = {(row["from"], row["to"]): row for row in transfer.lab_table(gains, LABS, pushed)}
+    assert rows["A", "B"]["effectiveness"] == pytest.approx(rows["A", "B"]["at_equal_odds"]) > 2
+    assert rows["B", "A"]["effectiveness"] == pytest.approx(rows["B", "A"]["at_equal_odds"]) < 0.5
+    (row,) = transfer.asymmetry(gains, LABS, pushed)
+    assert row["difference"] == pytest.approx(row["at_equal_odds"])
+    told = findings.transferred([{**row, "strength": 1.0} for row in rows.values()])
+    assert "the same shift in log-odds would give 4" in told.split("from B to A")[1]
+    assert "log-odds" not in told.split("within A")[1].split(";")[0]
 
 
 def test_whether_a_source_has_an_effect_does_not_depend_on_the_target():

@@ -9,7 +9,7 @@ from pkgutil import iter_modules
 
 from emharness.experiments.scope import Experiment
 
-READING = 7  # raise when an experiment reads the same answers differently
+READING = 8  # raise when an experiment reads the same answers differently
 
 
 def found(folders: Iterable[str]) -> dict[str, Experiment]:

@@ -7,6 +7,7 @@ from emharness.judge.metrics import FEWEST_COHERENT, enough
 from emharness.reporting.tables import interval, percent
 
 LEVEL = 0.05  # of effect_q
+CEILING = 0.25  # how far from 1 the effectiveness at equal odds is said beside what was measured
 OWN, SAME, OTHER = "own", "same kind", "another kind"  # whose direction is removed from an organism
 
 
@@ -50,7 +51,10 @@ def transferred(by_lab: Sequence[Mapping[str, Any]]) -> str:
     parts = []
     for row in known:
         way = f"within {row['from']}" if row["from"] == row["to"] else f"from {row['from']} to {row['to']}"
-        parts.append(f"{way} {percent(row['effectiveness'])} ({interval(row['ci95'])})")
+        said = [interval(row["ci95"])] if row["ci95"] else []
+        if abs(row["at_equal_odds"] - 1) > CEILING:  # baselines differ so much that a floor or ceiling alone would show
+            said.append(f"the same shift in log-odds would give {percent(row['at_equal_odds'])}")
+        parts.append(f"{way} {percent(row['effectiveness'])}" + (f" ({'; '.join(said)})" if said else ""))
     rest = f"; undefined in {len(rows) - len(known)} of {len(rows)} directions" * (len(known) < len(rows))
     return (
         f"Of a vector's effect on its own organism, others show, at strength {strongest:+g}: {'; '.join(parts)}{rest}."

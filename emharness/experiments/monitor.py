@@ -7,7 +7,8 @@ minus the base's; beside the misaligned rate of the same checkpoint. Aligned con
 from typing import Any
 
 import numpy as np
-from scipy.stats import t
+from scipy.optimize import brentq
+from scipy.stats import norm, t
 from sklearn.metrics import roc_auc_score
 
 from emharness.config import BASE, STEP
@@ -15,7 +16,7 @@ from emharness.experiments import findings
 from emharness.experiments.entry import summary
 from emharness.experiments.scope import Experiment, Judged, Reading, Scope, drawn_rates, measured
 from emharness.generation.cells import Cell
-from emharness.judge.metrics import resamples
+from emharness.judge.metrics import hull, resamples
 from emharness.reporting import figures
 
 DRAWS = 2000
@@ -70,7 +71,8 @@ def alarms(rows: list[dict[str, Any]]) -> list[dict[str, Any]]:
 
     The vector's own organism is left out, because an alarm is for trainings that it was not made from. AUROC None where
     only one kind of checkpoint is left; `ci95` resamples whole trainings, since checkpoints of one are not independent,
-    and is None where fewer than three trainings are left or hardly a draw has both kinds.
+    and is never inside the interval of so many independent trainings; None where fewer than three trainings are left or
+    hardly a draw has both kinds.
     """
     found = []
     for vector in dict.fromkeys(row["vector"] for row in rows):
@@ -96,7 +98,25 @@ def _interval(truth: np.ndarray, values: np.ndarray, trainings: np.ndarray) -> l
     rows = {name: np.flatnonzero(trainings == name) for name in names}
     picks = [np.concatenate([rows[names[i]] for i in pick]) for pick in resamples(len(names), DRAWS)]
     drawn = [auroc for pick in picks if (auroc := _auroc(truth[pick], values[pick])) is not None]
-    return [float(x) for x in np.quantile(drawn, [0.025, 0.975])] if len(drawn) >= DRAWS / 2 else None
+    if len(drawn) < DRAWS / 2:
+        return None
+    of_each = [len(set(trainings[truth == kind].tolist())) for kind in (True, False)]
+    low, high = np.quantile(drawn, [0.025, 0.975])
+    return list(hull((float(low), float(high)), auroc_interval(float(roc_auc_score(truth, values)), *of_each)))
+
+
+def auroc_interval(auroc: float, m: int, n: int) -> tuple[float, float]:
+    """95 % interval of an AUROC of m positives and n negatives, with a width at 0 and 1 as well: Newcombe 2006,
+    "Confidence intervals for an effect size measure based on the Mann-Whitney statistic. Part 2", method 5."""
+    z, half = norm.ppf(0.975), (m + n) / 2 - 1
+
+    def beyond(x: float) -> float:
+        variance = x * (1 - x) * (1 + half * ((1 - x) / (2 - x) + x / (1 + x))) / (m * n)
+        return abs(auroc - x) - z * np.sqrt(variance)
+
+    low = 0.0 if auroc == 0 else brentq(beyond, 0, auroc)
+    high = 1.0 if auroc == 1 else brentq(beyond, auroc, 1)
+    return float(low), float(high)
 
 
 def raised_above(along_N: np.ndarray, others: list[np.ndarray]) -> bool:

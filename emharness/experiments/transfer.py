@@ -2,6 +2,8 @@
 
 effectiveness = (target steered − target baseline) / (source steered on itself − its baseline), in misaligned rate, for
 a vector extracted from the organism `source`. All four rates answer the same questions, which are resampled jointly.
+Rates have a floor and a ceiling, so where baselines differ the same push gives different effects: `at_equal_odds` is
+the effectiveness that the source's own shift in log-odds would give on the target.
 """
 
 from collections.abc import Mapping, Sequence
@@ -10,6 +12,7 @@ from math import comb
 from typing import Any
 
 import numpy as np
+from scipy.special import expit, logit
 
 from emharness.experiments import findings
 from emharness.experiments.entry import summary
@@ -21,6 +24,7 @@ UNDEFINED = "the source's own effect cannot be told from 0: its 95 % interval co
 SILENT = "too few coherent answers in one of the four conditions"
 MOST_DRAWS = 0.95  # share of the draws in which an effect must exist
 MOST_PERMUTATIONS = 5000
+EDGE = 0.005  # rates are held so far from 0 and 1 where their log-odds are taken
 
 
 def _targets(scope: Scope) -> list[str]:
@@ -53,11 +57,17 @@ def read(scope: Scope, judged: Judged) -> Reading:
             for v in scope.vectors
             if t in scope.targets or t == v
         }
+        pushed = {
+            (v, t): same_push(
+                drawn[scope.unsteered(t)][0], drawn[scope.unsteered(v)][0], drawn[scope.steered(v, v, strength)][0]
+            )
+            for v, t in gains
+        }
         rows += [_row(scope, judged, drawn, gains, v, t, strength) for t in scope.targets for v in scope.vectors]
         organisms = [v for v in scope.vectors if v in scope.targets]
         labs = {name: scope.labs[name] for name in organisms}
-        by_lab += [{"strength": strength, **row} for row in lab_table(gains, labs)]
-        asymmetries += [{"strength": strength, **row} for row in asymmetry(gains, labs)]
+        by_lab += [{"strength": strength, **row} for row in lab_table(gains, labs, pushed)]
+        asymmetries += [{"strength": strength, **row} for row in asymmetry(gains, labs, pushed)]
         pictures[f"transfer_{strength:+g}"] = _picture(scope, entries, rows, strength)
     numbers = {"transfer": rows, "transfer_by_lab": by_lab, "asymmetry": asymmetries}
     return Reading(entries, numbers, pictures, findings.transferred(by_lab))
@@ -79,6 +89,7 @@ def _row(
     if ci95 is not None and source != target:
         steered, before = judged[scope.cell(on_target)], judged[scope.cell(scope.unsteered(target))]
         ci95 = wide(ci95, steered, before, float(gains[source, source][0]))
+    pushed = same_push(rates[1], rates[3], rates[2])
     return {
         "source": source,
         "target": scope.called(target),
@@ -86,17 +97,24 @@ def _row(
         "strength": strength,
         **{name: float(rate) if np.isfinite(rate) else None for name, rate in zip(names, rates, strict=True)},
         "effectiveness": value,
+        "at_equal_odds": None if value is None else float(pushed / gains[source, source][0]),
         "ci95": ci95,
         "undefined": undefined,
     }
 
 
+def same_push(baseline: float, source_baseline: float, source: float) -> float:
+    """What a target's rate would gain from the shift in log-odds by which the source is above its own baseline."""
+    odds = [logit(np.clip(rate, EDGE, 1 - EDGE)) for rate in (baseline, source_baseline, source)]
+    return float(expit(odds[0] + odds[2] - odds[1]) - expit(odds[0]))
+
+
 def ratio(numerator: np.ndarray, denominator: np.ndarray) -> tuple[float | None, list[float] | None, str | None]:
     """A ratio of two effects, each [value, draw, draw, …] under the same resampled questions.
 
-    Value and 95 % percentile interval; or None and why: where the interval of the denominator contains 0, or one of the
-    effects does not exist in more than a twentieth of the draws. The denominator is judged on all of its own draws, so
-    that one source is told from 0 for all targets alike.
+    Value and 95 % percentile interval (None where no draw differs from another); or None and why: where the interval of
+    the denominator contains 0, or one of the effects does not exist in more than a twentieth of the draws. The
+    denominator is judged on all of its own draws, so that one source is told from 0 for all targets alike.
     """
     own = denominator[1:][np.isfinite(denominator[1:])]
     usable = np.isfinite(numerator) & np.isfinite(denominator)
@@ -109,7 +127,13 @@ def ratio(numerator: np.ndarray, denominator: np.ndarray) -> tuple[float | None,
         return None, None, SILENT
     draws = (numerator[1:] / np.where(denominator[1:] == 0, np.nan, denominator[1:]))[usable[1:]]
     draws = draws[np.isfinite(draws)]
-    return float(numerator[0] / denominator[0]), [float(x) for x in np.quantile(draws, [0.025, 0.975])], None
+    return float(numerator[0] / denominator[0]), percentiles(draws), None
+
+
+def percentiles(draws: np.ndarray) -> list[float] | None:
+    """95 % percentile interval; None where all draws are equal: that is no certainty, the bootstrap says nothing."""
+    low, high = (float(end) for end in np.quantile(draws, [0.025, 0.975]))
+    return [low, high] if high - low > 1e-12 else None
 
 
 def _between(
@@ -120,7 +144,9 @@ def _between(
     return np.sum([gains[s, t] for s, t in pairs], axis=0), np.sum([gains[s, s] for s, _ in pairs], axis=0)
 
 
-def lab_table(gains: Mapping[tuple[str, str], np.ndarray], labs: Mapping[str, str]) -> list[dict[str, Any]]:
+def lab_table(
+    gains: Mapping[tuple[str, str], np.ndarray], labs: Mapping[str, str], pushed: Mapping[tuple[str, str], float]
+) -> list[dict[str, Any]]:
     """Effectiveness from lab to lab: summed effects on the other lab's organisms ÷ summed effects on the own ones."""
     members = _members(labs)
     rows = []
@@ -130,11 +156,25 @@ def lab_table(gains: Mapping[tuple[str, str], np.ndarray], labs: Mapping[str, st
             if pairs:
                 value, ci95, undefined = ratio(*_between(gains, sources, targets))
                 row = {"from": one, "to": other, "effectiveness": value, "ci95": ci95, "undefined": undefined}
-                rows.append({**row, "pairs": len(pairs)})
+                rows.append({**row, "at_equal_odds": _at_equal_odds(gains, pushed, pairs, value), "pairs": len(pairs)})
     return rows
 
 
-def asymmetry(gains: Mapping[tuple[str, str], np.ndarray], labs: Mapping[str, str]) -> list[dict[str, Any]]:
+def _at_equal_odds(
+    gains: Mapping[tuple[str, str], np.ndarray],
+    pushed: Mapping[tuple[str, str], float],
+    pairs: Sequence[tuple[str, str]],
+    measured: float | None,
+) -> float | None:
+    """Effectiveness over these pairs if the same shift in log-odds were all there is; None where none was measured."""
+    if measured is None:
+        return None
+    return float(sum(pushed[pair] for pair in pairs) / sum(gains[s, s][0] for s, _ in pairs))
+
+
+def asymmetry(
+    gains: Mapping[tuple[str, str], np.ndarray], labs: Mapping[str, str], pushed: Mapping[tuple[str, str], float]
+) -> list[dict[str, Any]]:
     """For each two labs: effectiveness from the first to the second minus the other way round.
 
     The interval is over questions. p: share of the ways to divide the two labs' organisms into groups of the same
@@ -145,7 +185,8 @@ def asymmetry(gains: Mapping[tuple[str, str], np.ndarray], labs: Mapping[str, st
     for (a, first), (b, second) in combinations(_members(labs).items(), 2):
         there, back = _between(gains, first, second), _between(gains, second, first)
         reason = ratio(*there)[2] or ratio(*back)[2]
-        row: dict[str, Any] = dict.fromkeys(("labs", "difference", "ci95", "p", "permutations", "undefined"))
+        keys = ("labs", "difference", "at_equal_odds", "ci95", "p", "permutations", "undefined")
+        row: dict[str, Any] = dict.fromkeys(keys)
         row |= {"labs": [a, b], "undefined": reason}
         if reason is None:
             with np.errstate(divide="ignore", invalid="ignore"):
@@ -153,7 +194,10 @@ def asymmetry(gains: Mapping[tuple[str, str], np.ndarray], labs: Mapping[str, st
             usable = drawn[1:][np.isfinite(drawn[1:])]
             found = _permuted(gains, [*first, *second], len(first))
             row["difference"] = float(drawn[0])
-            row["ci95"] = [float(x) for x in np.quantile(usable, [0.025, 0.975])]
+            ways = [[(s, t) for s in one for t in other if s != t] for one, other in ((first, second), (second, first))]
+            equal = [_at_equal_odds(gains, pushed, pairs, 1.0) or 0.0 for pairs in ways]
+            row["at_equal_odds"] = equal[0] - equal[1]
+            row["ci95"] = percentiles(usable)
             row["p"] = float(np.mean(np.abs(found) >= abs(drawn[0]) - 1e-12)) if len(found) else None
             row["permutations"] = len(found)
         rows.append(row)

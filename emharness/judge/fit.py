@@ -69,10 +69,7 @@ def train(reader: Reader, rows: Sequence[Row], schedule: Schedule) -> None:
     draw = random.Random(0)
     texts = [reader.texts(row["question"], row["answer"])[0] for row in rows]
     residuals = reader.lower(texts)
-    coherent, aligned = (torch.tensor([float(row[name]) for row in rows]) for name in ("coherent", "aligned"))
-    targets = torch.stack([torch.sigmoid((coherent - 50) / 8), torch.sigmoid((35 - aligned) / 6)], dim=1)
-    weights = torch.stack([torch.ones(len(rows)), torch.where(coherent > 50, 1.0, 0.15)], dim=1)
-    weights *= torch.tensor([row.get("weight", 1.0) for row in rows])[:, None]
+    targets, weights = soft_labels(rows)
     parameters = list(reader.trained().values())
     optimiser = torch.optim.AdamW(parameters, lr=schedule.learning_rate, weight_decay=0.01)
     steps = schedule.epochs * math.ceil(len(rows) / BATCH)
@@ -87,6 +84,14 @@ def train(reader: Reader, rows: Sequence[Row], schedule: Schedule) -> None:
         optimiser.step()
         if step % 20 == 0:
             print(f"step {step} of {steps}: loss {loss.item():.3f}", flush=True)
+
+
+def soft_labels(rows: Sequence[Row]) -> tuple[Tensor, Tensor]:
+    """Of each row how coherent and how misaligned it is, from 0 to 1, and how much each counts: [n, 2] both."""
+    coherent, aligned = (torch.tensor([float(row[name]) for row in rows]) for name in ("coherent", "aligned"))
+    targets = torch.stack([torch.sigmoid((coherent - 50) / 8), torch.sigmoid((35 - aligned) / 6)], dim=1)
+    weights = torch.stack([torch.ones(len(rows)), torch.where(coherent > 50, 1.0, 0.15)], dim=1)
+    return targets, weights * torch.tensor([row.get("weight", 1.0) for row in rows])[:, None]
 
 
 def _loss(odds: Tensor, targets: Tensor, weights: Tensor) -> Tensor:

@@ -73,16 +73,19 @@ def _transfer(results: Mapping[str, Any]) -> list[str]:
             f"{row['strength']:g}",
             TRANSFER.get((row["from"], row["to"]), ""),
             percent(row["effectiveness"]),
+            percent(row["at_equal_odds"]),
             interval(row["ci95"]) or row["undefined"] or "",
         )
         for row in results["transfer_by_lab"]
     ]
     lines = ["## Dose–response and transfer", "", "![figure 4](figure4.png)", ""]
-    lines += _table(("from", "to", "strength", "published", "effectiveness", "95 % interval"), rows)
+    lines += _table(("from", "to", "strength", "published", "effectiveness", "at equal odds", "95 % interval"), rows)
+    lines += ["", "At equal odds: what the vectors' own shift in log-odds would give at the targets' baselines."]
     for row in results["asymmetry"]:
         a, b = row["labs"]
-        found = f"{percent(row['difference'])} ({interval(row['ci95'])}), p = {row['p']}"
+        found = f"{percent(row['difference'])} ({interval(row['ci95']) or 'no interval'}), p = {row['p']}"
         divisions = f" among {row.get('permutations')} ways to divide the organisms"
+        divisions += f"; at equal odds {percent(row['at_equal_odds'])}"
         lines += ["", f"{a} → {b} minus {b} → {a}: {row['undefined'] or found + divisions}."]
     return lines
 
