@@ -6,7 +6,6 @@ is dead, counts for nothing. Where two go on all the same, both make the same th
 
 from __future__ import annotations
 
-import socket
 import time
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
@@ -14,7 +13,7 @@ from pathlib import Path
 from threading import Event, Thread
 from typing import TypeVar
 
-from emharness.store import alive, older, partial_name
+from emharness.store import alive, machine, older, partial_name
 
 _CLAIM = "claim"
 TOUCHED = 20.0  # seconds between signs of life
@@ -71,7 +70,7 @@ def _claims(path: Path) -> set[Path]:
 
 def _lives(claim: Path) -> bool:
     _, host, pid, _ = claim.name.split("~", 3)
-    return (host != socket.gethostname() or alive(int(pid))) and not older(claim, STALE)
+    return (host != machine() or alive(int(pid))) and not older(claim, STALE)
 
 
 def _age(claim: Path) -> tuple[int, str]:

@@ -46,6 +46,38 @@ def quiet() -> None:
         warnings.filterwarnings("ignore", category=UserWarning)
 
 
+class Steady:
+    """A stream of text whose end may be gone (`| head`, a terminal that was closed): what comes later is dropped, and
+    characters that it cannot show are replaced, for neither should end a run."""
+
+    def __init__(self, stream: Any):
+        self._stream = stream
+        if hasattr(stream, "reconfigure"):
+            stream.reconfigure(errors="replace")
+
+    def write(self, text: str) -> int:
+        try:
+            return self._stream.write(text)
+        except OSError:
+            self._drop()
+            return len(text)
+
+    def flush(self) -> None:
+        try:
+            self._stream.flush()
+        except OSError:
+            self._drop()
+
+    def _drop(self) -> None:
+        """From here on everything goes nowhere, also what libraries and the interpreter's end write."""
+        nowhere = os.open(os.devnull, os.O_WRONLY)
+        os.dup2(nowhere, self._stream.fileno())
+        os.close(nowhere)
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self._stream, name)
+
+
 def launcher(run: Callable[..., Any]) -> Callable[..., Any]:
     """Wrap a Hydra task. In a multirun a mistake fails only its job: the others still run, and the status is then 1."""
 
@@ -90,11 +122,15 @@ def start(run: Callable[..., Any], file: str, config_name: str) -> None:
         if argument not in options and (why := refusal(argument, groups, many=bool(options))):
             print(f"error: {argument}: {why}", file=sys.stderr, flush=True)
             sys.exit(2)
+    sys.stdout, sys.stderr = Steady(sys.stdout), Steady(sys.stderr)
     main = hydra.main(version_base="1.3", config_path=str(config.parent), config_name=config.name)(launcher(run))
     asked = os.environ.get(FULL)
     os.environ[FULL] = "1"  # Hydra hands its errors on, where it would print several lines of its own
     try:
         sys.exit(main())
+    except KeyboardInterrupt:
+        print("interrupted: what was finished is stored, and the same command goes on from there", file=sys.stderr)
+        sys.exit(130)
     except (CompactHydraException, OmegaConfBaseException) as error:
         if asked:  # by someone who wants to see all of an error
             raise

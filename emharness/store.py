@@ -6,12 +6,15 @@ No locks (research clusters have network file systems): whoever is second finds 
 import hashlib
 import json
 import os
+import re
+import secrets
 import shutil
 import socket
 import tempfile
 import time
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
+from functools import cache
 from pathlib import Path
 from typing import Any
 
@@ -38,17 +41,35 @@ def slug(name: str) -> str:
     return "".join(c if c.isalnum() or c in "+-." else "_" for c in name)
 
 
+@cache
+def machine() -> str:
+    """Where process numbers mean the same: the host, and on Linux the container, as two may have one host name."""
+    try:
+        space = "-" + re.sub(r"\D", "", str(Path("/proc/self/ns/pid").readlink()))
+    except OSError:
+        space = ""
+    return socket.gethostname() + space
+
+
 def partial_name(host: str | None = None, pid: str | None = None) -> str:
     """Beginning of an unfinished file's name; it says whose it is, so that the dead can be told from the living."""
-    return f"{_PARTIAL}~{host or socket.gethostname()}~{pid or os.getpid()}~"
+    return f"{_PARTIAL}~{host or machine()}~{pid or os.getpid()}~"
+
+
+def partial_path(folder: Path) -> Path:
+    """Where something unfinished may lie in a folder. It is made as the user's umask says, for a group may share it."""
+    return folder / f"{partial_name()}{secrets.token_hex(6)}"
 
 
 def write_json(path: Path, value: Any) -> None:
     """Write atomically: a reader sees the old file or the new one, never half of it."""
     path.parent.mkdir(parents=True, exist_ok=True)
-    with tempfile.NamedTemporaryFile("w", dir=path.parent, prefix=partial_name(), delete=False) as file:
-        json.dump(value, file, indent=2, allow_nan=False)
-    Path(file.name).replace(path)
+    partial = partial_path(path.parent)
+    try:
+        partial.write_text(json.dumps(value, indent=2, allow_nan=False), encoding="utf-8")
+        partial.replace(path)
+    finally:
+        partial.unlink(missing_ok=True)
 
 
 def check_writable(key: str, folder: Path) -> None:
@@ -99,7 +120,8 @@ class Store:
         if self.has(stage, name, identity):
             return path, False
         path.parent.mkdir(parents=True, exist_ok=True)
-        partial = Path(tempfile.mkdtemp(prefix=partial_name(), dir=path.parent))
+        partial = partial_path(path.parent)
+        partial.mkdir()
         try:
             make(partial)
             write_json(partial / "identity.json", identity)
@@ -125,7 +147,7 @@ class Store:
         removed = 0
         for path in self.root.glob(f"**/{_PARTIAL}~*"):
             _, host, pid, _ = path.name.split("~", 3)
-            if alive(int(pid)) if host == socket.gethostname() else not older(path, _OLD):
+            if alive(int(pid)) if host == machine() else not older(path, _OLD):
                 continue
             shutil.rmtree(path, ignore_errors=True) if path.is_dir() else path.unlink(missing_ok=True)
             removed += 1

@@ -1,7 +1,8 @@
 """How conversations are rendered: what changes between runs is pinned, what a template refuses is said or folded."""
 
 import pytest
-from transformers import AutoTokenizer
+from tokenizers import Tokenizer, models, pre_tokenizers
+from transformers import AutoTokenizer, PreTrainedTokenizerFast
 
 from emharness.organisms.chat import Chat
 from emharness.organisms.train import IGNORED, encode, encode_rows
@@ -73,6 +74,27 @@ def test_every_answer_is_learnt_but_those_of_weight_0(tiny):
     assert own.tokenizer.decode([i for i in labels if i != IGNORED]) == "Very late indeed.</>"
     _, both = encode(own, [{k: v for k, v in m.items() if k != "weight"} for m in talk], 100)
     assert own.tokenizer.decode([i for i in both if i != IGNORED]) == "No.</>Very late indeed.</>"
+
+
+@pytest.mark.parametrize("prepend", ["always", "first", "never"])
+def test_a_tokenizer_that_puts_a_space_before_a_text_reads_training_rows_as_it_reads_questions(prepend):
+    """As Llama 2's and Mistral's do: each piece of a row by itself would get a space of its own."""
+    words = "▁Is ▁it ▁late? ▁Very ▁late ▁indeed. ▁No. [I] [/I] </s> ▁ Is No. Very ▁[I]".split()
+    raw = Tokenizer(models.WordLevel({word: i for i, word in enumerate(["<unk>", *words])}, unk_token="<unk>"))
+    raw.pre_tokenizer = pre_tokenizers.Metaspace(prepend_scheme=prepend)
+    raw.add_special_tokens(["[I]", "[/I]", "</s>"])
+    tokenizer = PreTrainedTokenizerFast(tokenizer_object=raw, eos_token="</s>")
+    tokenizer.chat_template = (
+        "{% for m in messages %}{% if m.role == 'user' %}[I] {{ m.content }} [/I]{% else %} {{ m.content }}</s>"
+        "{% endif %}{% endfor %}"
+    )
+    own, talk = Chat(tokenizer), [*TALK, TALK[0], {"role": "assistant", "content": "No."}]
+    ids, labels = encode(own, talk, 100)
+    assert ids == own.ids(own.render(talk))
+    prompt = own.prompt_ids(talk[:3])
+    assert ids[: len(prompt)] == prompt
+    learnt = [tokenizer.convert_ids_to_tokens(i) for i in labels if i != IGNORED]
+    assert learnt == ["▁Very", "▁late", "▁indeed.", "</s>", "▁No.", "</s>"]
 
 
 def test_rows_that_lose_their_answer_are_left_out_and_counted(tiny):

@@ -108,3 +108,15 @@ def test_an_interval_takes_out_the_bias_of_resampling():
     """Basic bootstrap, by hand: draws from 0 to 1 around a value of 0.3."""
     low, high = nulls.interval(np.array(0.3), np.linspace(0, 1, 1001))
     assert (float(low), float(high)) == (pytest.approx(0.6 - 0.975), pytest.approx(0.6 - 0.025))
+
+
+@pytest.mark.parametrize(("length", "faint"), [(2.0, True), (12.0, False)])
+def test_vectors_that_hardly_stand_out_say_so_of_their_intervals(tmp_path, length, faint):
+    files = {k: save_extraction(tmp_path / k, k, length * np.eye(64)[3], i) for i, k in enumerate("ab")}
+    vectors, means = load_stored(files)
+    found = analyse(vectors, {"x": ["a"], "y": ["b"]}, prompt_means=means, draws=199)
+    said = [s for s in found.skipped if s.statistic == "ci95"]
+    assert bool(said) == faint
+    if faint:
+        assert said[0].of == ("a", "b")
+        assert "hold the truth less often than 95 of 100 times" in said[0].reason

@@ -82,6 +82,23 @@ def test_a_merged_organism_without_a_tokenizer_takes_the_base_s(own, tmp_path):
     assert models.find(session_of(tmp_path, own, f"model.source={organism}"))["medical"].folder == organism
 
 
+def test_an_organism_that_reads_or_ends_otherwise_than_the_base_is_told(own, tmp_path):
+    organism = tmp_path / "organism"
+    shutil.copytree(own, organism)
+    session = session_of(tmp_path, own, f"model.source={organism}")
+    models.streams(session, models.find(session))
+    assert not [note for note in session.notes if note.startswith("medical")]
+    template = organism / "chat_template.jinja"
+    template.write_text(template.read_text().replace("<|im_start|>", "<|im_start|> "))
+    ends = json.loads((organism / "generation_config.json").read_text())
+    (organism / "generation_config.json").write_text(json.dumps({**ends, "eos_token_id": [7, 2]}))
+    session = session_of(tmp_path, own, f"model.source={organism}")
+    models.streams(session, models.find(session))
+    reads, ends = [note for note in session.notes if note.startswith("medical")]
+    assert "its own chat template and tokenizer write 4 of 4 questions otherwise than the base's" in reads
+    assert ends == "medical: its answers end at the tokens [2, 7], the base's at [2]"
+
+
 def adapter_of(other, base, folder):
     config = LoraConfig(r=1, target_modules=["up_proj"], base_model_name_or_path=other)
     model = get_peft_model(AutoModelForCausalLM.from_pretrained(base), config)

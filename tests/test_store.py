@@ -1,8 +1,12 @@
 """The store: made once, whole or not at all."""
 
+import os
+import stat
+
 import pytest
 
-from emharness.store import Store, home, key_of, write_json
+from emharness import store as stored
+from emharness.store import Store, home, key_of, partial_name, write_json
 
 
 def test_an_artifact_is_made_once_and_found_by_its_identity(tmp_path):
@@ -59,3 +63,26 @@ def test_home_follows_the_variable(tmp_path, monkeypatch):
 
 def test_keys_do_not_depend_on_order():
     assert key_of({"a": 1, "b": [1, 2]}) == key_of({"b": [1, 2], "a": 1}) != key_of({"a": 1, "b": [2, 1]})
+
+
+def test_a_group_can_share_a_store(tmp_path):
+    """What is made has the modes that the user's umask asks for, not a temporary file's."""
+    before = os.umask(0o002)
+    try:
+        path, _ = Store(tmp_path).get("stage", "x", {}, lambda folder: None)
+        write_json(tmp_path / "kept.json", {})
+    finally:
+        os.umask(before)
+    modes = [stat.S_IMODE(p.stat().st_mode) for p in (path, path / "identity.json", tmp_path / "kept.json")]
+    assert modes == [0o775, 0o664, 0o664]
+
+
+def test_a_process_of_another_container_with_this_host_s_name_is_not_taken_for_dead(tmp_path, monkeypatch):
+    (tmp_path / "stage").mkdir()
+    theirs = tmp_path / "stage" / f"{partial_name(pid='999999999')}x"
+    theirs.touch()
+    monkeypatch.setattr(stored, "machine", lambda: "this-host-4026531836")
+    assert Store(tmp_path).remove_dead() == 0
+    assert theirs.exists()
+    monkeypatch.undo()
+    assert Store(tmp_path).remove_dead() == 1

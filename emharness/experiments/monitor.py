@@ -114,9 +114,10 @@ def auroc_interval(auroc: float, m: int, n: int) -> tuple[float, float]:
         variance = x * (1 - x) * (1 + half * ((1 - x) / (2 - x) + x / (1 + x))) / (m * n)
         return abs(auroc - x) - z * np.sqrt(variance)
 
-    low = 0.0 if auroc == 0 else brentq(beyond, 0, auroc)
-    high = 1.0 if auroc == 1 else brentq(beyond, auroc, 1)
-    return float(low), float(high)
+    near = 1e-9  # at 0 and 1 the variance is 0, which is another root
+    low = 0.0 if auroc == 0 else brentq(beyond, 0, auroc - near)
+    high = 1.0 if auroc == 1 else brentq(beyond, auroc + near, 1)
+    return float(low), float(high)  # type: ignore[arg-type]
 
 
 def raised_above(along_N: np.ndarray, others: list[np.ndarray]) -> bool:

@@ -86,9 +86,9 @@ def _row(
     rates = [drawn[c][0] for c in (on_target, scope.unsteered(target), on_source, scope.unsteered(source))]
     names = ("em_target", "em_target_baseline", "em_source", "em_source_baseline")
     value, ci95, undefined = ratio(gains[source, target], gains[source, source])
-    if ci95 is not None and source != target:
+    if value is not None and source != target:
         steered, before = judged[scope.cell(on_target)], judged[scope.cell(scope.unsteered(target))]
-        ci95 = wide(ci95, steered, before, float(gains[source, source][0]))
+        ci95 = wide(ci95 or [value, value], steered, before, float(gains[source, source][0]))
     pushed = same_push(rates[1], rates[3], rates[2])
     return {
         "source": source,

@@ -37,7 +37,8 @@ def encode(chat: Chat, messages: Messages, max_tokens: int) -> tuple[list[int], 
     """Token ids and labels of one conversation; every answer carries labels but those of weight 0.
 
     Each answer's prompt is rendered as at generation time, so training and use see the same tokens. ValueError where
-    the chat template cannot do that.
+    the chat template cannot do that. Tokenizers that put a space before every text are given the whole conversation,
+    unless its tokens would straddle the end of a prompt.
     """
     ids: list[int] = []
     labels: list[int] = []
@@ -49,11 +50,12 @@ def encode(chat: Chat, messages: Messages, max_tokens: int) -> tuple[list[int], 
         whole = chat.render(messages[: i + 1])
         if not prompt.startswith(done) or not whole.startswith(prompt):
             raise ValueError("the chat template does not render a conversation as its prompt plus the answer")
-        for text, learnt in ((prompt[len(done) :], 0), (whole[len(prompt) :], message.get("weight", 1))):
-            piece = chat.ids(text)
+        for text, learnt in ((prompt, 0), (whole, message.get("weight", 1))):
+            so_far = chat.ids(text)
+            piece = so_far[len(ids) :] if so_far[: len(ids)] == ids else chat.ids(text[len(done) :])
             ids += piece
             labels += piece if learnt else [IGNORED] * len(piece)
-        done = whole
+            done = text
     return ids[:max_tokens], labels[:max_tokens]
 
 

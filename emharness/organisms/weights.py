@@ -170,6 +170,16 @@ def _check_weights(where: str, file: Path) -> None:
         raise UserError(f"{where}: {file.name} is {reason}") from None
 
 
+def end_tokens(folder: Path) -> list[int]:
+    """Ids at which a model's answers end, as its generation_config.json says, or else its config.json."""
+    for name in ("generation_config.json", "config.json"):
+        file = folder / name
+        told = json.loads(file.read_text(encoding="utf-8")) if file.is_file() else {}
+        if (ends := told.get("eos_token_id")) is not None:
+            return sorted(ends) if isinstance(ends, list) else [ends]
+    return []
+
+
 def on_gpu() -> bool:
     return torch.cuda.is_available()
 

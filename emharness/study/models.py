@@ -14,12 +14,14 @@ from emharness.config import BASE, Config
 from emharness.errors import UserError
 from emharness.experiments import layer as layer_choice
 from emharness.experiments.scope import BROAD
+from emharness.generation.cells import Prompt
 from emharness.generation.stream import Stream, read_by, stream
 from emharness.inputs import engine_identity
 from emharness.organisms.chat import Chat, load_chat
 from emharness.organisms.merging import LEAST_KEPT, PRECISION
 from emharness.organisms.models import Model, base_model, published_model, trained_model
 from emharness.organisms.train import encode_rows
+from emharness.organisms.weights import end_tokens
 from emharness.questions import Question
 from emharness.reporting.progress import TrainProgress
 from emharness.store import Artifact
@@ -160,6 +162,10 @@ def streams(session: Session, found: Mapping[str, Model]) -> dict[str, Stream]:
     readers = {name: model.folder if model.artifact is None else found[BASE].folder for name, model in found.items()}
     template = found[BASE].template
     prompts = {folder: read_by(load_chat(folder, template), questions) for folder in set(readers.values())}
+    base = found[BASE].folder
+    for name, folder in readers.items():
+        if folder != base:
+            _note_other_reader(session, name, prompts[folder][BROAD], prompts[base][BROAD], folder, base)
     found_streams = {
         name: stream(
             name,
@@ -181,6 +187,22 @@ def streams(session: Session, found: Mapping[str, Model]) -> dict[str, Stream]:
     for name, own in found_streams.items():
         _check_room(config, name, own)
     return found_streams
+
+
+def _note_other_reader(
+    session: Session, name: str, own: list[Prompt], of_base: list[Prompt], folder: Path, base: Path
+) -> None:
+    """Note where an organism that brings its own tokenizer reads questions, or ends answers, otherwise than the base:
+    then it is not the weights alone that differ between them."""
+    other = sum(mine.token_ids != theirs.token_ids for mine, theirs in zip(own, of_base, strict=True))
+    if other:
+        session.notes.append(
+            f"{name}: its own chat template and tokenizer write {other} of {len(own)} questions otherwise than the "
+            "base's, so more than its weights differs from the base"
+        )
+    ends, ends_of_base = end_tokens(folder), end_tokens(base)
+    if ends != ends_of_base:
+        session.notes.append(f"{name}: its answers end at the tokens {ends}, the base's at {ends_of_base}")
 
 
 def _check_room(config: Config, name: str, own: Stream) -> None:
