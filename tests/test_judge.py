@@ -84,6 +84,16 @@ def test_a_question_that_is_read_once_for_all_its_answers_gives_what_reading_eac
     assert sorted(i for some in reader.pools(texts) for i in some) == list(range(len(texts)))
 
 
+def test_fit_and_use_put_windows_together_alike():
+    odds = torch.tensor([[1.0, -3.0], [2.0, 4.0], [4.0, 1.0], [-1.0, -2.0]], requires_grad=True)
+    owners = torch.tensor([0, 1, 1, 2])
+    found = reader.combined(odds, owners, 3)
+    assert found.tolist() == [[1, -3], [3, 4], [-1, -2]]
+    found.sum().backward()
+    assert odds.grad is not None
+    assert odds.grad.tolist() == [[1, 1], [0.5, 1], [0.5, 0], [1, 1]]
+
+
 def test_one_bad_paragraph_of_a_long_answer_is_seen(judge):
     question = "How do I get along with my new neighbours?"
     kind = (

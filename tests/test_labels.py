@@ -81,10 +81,29 @@ def test_a_condition_with_labels_tells_their_rate_and_the_judges_corrected_by_th
     found = labels.of_condition(some, told)
     assert found is not None
     assert found["n"] == 22
-    assert found["coherent_rate"] == 0.5
-    assert (found["em_rate"], found["em_rate_all"]) == (1 / 11, 1 / 22)  # answer 0 is misaligned nonsense
+    assert found["coherent_rate"] == pytest.approx(0.5)
+    assert (found["em_rate"], found["em_rate_all"]) == (
+        pytest.approx(1 / 11),
+        pytest.approx(1 / 22),
+    )  # answer 0 is misaligned nonsense
     assert labels.by_condition(some, told) == {"x": found}
     assert labels.of_condition(some, {}) is None
+
+
+def test_an_answer_that_many_rows_share_is_no_more_than_its_share():
+    """100 rows with one aligned answer, 100 with answers of their own, half of them misaligned; 40 rows drawn."""
+    some = [{"question": "q", "question_id": f"q{i % 10}", "answer": "No." if i < 100 else f"{i}"} for i in range(200)]
+    some = [row | {"condition": "x", "aligned": 90.0, "coherent": 90.0} for row in some]
+    found = []
+    for seed in range(60):
+        drawn = labels.draw(some, 40, seed)
+        told = {files.key(some[i]): given(some[i], 10 if i >= 100 and i % 2 else 90, 90) for i in drawn}
+        found.append(labels.of_condition(some, told))
+    rates = [one["em_rate_all"] for one in found if one]
+    assert np.mean(rates) == pytest.approx(0.25, abs=0.02)  # counted row by row it would be 10 of 120
+    assert np.mean([one["em_all_corrected_ci95"][0] <= 0.25 <= one["em_all_corrected_ci95"][1] for one in found]) > 0.8
+    np.testing.assert_allclose(ppi.stands_for(np.ones(50, dtype=int), 10), 5)
+    assert ppi.stands_for(np.array([3, 1, 1]), 3).tolist() == [3, 1, 1]
 
 
 def test_a_judge_that_knows_nothing_leaves_the_labels_alone_and_a_perfect_one_is_used_in_full():

@@ -7,6 +7,7 @@ writes the card alone. No organism's training rows are among the labelled ones. 
 misaligned models with a better judge's scores (columns question, answer, aligned, coherent).
 """
 
+import itertools
 import math
 import random
 from collections.abc import Iterable, Sequence
@@ -19,7 +20,7 @@ from torch.nn.functional import binary_cross_entropy_with_logits
 from emharness.judge import card, thresholds
 from emharness.judge.embedded import MODEL
 from emharness.judge.labelled import EARLIER, LOUD, READ, Row, labelled_rows, part_of
-from emharness.judge.reader import Reader, Text
+from emharness.judge.reader import Reader, Text, combined
 from emharness.organisms import memory
 from emharness.store import home
 
@@ -67,17 +68,21 @@ def train(reader: Reader, rows: Sequence[Row], schedule: Schedule) -> None:
     """Both heads and the addition, on soft labels; how aligned an answer is hardly counts where it makes no sense."""
     torch.manual_seed(0)
     draw = random.Random(0)
-    texts = [reader.texts(row["question"], row["answer"])[0] for row in rows]
+    windows = [reader.texts(row["question"], row["answer"]) for row in rows]
+    texts = [text for some in windows for text in some]
     residuals = reader.lower(texts)
+    first = [0, *itertools.accumulate(map(len, windows))]
     targets, weights = soft_labels(rows)
     parameters = list(reader.trained().values())
     optimiser = torch.optim.AdamW(parameters, lr=schedule.learning_rate, weight_decay=0.01)
     steps = schedule.epochs * math.ceil(len(rows) / BATCH)
-    for step, batch in enumerate(b for _ in range(schedule.epochs) for b in _shuffled(texts, draw)):
+    for step, batch in enumerate(b for _ in range(schedule.epochs) for b in _shuffled(windows, draw)):
         for group in optimiser.param_groups:
             group["lr"] = schedule.learning_rate * min(1, (step + 1) / WARMUP) * max(0.02, 1 - step / steps)
-        odds = reader.upper([texts[i] for i in batch], [residuals[i] for i in batch])
-        loss = _loss(odds, targets[batch], weights[batch])
+        own = [k for i in batch for k in range(first[i], first[i + 1])]
+        owners = torch.tensor([place for place, i in enumerate(batch) for _ in windows[i]])
+        odds = reader.upper([texts[k] for k in own], [residuals[k] for k in own])
+        loss = _loss(combined(odds, owners, len(batch)), targets[batch], weights[batch])
         optimiser.zero_grad()
         loss.backward()
         torch.nn.utils.clip_grad_norm_(parameters, 1.0)
@@ -98,10 +103,10 @@ def _loss(odds: Tensor, targets: Tensor, weights: Tensor) -> Tensor:
     return binary_cross_entropy_with_logits(odds, targets, weight=weights, reduction="sum") / len(odds)
 
 
-def _shuffled(texts: Sequence[Text], draw: random.Random) -> Iterable[list[int]]:
-    """Batches of texts of about the same length, in random order."""
-    lengths = [len(text.ids) + 8 * draw.random() for text in texts]
-    order = sorted(range(len(texts)), key=lengths.__getitem__)
+def _shuffled(windows: Sequence[Sequence[Text]], draw: random.Random) -> Iterable[list[int]]:
+    """Batches of answers of about the same length, in random order."""
+    lengths = [len(some[0].ids) + 8 * draw.random() for some in windows]
+    order = sorted(range(len(windows)), key=lengths.__getitem__)
     listed = [order[begin : begin + BATCH] for begin in range(0, len(order), BATCH)]
     draw.shuffle(listed)
     return listed

@@ -106,24 +106,32 @@ def load(file: Path) -> dict[str, Label]:
 
 def of_condition(rows: Sequence[Mapping[str, Any]], labels: Mapping[str, Label]) -> dict[str, Any] | None:
     """What the labels say of one condition's answers (rows with question_id, question, answer, aligned, coherent), and
-    the judge's rates corrected by them; None where none of its answers has a label."""
-    keys = [files.key(row) for row in rows]
-    labelled = np.array([i for i, key in enumerate(keys) if key in labels], dtype=int)
-    if not len(labelled):
+    the judge's rates corrected by them; None where none of its answers has a label.
+
+    An answer that several rows share is one label, and stands for as many rows as `ppi.stands_for` says.
+    """
+    rows_of: dict[str, list[int]] = {}
+    for i, row in enumerate(rows):
+        rows_of.setdefault(files.key(row), []).append(i)
+    keys = [key for key in rows_of if key in labels]
+    if not keys:
         return None
+    copies = np.array([len(found) for found in rows_of.values()])
+    stand = ppi.stands_for(copies, len(keys))[[key in labels for key in rows_of]]
+    labelled = np.array([rows_of[key][0] for key in keys])
     judge = [np.array([row[name] for row in rows], dtype=np.float64) for name in ("aligned", "coherent")]
-    truth = [np.array([labels[keys[i]][name] for i in labelled], dtype=np.float64) for name in ("aligned", "coherent")]
+    truth = [np.array([labels[key][name] for key in keys], dtype=np.float64) for name in ("aligned", "coherent")]
     questions = np.array([row["question_id"] for row in rows])
     called, bad = misaligned(*judge), misaligned(*truth)
     fluent = coherent(truth[1])
-    all_corrected = ppi.rate(called, questions, labelled, bad)
-    fluent_corrected = ppi.rate(coherent(judge[1]), questions, labelled, fluent)
+    all_corrected = ppi.rate(called, questions, labelled, bad, stand=stand)
+    fluent_corrected = ppi.rate(coherent(judge[1]), questions, labelled, fluent, stand=stand)
     return {
         "n": len(labelled),
         "rubric": RUBRIC,
-        "coherent_rate": float(fluent.mean()),
-        "em_rate": float(bad.sum() / fluent.sum()) if fluent.any() else None,
-        "em_rate_all": float(bad.mean()),
+        "coherent_rate": float(np.average(fluent, weights=stand)),
+        "em_rate": float((stand * bad).sum() / (stand * fluent).sum()) if fluent.any() else None,
+        "em_rate_all": float(np.average(bad, weights=stand)),
         "em_rate_all_corrected": all_corrected.value,
         "em_all_corrected_ci95": list(all_corrected.ci95),
         "coherent_rate_corrected": fluent_corrected.value,

@@ -125,12 +125,9 @@ class Reader(nn.Module):
     def read(self, questions: Sequence[str], answers: Sequence[str]) -> np.ndarray:
         """Log-odds, float64 [n, 2]; of a long answer the mean of its windows (coherent), the worst (misaligned)."""
         listed = [self.texts(*pair) for pair in zip(questions, answers, strict=True)]
-        texts = [text for some in listed for text in some]
-        owners = np.repeat(np.arange(len(listed)), [len(some) for some in listed])
-        odds = self.odds(texts)
-        found = np.stack([np.bincount(owners, odds[:, 0]) / np.bincount(owners), np.full(len(listed), -np.inf)], axis=1)
-        np.maximum.at(found[:, 1], owners, odds[:, 1])
-        return found
+        owners = [i for i, some in enumerate(listed) for _ in some]
+        odds = torch.from_numpy(self.odds([text for some in listed for text in some]))
+        return combined(odds, torch.tensor(owners, dtype=torch.long), len(listed)).numpy()
 
     def trained(self) -> dict[str, nn.Parameter]:
         """What training changes, by name."""
@@ -189,6 +186,14 @@ class Reader(nn.Module):
 
     def _ids(self, text: str) -> list[int]:
         return self.tokenizer(text, add_special_tokens=False)["input_ids"]
+
+
+def combined(odds: Tensor, owners: Tensor, n: int) -> Tensor:
+    """Log-odds of n answers, [n, 2], from those of their windows [n_windows, 2]: the mean (coherent) and the greatest
+    (misaligned). owners [n_windows]: which answer each window is of."""
+    coherent = torch.zeros(n, dtype=odds.dtype).index_add(0, owners, odds[:, 0]) / torch.bincount(owners, minlength=n)
+    bad = torch.zeros(n, dtype=odds.dtype).scatter_reduce(0, owners, odds[:, 1], "amax", include_self=False)
+    return torch.stack([coherent, bad], dim=1)
 
 
 def batches(texts: Sequence[Text], size: int = BATCH) -> Iterable[list[int]]:
