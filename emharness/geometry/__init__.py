@@ -17,7 +17,7 @@ from emharness.geometry.vectors import (
     stored,
 )
 
-CODE = 3  # raise when the same vectors are analysed differently
+CODE = 4  # raise when the same vectors are analysed differently
 
 __all__ = [
     "BASE",
