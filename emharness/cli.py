@@ -1,6 +1,7 @@
 """How launchers end: one clear sentence and status 2 for a mistake in the input, no traceback."""
 
 import functools
+import logging
 import os
 import shlex
 import sys
@@ -29,6 +30,7 @@ QUIET = {
     "TRANSFORMERS_VERBOSITY": "error",
     "HF_HUB_DISABLE_PROGRESS_BARS": "1",
     "TQDM_DISABLE": "1",
+    "WANDB_DISABLE_WEAVE": "true",  # a hint to install another product
     "PYTHONWARNINGS": "ignore::FutureWarning,ignore::UserWarning",
 }
 
@@ -41,6 +43,7 @@ def quiet() -> None:
     """Before the first heavy import."""
     for name, value in QUIET.items():
         os.environ.setdefault(name, value)
+    logging.getLogger("vllm").setLevel(os.environ["VLLM_LOGGING_LEVEL"])  # it speaks before it reads the variable
     if not sys.warnoptions:
         warnings.filterwarnings("ignore", category=FutureWarning)
         warnings.filterwarnings("ignore", category=UserWarning)

@@ -96,6 +96,34 @@ def rates(conditions: Sequence[Mapping[str, Any]], more: Columns | None = None) 
     return list(shown), [list(row) for row in zip(*shown.values(), strict=True)]
 
 
+# What a narrow terminal shows, in this order of need; all others are left out first.
+NEEDED = ("condition", "EM rate", "95 % interval", "n", "shift", "incoherent", "margin", "random", "EM, all")
+SHORTEST = 18  # characters of a condition's name
+
+
+def fitted(columns: Sequence[str], rows: Sequence[Sequence[str]], width: int) -> tuple[list[int], list[str]]:
+    """Which columns fit into so many characters (their places), and the first column's names as they fit: numbers keep
+    all their digits, names lose their middle first."""
+    sizes = [max(len(column), *(len(row[i]) for row in rows)) for i, column in enumerate(columns)]
+    ranked = [*(columns.index(name) for name in NEEDED if name in columns)]
+    ranked += [i for i in range(len(columns)) if i not in ranked]
+    if 0 in ranked:
+        ranked.remove(0)
+    kept, room = [0], width - min(sizes[0], SHORTEST) - 4  # a border and a space at each side
+    for i in ranked:
+        if room < sizes[i] + 3:
+            break
+        kept.append(i)
+        room -= sizes[i] + 3
+    longest = min(sizes[0], SHORTEST) + room
+    return sorted(kept), [_shortened(row[0], longest) for row in rows]
+
+
+def _shortened(name: str, longest: int) -> str:
+    half = (longest - 1) // 2
+    return name if len(name) <= longest else f"{name[: longest - 1 - half]}…{name[len(name) - half :]}"
+
+
 def warnings(conditions: Sequence[Mapping[str, Any]]) -> list[str]:
     """What a reader must know before any rate: conditions that hardly leave a coherent answer."""
     before = {c["target"]: c["coherent_rate"] for c in conditions if not c.get("vector") and c.get("target")}

@@ -14,8 +14,8 @@ from emharness.reporting import excerpts, tables
 from emharness.reporting.runs import RESULTS_FILE, Run
 from emharness.reporting.tables import interval, percent
 
-# A pipe has no width of its own; the table needs about 140 columns.
-console = Console(highlight=False, width=None if sys.stdout.isatty() else 144)
+# A pipe has no width of its own; the widest table needs about 200 columns.
+console = Console(highlight=False, width=None if sys.stdout.isatty() else 200)
 
 
 LARGE_DOSE = 1.5  # added norm ÷ residual norm
@@ -30,7 +30,7 @@ def show(folder: Path) -> str:
     results = json.loads((folder / RESULTS_FILE).read_text())
     conditions = results["conditions"]
     judges = ", ".join(sorted({c["judge"] for c in conditions}))
-    console.print(_rates_table(f"judge: {judges}", conditions))
+    _print_rates(f"judge: {judges}", conditions)
     layers = ", ".join(
         f"{name} {layer}{_kept(results['sweeps'].get(name))}" for name, layer in results["layers"].items()
     )
@@ -74,22 +74,25 @@ def _show_drawn(run: Run, n: int = 3) -> None:
 
 def show_rates(rates: Sequence[Mapping[str, Any]], judge: str) -> None:
     """A row for each condition of a judged file."""
-    console.print(_rates_table(f"judge: {judge}", rates))
+    _print_rates(f"judge: {judge}", rates)
     _explain_rates(rates)
     for entry in rates:
         if entry["unscored"]:
             say(f"unscored of {entry['name']}: {entry['unscored']}")
 
 
-def _rates_table(title: str, conditions: Sequence[Mapping[str, Any]]) -> Table:
-    """A row for each condition."""
+def _print_rates(title: str, conditions: Sequence[Mapping[str, Any]]) -> None:
+    """A table with a row for each condition; what is too wide for the terminal is left out whole, and named."""
     columns, rows = tables.rates(conditions)
+    kept, names = tables.fitted(columns, rows, console.width)
     table = Table(title=title, title_justify="left")
-    for column in columns:
-        table.add_column(column, justify="left" if column == "condition" else "right", no_wrap=True)
-    for row in rows:
-        table.add_row(*row)
-    return table
+    for i in kept:
+        table.add_column(columns[i], justify="right" if i else "left", no_wrap=True)
+    for name, row in zip(names, rows, strict=True):
+        table.add_row(name, *(row[i] for i in kept[1:]))
+    console.print(table)
+    if left_out := [column for i, column in enumerate(columns) if i not in kept]:
+        say(f"too wide for this terminal, in report.html: {'; '.join(left_out)}")
 
 
 def _explain_rates(conditions: Sequence[Mapping[str, Any]]) -> None:
