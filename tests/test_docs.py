@@ -27,6 +27,7 @@ PAGES = [ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md"))]
 BLOCK = re.compile(r"^```(\w*)\n(.*?)^```", re.MULTILINE | re.DOTALL)
 ELSEWHERE = {  # takes a machine, a network, a person or minutes; where it is tested
     "pip install .": "whoever runs this has it installed",
+    "pip install --no-deps torchvision": "an index of PyTorch's",
     "vllm serve": "test_server.py",
     "curl": "test_server.py",
     "python -m emharness.judge.fit": "test_judge.py compares the stored judge with its data",
