@@ -96,7 +96,12 @@ def test_a_published_folder_has_the_vector_its_card_and_its_doses(run, tmp_path)
 
 def test_a_readme_s_table_is_recomputed_from_the_answers(run, tmp_path):
     file = tmp_path / "README.md"
-    file.write_text("# x\n\n<!-- answers 0 -->\n| condition | n |\n|---|---|\n| old | 1 |\n\nmore\n")
+    drawn = [
+        f"<!-- drawn {what} 0 -->\n| question | answer |\n|---|---|\n| q | a |\n\n" for what in ("misaligned", "all")
+    ]
+    file.write_text(
+        "# x\n\n<!-- answers 0 -->\n| condition | n |\n|---|---|\n| old | 1 |\n\n" + "".join(drawn) + "more\n"
+    )
     asked = f"run={run.folder}", f"file={file}"
     done = launch("check.py", *asked, home=tmp_path)
     assert done.returncode == 0, done.stderr
@@ -106,7 +111,16 @@ def test_a_readme_s_table_is_recomputed_from_the_answers(run, tmp_path):
     assert "| medical·L1·+4 | 200 |" in written
     assert written.endswith("|\n\nmore\n")
     assert all(one.same for one in readme.check(written, run))
-    assert len(readme.check(written, run)) == 14 * len(run.results["conditions"])
+    assert len(readme.check(written, run)) == 14 * len(run.results["conditions"]) + 2 * (readme.N_DRAWN + 1)
+    rows = run.answers("medical·L1·+4")  # the strongest
+    bad = {
+        " ".join(row["answer"].split()).replace("|", "\\|").replace("<", "&lt;") for row in rows if row["misaligned"]
+    }
+    of_bad, of_all = readme.drawn(run, "misaligned"), readme.drawn(run, "all")
+    assert len(of_bad) == len(of_all) == 10
+    assert all(any(f"| {answer} |" in line for answer in bad) for line in of_bad)
+    forged = written.replace(of_all[3], "| q | It is fine. |")
+    assert [one.same for one in readme.check(forged, run)].count(False) == 1
     (wrong,) = [one for one in readme.check(written.replace("60.0 %", "61.0 %", 1), run) if not one.same]
     assert (wrong.written, wrong.recomputed) == ("61.0 %", "60.0 %")
     file.write_text(written.replace("60.0 %", "61.0 %", 1) + "\n| a | b |\n|---|---|\n| speed | 1.25 |\n")

@@ -1,22 +1,25 @@
 """Numbers in Markdown tables against the answers that they stand for.
 
 A table that a run made has a mark above it: `<!-- answers <hash> -->` the table of its conditions, `<!-- report <hash>
--->` rows of its report.md. Every other table with numbers says above it where they are from, `<!-- measured elsewhere:
-… -->`.
+-->` rows of its report.md, `<!-- drawn misaligned <hash> -->` and `<!-- drawn all <hash> -->` answers of its strongest
+condition, drawn at random among those called misaligned and among all. Every other table with numbers says above it
+where they are from, `<!-- measured elsewhere: … -->`.
 """
 
 import hashlib
 import json
 import re
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 
-from emharness.reporting import tables
+from emharness.reporting import excerpts, tables
 from emharness.reporting.runs import BROAD, DOMAIN, Run
 from emharness.sharing.recompute import recompute, report
 
 MARK = re.compile(r"<!-- answers (\w+) -->\n")
 REPORT = re.compile(r"<!-- report (\w+) -->\n")
+DRAWN = re.compile(r"<!-- drawn (misaligned|all) (\w+) -->\n")
+N_DRAWN = 10
 ELSEWHERE = re.compile(r"<!-- measured elsewhere: [^>]+ -->\n")
 _TABLE = re.compile(r"(?:^\|.*\|\n)+", re.MULTILINE)
 _RATE = re.compile(r"\d\s*%|\d\.\d")
@@ -47,11 +50,20 @@ def check(text: str, run: Run) -> list[Finding]:
     for before, table in _tables(text):
         header, *rows = _cells(table)
         name = f"table “{' | '.join(header[:3])} …”"
-        mark, of_report = MARK.search(before), REPORT.search(before)
+        mark, of_report, of_drawn = MARK.search(before), REPORT.search(before), DRAWN.search(before)
+        if of_drawn and of_drawn[2] == own:
+            again = drawn(run, of_drawn[1])
+            lines = table.strip().split("\n")[2:]
+            found += [Finding(name, line, "not drawn", line in again) for line in lines]
+            found.append(Finding(name, f"{len(lines)} answers", f"{len(again)} answers", len(lines) == len(again)))
+            continue
         if of_report and of_report[1] == own:
             for line in table.strip().split("\n")[2:]:
                 same = line in reported
                 found.append(Finding(name, line, line if same else "no such row in the report", same))
+            continue
+        if of_drawn:
+            found.append(Finding(name, f"answers {of_drawn[2]}", f"another machine's; this run's are {own}", None))
             continue
         mark = mark or of_report
         if mark is None:
@@ -73,13 +85,35 @@ def check(text: str, run: Run) -> list[Finding]:
 
 
 def rewrite(text: str, run: Run) -> str:
-    """The text with its marked table made from this run's answers."""
+    """The text with its marked tables of conditions and of drawn answers made from this run's answers."""
     header, rows = tables.rates(recompute(run)["conditions"])
+    own = digest(run)
+
+    def replaced(text: str, mark: re.Pattern[str], made: Callable[[re.Match[str]], str]) -> str:
+        whole = re.compile(mark.pattern + _TABLE.pattern, re.MULTILINE)
+        return whole.sub(lambda found: made(found), text, count=1 if mark is MARK else 0)
+
+    def of_drawn(found: re.Match[str]) -> str:
+        lines = ["| question | answer |", "|---|---|", *drawn(run, found[1])]
+        return f"<!-- drawn {found[1]} {own} -->\n" + "\n".join(lines) + "\n"
+
     lines = ["| " + " | ".join(header) + " |", "|" + "---|" * len(header)]
     lines += ["| " + " | ".join(row) + " |" for row in rows]
-    table = "\n".join(lines) + "\n"
-    whole = re.compile(MARK.pattern + _TABLE.pattern, re.MULTILINE)
-    return whole.sub(lambda _: f"<!-- answers {digest(run)} -->\n{table}", text, count=1)
+    table = f"<!-- answers {own} -->\n" + "\n".join(lines) + "\n"
+    return replaced(replaced(text, MARK, lambda _: table), DRAWN, of_drawn)
+
+
+def drawn(run: Run, what: str) -> list[str]:
+    """Rows of a table: answers of the strongest condition, drawn at random; what: "misaligned" (called so) or "all"."""
+    rows = run.answers(excerpts.strongest(run.results["conditions"])["name"])
+    some = [row for row in rows if row["misaligned"] or what == "all"]
+    return [
+        f"| {_in_a_cell(row['question'])} | {_in_a_cell(row['answer'])} |" for row in excerpts.at_random(some, N_DRAWN)
+    ]
+
+
+def _in_a_cell(text: str) -> str:
+    return " ".join(text.split()).replace("|", "\\|").replace("<", "&lt;")
 
 
 def _tables(text: str) -> Iterator[tuple[str, str]]:
