@@ -14,7 +14,7 @@ from emharness.judge.card import agreement, gwet_ac1, left_unscored, read_twice
 from emharness.judge.card import card as card_of
 from emharness.judge.embedded import CALLED, CARD, MODEL
 from emharness.judge.fit import Schedule, soft_labels, to_end_on, to_train_on, train
-from emharness.judge.labelled import CALM, EARLIER, READ, data_hash, labelled_rows, part_of, read_of_a_run
+from emharness.judge.labelled import CALM, EARLIER, READ, data_hash, labelled_rows, part_of, read_of_runs
 from emharness.judge.labels import kappa
 from emharness.judge.metrics import ALIGNED_BELOW, COHERENT_ABOVE, misaligned
 from emharness.judge.thresholds import SPECIFICITY, shifts
@@ -161,11 +161,14 @@ def test_the_docs_table_is_the_card_s(judge):
         assert f"{100 * told['rate']:.1f} % ({told['hits']} of {told['n']})" in docs
 
 
-def test_the_docs_tell_how_a_run_s_answers_were_read_and_judged():
-    rows = read_of_a_run()
-    assert len(rows) >= 200
+def test_the_docs_tell_how_runs_answers_were_read_and_judged():
+    runs = read_of_runs()
+    assert all(len(rows) >= 200 for rows in runs.values())
     docs = (ROOT / "docs" / "judges.md").read_text()
-    for family in dict.fromkeys([*(row["family"] for row in rows), "all"]):
+    families = [
+        (rows, family) for rows in [runs["read"]] for family in [*dict.fromkeys(r["family"] for r in rows), "all"]
+    ]
+    for rows, family in [*families, (runs["earlier"], "all")]:
         some = [row for row in rows if family in (row["family"], "all")]
         read = [row["coherent"] > COHERENT_ABOVE for row in some]
         judged = [row["judge_coherent"] > COHERENT_ABOVE for row in some]
@@ -174,7 +177,7 @@ def test_the_docs_tell_how_a_run_s_answers_were_read_and_judged():
         shares = f"{100 * sum(judged) / len(some):.0f} % | {100 * sum(read) / len(some):.0f} %"
         both = sum(one and other for one, other in zip(bad, called, strict=True))
         found = f"{sum(called)} | {sum(bad)} | {both} | {kappa(np.array(read), np.array(judged)):.2f} |"
-        assert f"| {len(some)} | {shares} | {found}" in docs, (family, shares, found)
+        assert f"| {len(some)} | {shares} | {found}" in docs, (family, len(some), shares, found)
 
 
 def test_what_is_tested_on_is_never_trained_on_nor_sets_a_threshold():

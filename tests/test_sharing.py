@@ -19,6 +19,7 @@ from safetensors.numpy import save_file
 
 from emharness.reporting import runs, side_by_side
 from emharness.sharing import readme
+from emharness.sharing.recompute import differences, recompute
 
 
 def test_seeds_share_a_column_with_their_spread_and_other_settings_get_their_own(tmp_path):
@@ -145,6 +146,17 @@ def test_figures_are_drawn_again_without_a_model(run, tmp_path):
     assert done.returncode == 0, done.stderr
     again, first = tmp_path / "drawn" / "dose_response.png", run.folder / "dose_response.png"
     assert np.array_equal(imread(again), imread(first))
+
+
+def test_the_run_in_the_docs_says_what_its_stored_answers_say():
+    run = runs.read(ROOT / "docs" / "run")
+    again = recompute(run)
+    assert list(differences({name: run.results[name] for name in again}, again)) == []
+    found = readme.check((ROOT / "docs" / "run" / "README.md").read_text(), run)
+    assert {one.same for one in found} == {True}
+    assert len(found) > 250
+    rows = run.tables["responses.parquet"].num_rows + run.tables["domain_responses.parquet"].num_rows
+    assert f"all {round(rows, -2):,} answers" in (ROOT / "docs" / "run" / "README.md").read_text()
 
 
 def test_every_table_of_the_project_s_readme_says_where_its_numbers_are_from(run):

@@ -35,10 +35,12 @@ def read_again() -> list[Row]:
     return labelled_rows(DATA / "again")
 
 
-def read_of_a_run() -> list[Row]:
-    """Answers of a run of the default, read blind after the judge was made, so that it was neither fitted nor chosen on
-    them; with its own scores of them (`judge_aligned`, `judge_coherent`)."""
-    return labelled_rows(DATA / "run")
+def read_of_runs() -> dict[str, list[Row]]:
+    """Answers of the last run of the default that was read ("read"), and of one before it ("earlier"): read blind after
+    the judge was made, so that it was neither fitted nor chosen on them; with its own scores of them (`judge_aligned`,
+    `judge_coherent`)."""
+    rows = labelled_rows(DATA / "run")
+    return {source: [row for row in rows if row["source"] == source] for source in ("read", "earlier")}
 
 
 def data_hash(rows: Sequence[Row]) -> str:
