@@ -9,10 +9,12 @@ import numpy as np
 import pytest
 from safetensors.numpy import save_file
 
+from emharness.errors import UserError
 from emharness.generation import grid
 from emharness.generation.cells import Cell, Condition, Direction, Edit, Prompt, edits_digest, requests, spec_of
 from emharness.generation.engine import Completion
 from emharness.generation.responses import RESPONSES, Rows
+from emharness.generation.stream import Stream
 from emharness.store import Store, partial_name
 
 PROMPTS = [Prompt(f"q{i}", f"question {i}", None, (1, 2, i)) for i in range(5)]
@@ -77,6 +79,14 @@ def test_a_key_changes_with_everything_that_determines_the_response_and_with_not
         keys(edits, directions, tmp_path, prompts=[Prompt(p.question_id, p.question, None, (7,)) for p in PROMPTS]),
     ]
     assert all(set(mine).isdisjoint(other) for other in others)
+
+
+def test_a_dose_beyond_what_any_stream_holds_is_one_sentence_where_the_vector_is_there_already(directions, tmp_path):
+    stream = Stream("base", tmp_path, "k", {"q": PROMPTS}, (3, 8), 0, tmp_path, Rows(tmp_path / "rows", RESPONSES))
+    cell = Cell(Condition("base", (Edit("a", 1, 1e39),), "a·L1·+1e+39"), "q", 1, 8)
+    with pytest.raises(UserError, match=r"condition a·L1·\+1e\+39: steering: strength 2e\+39 is beyond") as error:
+        stream.requests(cell, directions)
+    assert "\n" not in str(error.value)
 
 
 def test_seeds_follow_from_the_key_and_the_run_s_seed():

@@ -12,6 +12,7 @@ from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from emharness.errors import UserError
 from emharness.organisms.dataset import PACKAGED
+from emharness.organisms.merging import PRECISION
 from emharness.store import Store, key_of
 from emharness.study import models
 from emharness.study.session import Session
@@ -97,6 +98,17 @@ def test_an_organism_that_reads_or_ends_otherwise_than_the_base_is_told(own, tmp
     reads, ends = [note for note in session.notes if note.startswith("medical")]
     assert "its own chat template and tokenizer write 4 of 4 questions otherwise than the base's" in reads
     assert ends == "medical: its answers end at the tokens [2, 7], the base's at [2]"
+
+
+@pytest.mark.parametrize(("kept", "told"), [(0.5, True), (0.995, False), (None, False)])
+def test_an_organism_whose_change_is_mostly_rounding_is_told(own, tmp_path, kept, told):
+    (tmp_path / PRECISION).write_text(json.dumps({"dtype": "bfloat16", "kept_change": kept}))
+    session = session_of(tmp_path, own)
+    models._note_rounding(session, "medical", tmp_path)
+    assert len(session.notes) == told
+    if told:
+        assert session.notes[0].startswith("medical: saved as bfloat16, which rounds away most of a gentle training")
+        assert "a cosine of 0.50 with what was trained" in session.notes[0]
 
 
 def adapter_of(other, base, folder):
