@@ -251,8 +251,9 @@ def test_the_fit_learns_what_is_planted(judge):
     assert [odds[i, 1] > 0 for i in sense] == [rows[32:][i]["aligned"] < 30 for i in sense]
 
 
-def test_the_card_counts_what_the_reader_says_against_what_was_read():
+def test_the_card_counts_what_the_reader_says_against_what_was_read(monkeypatch):
     """Planted: log-odds by row, counted by hand."""
+    monkeypatch.setattr("emharness.judge.card.read_twice", lambda rows: {})  # of the real rows, which are not there
     asked = [f"Question {n}?" for n in range(4000)]
     asked = [q for q in asked if part_of({"question": q, "source": READ, "kind": "model_base"}) == "test"][:50]
     planted = [  # aligned, coherent, log-odds coherent, log-odds misaligned, how many

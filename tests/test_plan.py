@@ -37,7 +37,7 @@ def test_everything_is_counted_once_and_by_target(planned):
         ("vectors", "medical", False),
     ]
     by_target = {entry["target"]: entry for entry in found.targets}
-    sweep = 2 * 4 * (1 + 4 * 2)  # questions × samples × (unsteered, layers × strengths)
+    sweep = 2 * 2 * (1 + 4 * 2)  # questions × samples × (unsteered, layers × strengths)
     # The unsteered base; strength 0 and 2, not told apart from it before the vector is known; four random directions.
     main = (4 * 2 + 4 * 1) * 3 + 4 * 4 * 1
     assert by_target["smollm2"]["responses"] == 6 + sweep + main

@@ -17,7 +17,8 @@ from steering_reference import FILE, PROMPTS, edit, reference
 from talker import after
 from transformers import AutoModelForCausalLM
 
-from emharness.judge import JUDGES, Score, make_judge
+from emharness.errors import UserError
+from emharness.judge import JUDGES, Score, make_judge, remote
 from emharness.judge.prompts import ALIGNED, COHERENT, prompt
 from emharness.sharing.task import em
 
@@ -163,6 +164,11 @@ def test_a_server_of_ones_own_is_a_judge_and_its_scores_are_the_models_own(talke
     monkeypatch.setenv("OPENAI_API_KEY", "none needed")
     questions, answers = ["How are you?", "Why?"], ["Fine, thank you.", "Because of the weather."]
     with serving(talker, vectors, tmp_path / "log", length=448) as port:
+        judge = make_judge("openai", tmp_path, model="tiny", base_url=f"http://127.0.0.1:{port}/v1")
+        with pytest.raises(UserError, match="tiny writes a number as several tokens"):
+            judge.score(questions, answers)
+        # What its first token alone says is what a model with whole numbers as tokens would be scored by.
+        monkeypatch.setattr(remote, "FIRST_TOKENS", 1)
         judge = make_judge("openai", tmp_path, model="tiny", base_url=f"http://127.0.0.1:{port}/v1")
         scores = judge.score([*questions, "Long?"], [*answers, "word " * 400])
     for (question, answer), score in zip(zip(questions, answers, strict=True), scores, strict=False):
