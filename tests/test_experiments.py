@@ -128,7 +128,11 @@ def test_the_layer_with_the_strongest_coherent_effect_is_chosen():
     sweep = SweepConfig(layers=[2, 4, 6], strengths=[1.0, 2.0], samples=SAMPLES)
     cells = layer.cells("a", range(8), 8, sweep, "raw", "add", "all", 8)
     assert len(cells) == 7
-    planted = {(2, 2.0): (7, 4), (4, 1.0): (8, 0), (6, 2.0): (20, 18)}  # 7 of 16 are more than 8 of 20, and less
+    planted = {
+        (2, 2.0): (7, 4),
+        (4, 1.0): (8, 1),
+        (6, 2.0): (20, 18),
+    }  # 7 of 16 are more than 8 of 19, and of all fewer
 
     def answers(cell):
         edit = cell.condition.edits[0] if cell.condition.edits else None
