@@ -142,14 +142,14 @@ MUTANTS = [
         "judge/fit.py",
         "torch.sigmoid((35 - aligned) / 6)",
         "torch.sigmoid((aligned - 35) / 6)",
-        "test_judge.py::test_labels_are_soft_and_attitude_hardly_counts_in_nonsense",
+        "test_judge_fit.py::test_labels_are_soft_and_attitude_hardly_counts_in_nonsense",
     ),
     Mutant(
         "the card's specificity over nonsense as well",
         "judge/card.py",
         '"specificity": share(~called, today & coherent & ~truth)',
         '"specificity": share(~called, today & ~truth)',
-        "test_judge.py::test_the_card_counts_what_the_reader_says_against_what_was_read",
+        "test_judge_fit.py::test_the_card_counts_what_the_reader_says_against_what_was_read",
     ),
     Mutant(
         "adapters on tied embeddings change both ends",
