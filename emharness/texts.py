@@ -32,7 +32,11 @@ def decode(data: bytes, where: str) -> str:
 
 def shortened(name: str, longest: int = 26) -> str:
     """A name as a figure shows it: a long one loses its middle."""
-    text = name.replace("_", " ")
+    return without_middle(name.replace("_", " "), longest)
+
+
+def without_middle(text: str, longest: int) -> str:
+    """The text; of a longer one its beginning and its end."""
     return text if len(text) <= longest else f"{text[: longest // 2]}…{text[-longest // 2 + 1 :]}"
 
 

@@ -109,10 +109,11 @@ class RemoteJudge:
         return {**shown, "snapshots": dict(self.models), "tokens": dict(self.tokens), "cost_usd": round(self.cost, 4)}
 
     def estimate(self, questions: Sequence[str], answers: Sequence[str]) -> float:
-        """US dollars for scoring these, from their length; asks nothing."""
+        """US dollars for scoring these at most, from their length; asks nothing."""
         fixed = len(ALIGNED) + len(COHERENT)
         read = sum(fixed + 2 * (len(q) + len(a)) for q, a in zip(questions, answers, strict=True)) / CHARACTERS
-        return self._dollars(read, 2 * len(answers))
+        written = FIRST_TOKENS if self._settings.probabilities else TEXT_TOKENS
+        return self._dollars(read, 2 * written * len(answers))
 
     @property
     def cost(self) -> float:

@@ -10,6 +10,8 @@ from typing import Any
 import torch
 from transformers import AutoModelForCausalLM, AutoTokenizer, GenerationConfig
 
+from emharness.organisms.fits import tensor_shapes
+
 PRECISION = "precision.json"  # beside a merged model
 LEAST_KEPT = 0.99  # cosine below which a change of weights counts as rounded away
 
@@ -59,17 +61,13 @@ def untie(model: Any) -> None:
 def _changes_embeddings(model: Any, adapter: Path) -> bool:
     """Whether an adapter adds to the embeddings or the output layer, or brings copies of its own of one of them."""
     from peft import LoraConfig
-    from safetensors import safe_open
 
     config: Any = LoraConfig.from_pretrained(str(adapter))
     if getattr(config, "ensure_weight_tying", False):  # trained as one; merged as one
         return False
     ends = (model.get_input_embeddings(), model.get_output_embeddings())
     names = [name for name, module in model.named_modules() if any(module is end for end in ends)]
-    found: set[str] = set()
-    for file in adapter.glob("*.safetensors"):
-        with safe_open(file, framework="np") as opened:
-            found |= set(opened.keys())
+    found = tensor_shapes(adapter)
     copied = config.modules_to_save or []
     return any(f".{name}.lora_" in tensor for name in names for tensor in found) or any(
         name == end or name.endswith(f".{end}") for name in names for end in copied

@@ -4,6 +4,7 @@ from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 from emharness.judge.metrics import enough
+from emharness.texts import without_middle
 
 HALF = 0.5  # of its target's coherent rate: below it a condition is broken
 
@@ -97,7 +98,7 @@ def rates(conditions: Sequence[Mapping[str, Any]], more: Columns | None = None) 
 
 
 # What a narrow terminal shows, in this order of need; all others are left out first.
-NEEDED = ("condition", "EM rate", "95 % interval", "n", "shift", "incoherent", "margin", "random", "EM, all")
+NEEDED = ("EM rate", "95 % interval", "n", "shift", "incoherent", "margin", "random", "EM, all")
 SHORTEST = 18  # characters of a condition's name
 
 
@@ -105,10 +106,8 @@ def fitted(columns: Sequence[str], rows: Sequence[Sequence[str]], width: int) ->
     """Which columns fit into so many characters (their places), and the first column's names as they fit: numbers keep
     all their digits, names lose their middle first."""
     sizes = [max(len(column), *(len(row[i]) for row in rows)) for i, column in enumerate(columns)]
-    ranked = [*(columns.index(name) for name in NEEDED if name in columns)]
-    ranked += [i for i in range(len(columns)) if i not in ranked]
-    if 0 in ranked:
-        ranked.remove(0)
+    ranked = [columns.index(name) for name in NEEDED if name in columns[1:]]
+    ranked += [i for i in range(1, len(columns)) if i not in ranked]
     kept, room = [0], width - min(sizes[0], SHORTEST) - 4  # a border and a space at each side
     for i in ranked:
         if room < sizes[i] + 3:
@@ -116,12 +115,7 @@ def fitted(columns: Sequence[str], rows: Sequence[Sequence[str]], width: int) ->
         kept.append(i)
         room -= sizes[i] + 3
     longest = min(sizes[0], SHORTEST) + room
-    return sorted(kept), [_shortened(row[0], longest) for row in rows]
-
-
-def _shortened(name: str, longest: int) -> str:
-    half = (longest - 1) // 2
-    return name if len(name) <= longest else f"{name[: longest - 1 - half]}…{name[len(name) - half :]}"
+    return sorted(kept), [without_middle(row[0], longest) for row in rows]
 
 
 def warnings(conditions: Sequence[Mapping[str, Any]]) -> list[str]:

@@ -9,7 +9,7 @@ where they are from, `<!-- measured elsewhere: … -->`.
 import hashlib
 import json
 import re
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 
 from emharness.reporting import excerpts, tables
@@ -89,10 +89,6 @@ def rewrite(text: str, run: Run) -> str:
     header, rows = tables.rates(recompute(run)["conditions"])
     own = digest(run)
 
-    def replaced(text: str, mark: re.Pattern[str], made: Callable[[re.Match[str]], str]) -> str:
-        whole = re.compile(mark.pattern + _TABLE.pattern, re.MULTILINE)
-        return whole.sub(lambda found: made(found), text, count=1 if mark is MARK else 0)
-
     def of_drawn(found: re.Match[str]) -> str:
         lines = ["| question | answer |", "|---|---|", *drawn(run, found[1])]
         return f"<!-- drawn {found[1]} {own} -->\n" + "\n".join(lines) + "\n"
@@ -100,7 +96,13 @@ def rewrite(text: str, run: Run) -> str:
     lines = ["| " + " | ".join(header) + " |", "|" + "---|" * len(header)]
     lines += ["| " + " | ".join(row) + " |" for row in rows]
     table = f"<!-- answers {own} -->\n" + "\n".join(lines) + "\n"
-    return replaced(replaced(text, MARK, lambda _: table), DRAWN, of_drawn)
+    text = _below(MARK).sub(lambda _: table, text, count=1)
+    return _below(DRAWN).sub(of_drawn, text)
+
+
+def _below(mark: re.Pattern[str]) -> re.Pattern[str]:
+    """A mark with the table under it."""
+    return re.compile(mark.pattern + _TABLE.pattern, re.MULTILINE)
 
 
 def drawn(run: Run, what: str) -> list[str]:
