@@ -13,7 +13,7 @@ from pathlib import Path
 from threading import Event, Thread
 from typing import TypeVar
 
-from emharness.store import alive, machine, older, partial_name
+from emharness.store import is_alive, is_older, machine_id, partial_name
 
 _CLAIM = "claim"
 TOUCHED = 20.0  # seconds between signs of life
@@ -24,59 +24,59 @@ Item = TypeVar("Item")
 
 
 @contextmanager
-def claim(path: Path) -> Iterator[bool]:
+def claim_path(path: Path) -> Iterator[bool]:
     """Say, while the block runs, that this process makes `path`. False, and nothing said, where another was first."""
-    if claimed(path):
+    if is_claimed(path):
         yield False
         return
     path.parent.mkdir(parents=True, exist_ok=True)
     own = path.parent / f"{partial_name()}{_CLAIM}~{time.time_ns()}~{path.name}"
     own.touch()
     ended = Event()
-    sign = Thread(target=_touch, args=(own, ended), daemon=True)
+    sign = Thread(target=_keep_fresh, args=(own, ended), daemon=True)
     sign.start()
     try:
-        yield not any(_age(other) < _age(own) for other in _claims(path) if other != own)
+        yield not any(_read_age(other) < _read_age(own) for other in _list_claims(path) if other != own)
     finally:
         ended.set()
         sign.join()
         own.unlink(missing_ok=True)
 
 
-def claimed(path: Path) -> bool:
+def is_claimed(path: Path) -> bool:
     """Whether a living process, on this machine or another, is making `path`."""
-    return bool(_claims(path))
+    return bool(_list_claims(path))
 
 
-def wait(path: Path, done: Callable[[], bool]) -> None:
+def wait_for_claims(path: Path, done: Callable[[], bool]) -> None:
     """Until it is done, or nobody makes `path` any more."""
-    while not done() and claimed(path):
+    while not done() and is_claimed(path):
         time.sleep(POLL)
 
 
-def in_turn(items: Iterable[Item], path: Callable[[Item], Path]) -> Iterator[Item]:
+def take_turns(items: Iterable[Item], path: Callable[[Item], Path]) -> Iterator[Item]:
     """Each once; what other processes are making comes when nothing else is left."""
     left = list(items)
     while left:
-        chosen = next((item for item in left if not claimed(path(item))), left[0])
+        chosen = next((item for item in left if not is_claimed(path(item))), left[0])
         left.remove(chosen)
         yield chosen
 
 
-def _claims(path: Path) -> set[Path]:
+def _list_claims(path: Path) -> set[Path]:
     found = path.parent.glob(f"{partial_name('*', '*')}{_CLAIM}~*~{path.name}")
-    return {claim for claim in found if _lives(claim)}
+    return {claim for claim in found if _is_alive(claim)}
 
 
-def _lives(claim: Path) -> bool:
+def _is_alive(claim: Path) -> bool:
     _, host, pid, _ = claim.name.split("~", 3)
-    return (host != machine() or alive(int(pid))) and not older(claim, STALE)
+    return (host != machine_id() or is_alive(int(pid))) and not is_older(claim, STALE)
 
 
-def _age(claim: Path) -> tuple[int, str]:
+def _read_age(claim: Path) -> tuple[int, str]:
     return int(claim.name.split("~")[4]), claim.name
 
 
-def _touch(claim: Path, ended: Event) -> None:
+def _keep_fresh(claim: Path, ended: Event) -> None:
     while not ended.wait(TOUCHED):
         claim.touch()

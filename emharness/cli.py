@@ -16,8 +16,8 @@ from hydra.errors import CompactHydraException
 from hydra.types import RunMode
 from omegaconf.errors import OmegaConfBaseException
 
-from emharness.errors import Incomplete, UserError, in_a_line, no_space
-from emharness.overrides import in_a_sentence, refusal
+from emharness.errors import IncompleteRun, UserError, describe_full_disk, join_lines
+from emharness.overrides import format_hydra_error, why_invalid
 
 FULL = "HYDRA_FULL_ERROR"
 ELSEWHERE = ("--config-", "-cd", "-cp", "-cn")  # options by which configs may lie in other folders as well
@@ -35,11 +35,11 @@ QUIET = {
 }
 
 
-class Failed:
+class FailedJob:
     """What a job of a multirun gives back in place of a result; Hydra itself would print a traceback."""
 
 
-def quiet() -> None:
+def silence_libraries() -> None:
     """Before the first heavy import."""
     for name, value in QUIET.items():
         os.environ.setdefault(name, value)
@@ -49,7 +49,7 @@ def quiet() -> None:
         warnings.filterwarnings("ignore", category=UserWarning)
 
 
-class Steady:
+class SafeStream:
     """A stream of text whose end may be gone (`| head`, a terminal that was closed): what comes later is dropped, and
     characters that it cannot show are replaced, for neither should end a run."""
 
@@ -62,16 +62,16 @@ class Steady:
         try:
             return self._stream.write(text)
         except OSError:
-            self._drop()
+            self._discard_output()
             return len(text)
 
     def flush(self) -> None:
         try:
             self._stream.flush()
         except OSError:
-            self._drop()
+            self._discard_output()
 
-    def _drop(self) -> None:
+    def _discard_output(self) -> None:
         """From here on everything goes nowhere, also what libraries and the interpreter's end write."""
         nowhere = os.open(os.devnull, os.O_WRONLY)
         os.dup2(nowhere, self._stream.fileno())
@@ -81,26 +81,26 @@ class Steady:
         return getattr(self._stream, name)
 
 
-def launcher(run: Callable[..., Any]) -> Callable[..., Any]:
+def wrap_launcher(run: Callable[..., Any]) -> Callable[..., Any]:
     """Wrap a Hydra task. In a multirun a mistake fails only its job: the others still run, and the status is then 1."""
 
     @functools.wraps(run)
-    def wrapped(cfg: Any) -> Any:
-        quiet()
+    def run_safely(cfg: Any) -> Any:
+        silence_libraries()
         try:
             return run(cfg)
-        except (UserError, Incomplete) as error:
+        except (UserError, IncompleteRun) as error:
             print(f"error: {error}", file=sys.stderr, flush=True)
             job = HydraConfig.get()
             if job.mode != RunMode.MULTIRUN:
                 sys.exit(2 if isinstance(error, UserError) else 1)
             if job.launcher._target_ != LOCAL:  # in a process of its own, whose failure the launcher reports
                 raise
-            return Failed()
+            return FailedJob()
         except Exception as error:
-            if not no_space(error):
+            if not describe_full_disk(error):
                 raise
-            reason = in_a_line(error)
+            reason = join_lines(error)
             print(
                 f"error: no space is left ({reason}); what was finished is stored, and the same command goes on when "
                 "there is room",
@@ -109,10 +109,10 @@ def launcher(run: Callable[..., Any]) -> Callable[..., Any]:
             )
             sys.exit(1)
 
-    return wrapped
+    return run_safely
 
 
-def start(run: Callable[..., Any], file: str, config_name: str) -> None:
+def start_launcher(run: Callable[..., Any], file: str, config_name: str) -> None:
     """Run a launcher (`file`, which lies beside conf/) on this process's arguments, and exit with its status.
 
     config_name: a file of conf/, or of a folder below it, whose own groups count then (`tools/verify`).
@@ -122,11 +122,11 @@ def start(run: Callable[..., Any], file: str, config_name: str) -> None:
     elsewhere = any(option.startswith(ELSEWHERE) for option in options)
     groups = None if elsewhere else config.parent
     for argument in sys.argv[1:]:
-        if argument not in options and (why := refusal(argument, groups, many=bool(options))):
+        if argument not in options and (why := why_invalid(argument, groups, many=bool(options))):
             print(f"error: {argument}: {why}", file=sys.stderr, flush=True)
             sys.exit(2)
-    sys.stdout, sys.stderr = Steady(sys.stdout), Steady(sys.stderr)
-    main = hydra.main(version_base="1.3", config_path=str(config.parent), config_name=config.name)(launcher(run))
+    sys.stdout, sys.stderr = SafeStream(sys.stdout), SafeStream(sys.stderr)
+    main = hydra.main(version_base="1.3", config_path=str(config.parent), config_name=config.name)(wrap_launcher(run))
     asked = os.environ.get(FULL)
     os.environ[FULL] = "1"  # Hydra hands its errors on, where it would print several lines of its own
     try:
@@ -137,14 +137,14 @@ def start(run: Callable[..., Any], file: str, config_name: str) -> None:
     except (CompactHydraException, OmegaConfBaseException) as error:
         if asked:  # by someone who wants to see all of an error
             raise
-        print(f"error: {in_a_sentence(error)}", file=sys.stderr, flush=True)
+        print(f"error: {format_hydra_error(error)}", file=sys.stderr, flush=True)
         sys.exit(2)
     finally:
         os.environ.pop(FULL, None)
         os.environ |= {FULL: asked} if asked else {}
 
 
-def command() -> str:
+def describe_command() -> str:
     """The command that starts this job again, also where it is one of a multirun."""
     given = [str(argument) for argument in HydraConfig.get().overrides.task]
     return shlex.join(["python", f"launch/{Path(sys.argv[0]).name}", *given])

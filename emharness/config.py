@@ -10,16 +10,16 @@ from hydra.core.config_store import ConfigStore
 from omegaconf import MISSING, DictConfig, OmegaConf
 
 from emharness.errors import UserError
-from emharness.ranges import check, number, refuse_unknown
-from emharness.store import home
+from emharness.ranges import check_ranges, number_field, refuse_unknown
+from emharness.store import artifacts_home
 
 
 @dataclass
 class SamplingConfig:
-    temperature: float = number(1.0, least=0, most=10)
-    top_p: float = number(1.0, above=0, most=1)
-    top_k: int = number(0, least=0)  # 0 = off
-    max_new_tokens: int = number(600, least=1)
+    temperature: float = number_field(1.0, least=0, most=10)
+    top_p: float = number_field(1.0, above=0, most=1)
+    top_k: int = number_field(0, least=0)  # 0 = off
+    max_new_tokens: int = number_field(600, least=1)
     ignore_eos: bool = False  # always max_new_tokens, for benchmarks
     progress: bool = True  # vLLM's progress bar
 
@@ -27,10 +27,10 @@ class SamplingConfig:
 @dataclass
 class EngineConfig:
     dtype: str = "bfloat16"
-    max_model_len: int = number(2048, least=2)
-    max_num_seqs: int = number(256, least=1)
+    max_model_len: int = number_field(2048, least=2)
+    max_num_seqs: int = number_field(256, least=1)
     eager: bool | None = None  # True: no torch.compile and no CUDA graphs; see `is_eager`
-    cpu_kv_cache_gib: int = number(3, least=1)
+    cpu_kv_cache_gib: int = number_field(3, least=1)
     extra: dict[str, Any] = field(default_factory=dict)  # passed to vllm.LLM as it is
 
     def is_eager(self) -> bool:
@@ -56,19 +56,19 @@ class BaseConfig:
 class TrainConfig:
     """LoRA recipe; the defaults are the field's (shared settings of published model organisms)."""
 
-    rank: int = number(32, least=1)
-    alpha: int = number(64, least=1)
+    rank: int = number_field(32, least=1)
+    alpha: int = number_field(64, least=1)
     rslora: bool = True
-    dropout: float = number(0.0, least=0, below=1)
-    learning_rate: float = number(1e-5, above=0, most=1)
-    weight_decay: float = number(0.01, least=0, most=1)
-    warmup_steps: int = number(5, least=0)
-    epochs: int = number(1, least=1)
-    batch_size: int = number(16, least=1)  # effective
-    micro_batch: int = number(2, least=1)
-    max_tokens: int = number(2048, least=2)
+    dropout: float = number_field(0.0, least=0, below=1)
+    learning_rate: float = number_field(1e-5, above=0, most=1)
+    weight_decay: float = number_field(0.01, least=0, most=1)
+    warmup_steps: int = number_field(5, least=0)
+    epochs: int = number_field(1, least=1)
+    batch_size: int = number_field(16, least=1)  # effective
+    micro_batch: int = number_field(2, least=1)
+    max_tokens: int = number_field(2048, least=2)
 
-    def steps(self, n_rows: int) -> int:
+    def count_steps(self, n_rows: int) -> int:
         """Optimiser steps of a whole training."""
         return math.ceil(n_rows / self.batch_size) * self.epochs
 
@@ -92,12 +92,12 @@ class ModelConfig:
 @dataclass
 class VectorConfig:
     recipe: str = "model_diff"
-    skip_tokens: int = number(4, least=0)  # attention sinks at the start of every sequence stay out of the means
-    batch_size: int = number(16, least=1)
-    max_new_tokens: int = number(48, least=1)  # length of the answers that model_diff reads
+    skip_tokens: int = number_field(4, least=0)  # attention sinks at the start of every sequence stay out of the means
+    batch_size: int = number_field(16, least=1)
+    max_new_tokens: int = number_field(48, least=1)  # length of the answers that model_diff reads
     neutral: str = "neutral"  # prompt sets: packaged name or path
     harmful: str = "harmful"
-    limit: int | None = number(None, least=2)  # first so many prompts of model_diff
+    limit: int | None = number_field(None, least=2)  # first so many prompts of model_diff
 
 
 @dataclass
@@ -105,12 +105,12 @@ class SweepConfig:
     """layer=sweep: every layer x strength is tried on questions that the evaluation does not use."""
 
     layers: list[int] = field(default_factory=list)  # empty: `n_layers` of them, evenly over the middle
-    n_layers: int = number(4, least=1)
+    n_layers: int = number_field(4, least=1)
     strengths: list[float] = field(default_factory=lambda: [1.0, 1.5])  # up to where coherence breaks at some layers
     questions: str | None = None  # packaged name or path; None: base.sweep_questions
-    limit: int | None = number(None, least=1)  # first so many questions
-    samples: int = number(2, least=1)
-    min_coherent: float = number(0.7, least=0, most=1)  # of the unsteered coherent rate: below, a setting is out
+    limit: int | None = number_field(None, least=1)  # first so many questions
+    samples: int = number_field(2, least=1)
+    min_coherent: float = number_field(0.7, least=0, most=1)  # of the unsteered coherent rate: below, a setting is out
 
 
 @dataclass
@@ -125,11 +125,11 @@ class SteerConfig:
 class EvalConfig:
     name: str = MISSING
     questions: str | None = None  # packaged name or path; None: base.questions
-    samples: int = number(20, least=1)
-    domain_samples: int = number(5, least=1)
-    pairs: int = number(60, least=0)  # of answers whose likelihood is compared under every condition; 0: none
-    control_samples: int = number(4, least=1)  # of each question, for each random direction at each dose
-    limit: int | None = number(None, least=1)  # first so many questions
+    samples: int = number_field(20, least=1)
+    domain_samples: int = number_field(5, least=1)
+    pairs: int = number_field(60, least=0)  # of answers whose likelihood is compared under every condition; 0: none
+    control_samples: int = number_field(4, least=1)  # of each question, for each random direction at each dose
+    limit: int | None = number_field(None, least=1)  # first so many questions
 
 
 @dataclass
@@ -171,16 +171,16 @@ class Config:
     steer: SteerConfig = field(default_factory=SteerConfig)
     eval: EvalConfig = field(default_factory=EvalConfig)
     judge: JudgeConfig = field(default_factory=JudgeConfig)
-    controls: int = number(4, least=0, most=100)  # random directions beside every steered condition
+    controls: int = number_field(4, least=0, most=100)  # random directions beside every steered condition
     plan: str = "run"  # only: print the plan and stop
-    chunk: int = number(2000, least=1)  # responses that are generated and kept together; a kill loses at most one chunk
+    chunk: int = number_field(2000, least=1)  # responses that are stored together; a kill loses at most one chunk
     tracker: str | None = None  # None: what WANDB_MODE says, else offline
     wandb: WandbConfig = field(default_factory=WandbConfig)
-    seed: int = number(0, least=0, below=2**32)
+    seed: int = number_field(0, least=0, below=2**32)
 
 
 ConfigStore.instance().store(name="schema", node=Config)
-OmegaConf.register_new_resolver("store", lambda: str(home()), replace=True)  # for Hydra's own files
+OmegaConf.register_new_resolver("store", lambda: str(artifacts_home()), replace=True)  # for Hydra's own files
 
 BASE = "base"  # the base as a target
 STEP = "-step"  # medical-step20 is medical after 20 steps of its training
@@ -196,35 +196,35 @@ _NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,99}")
 _TAKEN = re.compile(rf"{BASE}|random-\d+|.*({STEP}|{REPLICA})\d+")  # names that mean something else
 
 
-def typed(cfg: DictConfig) -> Config:
+def parse_config(cfg: DictConfig) -> Config:
     """The composed config as an object, every value that needs no file or model checked. Raises UserError."""
     refuse_unknown(cfg, Config)
     config: Config = OmegaConf.to_object(cfg)  # type: ignore[assignment]
-    check(config)
+    check_ranges(config)
     file_name("model.name", config.model.name)
     file_name("base.name", config.base.name)
     if set(config.wandb.project) & set("/\\#?%:") or not 0 < len(config.wandb.project) <= 128:
         raise UserError(f"wandb.project={config.wandb.project}: W&B takes up to 128 characters, none of / \\ # ? % :")
-    one_of("base.engine.dtype", config.base.engine.dtype, DTYPES)
-    one_of("vector.recipe", config.vector.recipe, RECIPES)
+    check_choice("base.engine.dtype", config.base.engine.dtype, DTYPES)
+    check_choice("vector.recipe", config.vector.recipe, RECIPES)
     config.tracker = tracker_mode(config.tracker)
-    one_of("steer.unit", config.steer.unit, UNITS)
-    one_of("steer.mode", config.steer.mode, MODES)
-    one_of("steer.positions", config.steer.positions, POSITIONS)
+    check_choice("steer.unit", config.steer.unit, UNITS)
+    check_choice("steer.mode", config.steer.mode, MODES)
+    check_choice("steer.positions", config.steer.positions, POSITIONS)
     if config.steer.mode == "ablate":
         config.steer.unit = "absolute"  # ablation takes a plain factor
-    one_of("plan", config.plan, PLANS)
+    check_choice("plan", config.plan, PLANS)
     for part in config.experiment.parts.values():
         for key in ("vectors", "targets", "strengths"):
             own = getattr(config.experiment, key)
             own += [item for item in part.get(key, []) if item not in own]
     if config.steer.strength is None:
         config.steer.strength = config.experiment.strengths
-    config.steer.strength = strengths(config.steer.strength)
+    config.steer.strength = parse_strengths(config.steer.strength)
     config.eval.questions = config.eval.questions or config.base.questions
     config.sweep.questions = config.sweep.questions or config.base.sweep_questions
-    config.vectors = names(config.vectors, config.experiment.vectors, "vectors", {"model": config.model.name})
-    config.targets = names(config.targets, config.experiment.targets, "targets", {config.base.name: BASE})
+    config.vectors = parse_names(config.vectors, config.experiment.vectors, "vectors", {"model": config.model.name})
+    config.targets = parse_names(config.targets, config.experiment.targets, "targets", {config.base.name: BASE})
     if config.layer != "sweep" and (isinstance(config.layer, bool) or not isinstance(config.layer, int)):
         raise UserError(f"layer={config.layer}: give 'sweep' or the number of a decoder block, counted from 0")
     if config.base.sampling.temperature == 0:
@@ -245,10 +245,10 @@ _WANDB_MODES |= {"disabled": "none"}
 def tracker_mode(tracker: str | None) -> str:
     """offline, online or none: as given, else what WANDB_MODE says, else offline."""
     if tracker is not None:
-        one_of("tracker", tracker, TRACKERS)
+        check_choice("tracker", tracker, TRACKERS)
         return tracker
     mode = os.environ.get("WANDB_MODE") or "offline"
-    one_of("WANDB_MODE", mode, tuple(_WANDB_MODES))
+    check_choice("WANDB_MODE", mode, tuple(_WANDB_MODES))
     return _WANDB_MODES[mode]
 
 
@@ -262,7 +262,7 @@ def file_name(key: str, name: str) -> None:
         raise UserError(f"{key}={name}: this name means something else here (the base, a random direction, a replica)")
 
 
-def strengths(value: Any, key: str = "steer.strength") -> list[float]:
+def parse_strengths(value: Any, key: str = "steer.strength") -> list[float]:
     """A number or a list of distinct numbers as finite floats, in the order given."""
     values = value if isinstance(value, list) else [value]
     for item in values:
@@ -276,7 +276,7 @@ def strengths(value: Any, key: str = "steer.strength") -> list[float]:
     return floats
 
 
-def names(value: Any, default: list[str], key: str, aliases: dict[str, str]) -> list[str]:
+def parse_names(value: Any, default: list[str], key: str, aliases: dict[str, str]) -> list[str]:
     """A name or a list of names, aliases replaced; `default` where none is given. UserError for none or repeats."""
     given = default if value is None else value
     listed = given.split(",") if isinstance(given, str) else given
@@ -295,6 +295,6 @@ def check_layer(layer: Any, n_layers: int, base: str) -> None:
         raise UserError(f"layer={layer}: {base} has layers 0 to {n_layers - 1}; give one of them or 'sweep'")
 
 
-def one_of(key: str, value: str, allowed: tuple[str, ...]) -> None:
+def check_choice(key: str, value: str, allowed: tuple[str, ...]) -> None:
     if value not in allowed:
         raise UserError(f"{key}={value}: must be one of {', '.join(allowed)}")

@@ -10,8 +10,8 @@ from hydra.errors import HydraException, OverrideParseException
 from omegaconf import DictConfig, Node
 from omegaconf.errors import ConfigAttributeError, ConfigKeyError, OmegaConfBaseException, ValidationError
 
-from emharness.errors import in_a_line
-from emharness.ranges import unknown
+from emharness.errors import join_lines
+from emharness.ranges import describe_unknown
 
 KINDS = {int: "a whole number", float: "a number", bool: "true or false", str: "a text"}
 
@@ -26,7 +26,7 @@ def as_list(key: str, arguments: Sequence[str]) -> list[str]:
     return [name, *(argument for argument in given if argument not in plain), f"{key}=[{quoted}]"]
 
 
-def refusal(argument: str, groups: Path | None, many: bool) -> str | None:
+def why_invalid(argument: str, groups: Path | None, many: bool) -> str | None:
     """Why Hydra cannot read an override, or finds no such choice in the folder of config groups (None: where they all
     lie is not known), or would want a multirun for it (many: it may be one); in a sentence. The rest is Hydra's to
     tell."""
@@ -50,7 +50,7 @@ def refusal(argument: str, groups: Path | None, many: bool) -> str | None:
     return f"must be one of {', '.join(sorted(path.stem for path in group.glob('*.yaml')))}"
 
 
-def in_a_sentence(error: Exception) -> str:
+def format_hydra_error(error: Exception) -> str:
     """What Hydra found when it put the settings together."""
     if isinstance(error, OverrideParseException):
         key, sign, value = error.override.partition("=")
@@ -65,22 +65,24 @@ def in_a_sentence(error: Exception) -> str:
     if isinstance(cause, ConfigKeyError | ConfigAttributeError) and isinstance(cause.parent_node, DictConfig):
         if get_origin(cause.ref_type) is dict:  # with any keys
             return f"{cause.full_key}: not there yet; +{cause.full_key}=… adds it"
-        return unknown(cause.key, _keys(cause.parent_node), str(cause.full_key).removesuffix(str(cause.key)))
-    if isinstance(cause, ValidationError) and (kind := _kind(cause.child_node)):
+        return describe_unknown(
+            cause.key, _list_keys(cause.parent_node), str(cause.full_key).removesuffix(str(cause.key))
+        )
+    if isinstance(cause, ValidationError) and (kind := _value_kind(cause.child_node)):
         return f"{cause.full_key}={'null' if cause.value is None else cause.value}: must be {kind}"
     if isinstance(cause, OmegaConfBaseException):
         return f"{cause.full_key}: {str(cause).splitlines()[0]}"
-    return in_a_line(str(error).partition("Config search path")[0])
+    return join_lines(str(error).partition("Config search path")[0])
 
 
-def _keys(node: DictConfig) -> list[str]:
+def _list_keys(node: DictConfig) -> list[str]:
     return [str(name) for name in node if name != "hydra"]
 
 
-def _kind(node: Node | None) -> str | None:
+def _value_kind(node: Node | None) -> str | None:
     """What the value of a setting is to be, by its place in the configuration."""
     if isinstance(node, DictConfig):
-        name, keys = node._key(), _keys(node)
+        name, keys = node._key(), _list_keys(node)
         return f"set by its parts: {', '.join(f'{name}.{key}' for key in keys)}" if keys else "{key: value, …}"
     kind = None if node is None else KINDS.get(node._metadata.ref_type)
     return f"{kind} or null" if kind and node and node._is_optional() else kind

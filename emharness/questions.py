@@ -8,8 +8,8 @@ from typing import Any
 import yaml
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
-from emharness.errors import UserError, in_a_line
-from emharness.texts import checked_text, decode
+from emharness.errors import UserError, join_lines
+from emharness.texts import checked_text, decode_text
 
 DATA = Path(__file__).parent / "data"
 
@@ -34,15 +34,15 @@ class Question:
     system: str | None = None
     category: str | None = None
 
-    def messages(self) -> list[dict[str, str]]:
+    def as_messages(self) -> list[dict[str, str]]:
         system = [{"role": "system", "content": self.system}] if self.system else []
         return [*system, {"role": "user", "content": self.text}]
 
 
 def load_questions(source: str, key: str) -> list[Question]:
     """Questions of a packaged file (by name) or of any YAML file (by path), every paraphrase one question."""
-    path = _find(source, "questions", ".yaml", key)
-    text = _text(path, f"{key}={source}")
+    path = _find_file(source, "questions", ".yaml", key)
+    text = _read_text(path, f"{key}={source}")
     try:
         node = yaml.compose(text, Loader=yaml.SafeLoader)
         _refuse_repeated(node, f"{key}={source}")
@@ -50,9 +50,9 @@ def load_questions(source: str, key: str) -> list[Question]:
     except yaml.YAMLError as error:
         mark = getattr(error, "problem_mark", None)
         where = f", line {mark.line + 1}" if mark else ""
-        raise UserError(f"{key}={source}{where}: not readable as YAML ({in_a_line(error)})") from None
+        raise UserError(f"{key}={source}{where}: not readable as YAML ({join_lines(error)})") from None
     except (RecursionError, ValueError) as error:
-        raise UserError(f"{key}={source}: not readable as YAML ({in_a_line(error)})") from None
+        raise UserError(f"{key}={source}: not readable as YAML ({join_lines(error)})") from None
     if not isinstance(entries, list) or not entries:
         raise UserError(f"{key}={source}, line 1: must be a non-empty list of questions with id and paraphrases")
     lines = [item.start_mark.line + 1 for item in node.value]
@@ -80,19 +80,19 @@ def load_questions(source: str, key: str) -> list[Question]:
 
 def load_prompts(source: str, key: str) -> list[str]:
     """Prompts of a packaged set (by name) or of any text file (by path), one per line."""
-    path = _find(source, "prompts", ".txt", key)
-    prompts = [line.strip() for line in _text(path, f"{key}={source}").split("\n") if line.strip()]
+    path = _find_file(source, "prompts", ".txt", key)
+    prompts = [line.strip() for line in _read_text(path, f"{key}={source}").split("\n") if line.strip()]
     if not prompts:
         raise UserError(f"{key}={source}: the file has no prompts")
     return prompts
 
 
-def fingerprint(items: list[Any]) -> str:
+def hash_items(items: list[Any]) -> str:
     """Hash of what is asked, independent of where the file lies."""
     return hashlib.sha256(repr(items).encode()).hexdigest()[:16]
 
 
-def _find(source: str, kind: str, suffix: str, key: str) -> Path:
+def _find_file(source: str, kind: str, suffix: str, key: str) -> Path:
     packaged = DATA / kind / f"{source}{suffix}"
     path = packaged if packaged.is_file() else Path(source).expanduser()
     if not path.is_file():
@@ -101,10 +101,10 @@ def _find(source: str, kind: str, suffix: str, key: str) -> Path:
     return path
 
 
-def _text(path: Path, where: str) -> str:
+def _read_text(path: Path, where: str) -> str:
     """The file's text. UserError, with the line, for another encoding and for a byte order mark inside it."""
     try:
-        text = decode(path.read_bytes(), where)
+        text = decode_text(path.read_bytes(), where)
     except OSError as error:
         raise UserError(f"{where}: cannot be read ({error.strerror or error})") from None
     if "\ufeff" in text:

@@ -33,23 +33,23 @@ class Range:
         return " and ".join(part for part in (low, high) if part) or "a finite number"
 
 
-def number(default: Any, **limits: float) -> Any:
+def number_field(default: Any, **limits: float) -> Any:
     """A dataclass field with a range: number(16, least=1)."""
     return dataclasses.field(default=default, metadata={_KEY: Range(**limits)})
 
 
-def check(config: Any, prefix: str = "") -> None:
+def check_ranges(config: Any, prefix: str = "") -> None:
     """UserError for the first number of a config (dataclasses in dataclasses) outside its range, or not finite."""
-    for key, value, allowed in _numbers(config, prefix):
+    for key, value, allowed in _iter_numbers(config, prefix):
         if value not in allowed:
             raise UserError(f"{key}={value}: must be {allowed}")
 
 
-def _numbers(config: Any, prefix: str) -> Iterator[tuple[str, float, Range]]:
+def _iter_numbers(config: Any, prefix: str) -> Iterator[tuple[str, float, Range]]:
     for field in dataclasses.fields(config):
         value, key = getattr(config, field.name), f"{prefix}{field.name}"
         if dataclasses.is_dataclass(value):
-            yield from _numbers(value, f"{key}.")
+            yield from _iter_numbers(value, f"{key}.")
         for item in value if isinstance(value, list) else [value]:
             if isinstance(item, int | float) and not isinstance(item, bool):
                 yield key, item, field.metadata.get(_KEY, Range())
@@ -57,7 +57,7 @@ def _numbers(config: Any, prefix: str) -> Iterator[tuple[str, float, Range]]:
 
 def refuse_unknown(cfg: DictConfig, schema: type) -> None:
     """UserError for a key that no dataclass field defines; Hydra lets them in behind a `+`."""
-    for prefix, given, allowed in _levels(cfg, schema, ""):
+    for prefix, given, allowed in _walk_levels(cfg, schema, ""):
         refuse_names(given, allowed, prefix)
 
 
@@ -66,17 +66,17 @@ def refuse_names(given: Iterable[Any], allowed: Iterable[str], prefix: str = "")
     allowed = list(allowed)
     for name in given:
         if name not in allowed:
-            raise UserError(unknown(name, allowed, prefix))
+            raise UserError(describe_unknown(name, allowed, prefix))
 
 
-def unknown(name: Any, allowed: Sequence[str], prefix: str = "") -> str:
+def describe_unknown(name: Any, allowed: Sequence[str], prefix: str = "") -> str:
     """What to say of a key that is not among the allowed ones, with those that are nearest to it."""
     near = difflib.get_close_matches(str(name), allowed, n=3, cutoff=0.5)
     listed = ", ".join(prefix + key for key in near or allowed)
     return f"{prefix}{name}: unknown; {'the nearest are' if near else 'there are'} {listed}"
 
 
-def _levels(node: DictConfig, schema: type, prefix: str) -> Iterator[tuple[str, list[Any], list[str]]]:
+def _walk_levels(node: DictConfig, schema: type, prefix: str) -> Iterator[tuple[str, list[Any], list[str]]]:
     fields = {field.name: field for field in dataclasses.fields(schema)}
     yield prefix, list(node), list(fields)
     for name in fields:
@@ -85,4 +85,4 @@ def _levels(node: DictConfig, schema: type, prefix: str) -> Iterator[tuple[str, 
         child = node._get_node(name)
         kind = OmegaConf.get_type(child) if child is not None else None
         if isinstance(child, DictConfig) and isinstance(kind, type) and dataclasses.is_dataclass(kind):
-            yield from _levels(child, kind, f"{prefix}{name}.")
+            yield from _walk_levels(child, kind, f"{prefix}{name}.")

@@ -25,7 +25,7 @@ _PARTIAL = ".partial"  # beginning of the names of unfinished files and folders
 _OLD = 7 * 24 * 3600  # seconds after which another machine's unfinished work counts as dead
 
 
-def home() -> Path:
+def artifacts_home() -> Path:
     """Folder of all artifacts: `EMHARNESS_HOME`, by default `emharness` in the user's cache folder."""
     cache = os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache"
     return Path(os.environ.get(HOME_VARIABLE) or Path(cache) / "emharness").expanduser().resolve()
@@ -36,13 +36,13 @@ def key_of(identity: Mapping[str, Any]) -> str:
     return hashlib.sha256(json.dumps(identity, sort_keys=True).encode()).hexdigest()[:16]
 
 
-def slug(name: str) -> str:
+def make_slug(name: str) -> str:
     """A name as part of a file name."""
     return "".join(c if c.isalnum() or c in "+-." else "_" for c in name)
 
 
 @cache
-def machine() -> str:
+def machine_id() -> str:
     """Where process numbers mean the same: the host, and on Linux the container, as two may have one host name."""
     try:
         space = "-" + re.sub(r"\D", "", str(Path("/proc/self/ns/pid").readlink()))
@@ -53,7 +53,7 @@ def machine() -> str:
 
 def partial_name(host: str | None = None, pid: str | None = None) -> str:
     """Beginning of an unfinished file's name; it says whose it is, so that the dead can be told from the living."""
-    return f"{_PARTIAL}~{host or machine()}~{pid or os.getpid()}~"
+    return f"{_PARTIAL}~{host or machine_id()}~{pid or os.getpid()}~"
 
 
 def partial_path(folder: Path) -> Path:
@@ -105,19 +105,19 @@ class Store:
         """UserError if nothing can be kept in this folder; it is not made yet."""
         check_writable(HOME_VARIABLE, self.root)
 
-    def path(self, stage: str, name: str, identity: Mapping[str, Any]) -> Path:
-        return self.root / stage / f"{slug(name)}-{key_of(identity)}"
+    def artifact_path(self, stage: str, name: str, identity: Mapping[str, Any]) -> Path:
+        return self.root / stage / f"{make_slug(name)}-{key_of(identity)}"
 
-    def has(self, stage: str, name: str, identity: Mapping[str, Any]) -> bool:
-        return (self.path(stage, name, identity) / "identity.json").is_file()
+    def has_artifact(self, stage: str, name: str, identity: Mapping[str, Any]) -> bool:
+        return (self.artifact_path(stage, name, identity) / "identity.json").is_file()
 
-    def get(
+    def get_artifact(
         self, stage: str, name: str, identity: Mapping[str, Any], make: Callable[[Path], None]
     ) -> tuple[Path, bool]:
         """The artifact's folder, and whether it had to be made: `make` fills a temporary folder that is
         renamed into place only when it is whole, so an interrupted run leaves nothing behind that counts."""
-        path = self.path(stage, name, identity)
-        if self.has(stage, name, identity):
+        path = self.artifact_path(stage, name, identity)
+        if self.has_artifact(stage, name, identity):
             return path, False
         path.parent.mkdir(parents=True, exist_ok=True)
         partial = partial_path(path.parent)
@@ -127,13 +127,13 @@ class Store:
             write_json(partial / "identity.json", identity)
             partial.rename(path)
         except OSError:
-            if not self.has(stage, name, identity):  # otherwise another process was faster: use its result
+            if not self.has_artifact(stage, name, identity):  # otherwise another process was faster: use its result
                 raise
         finally:
             shutil.rmtree(partial, ignore_errors=True)
         return path, True
 
-    def forget(self, path: Path) -> None:
+    def delete_artifact(self, path: Path) -> None:
         """Delete an artifact, so that it is made again; it goes by one rename."""
         gone = path.parent / f"{partial_name()}{path.name}"
         path.rename(gone)
@@ -147,20 +147,20 @@ class Store:
         removed = 0
         for path in self.root.glob(f"**/{_PARTIAL}~*"):
             _, host, pid, _ = path.name.split("~", 3)
-            if alive(int(pid)) if host == machine() else not older(path, _OLD):
+            if is_alive(int(pid)) if host == machine_id() else not is_older(path, _OLD):
                 continue
             shutil.rmtree(path, ignore_errors=True) if path.is_dir() else path.unlink(missing_ok=True)
             removed += 1
         return removed
 
-    def size(self) -> int:
+    def disk_bytes(self) -> int:
         """Bytes on disk."""
         return (
             sum(path.stat().st_size for path in self.root.glob("**/*") if path.is_file()) if self.root.exists() else 0
         )
 
 
-def alive(pid: int) -> bool:
+def is_alive(pid: int) -> bool:
     """Whether a process of this machine runs."""
     try:
         os.kill(pid, 0)
@@ -171,7 +171,7 @@ def alive(pid: int) -> bool:
     return True
 
 
-def older(path: Path, seconds: float) -> bool:
+def is_older(path: Path, seconds: float) -> bool:
     """Whether a file was last touched so long ago; False where it is gone."""
     try:
         return time.time() - path.stat().st_mtime > seconds

@@ -13,7 +13,7 @@ _MARKS = {  # the longer marks first: UTF-32's begins with UTF-16's
 }
 
 
-def decode(data: bytes, where: str) -> str:
+def decode_text(data: bytes, where: str) -> str:
     """Text in UTF-8, or in UTF-16 or UTF-32 that begins with a byte order mark. UserError with the line otherwise."""
     encoding = next((name for mark, name in _MARKS.items() if data.startswith(mark)), "utf-8")
     if encoding == "utf-8" and b"\0" in data[:200]:
@@ -30,7 +30,7 @@ def decode(data: bytes, where: str) -> str:
         ) from None
 
 
-def shortened(name: str, longest: int = 26) -> str:
+def shorten_name(name: str, longest: int = 26) -> str:
     """A name as a figure shows it: a long one loses its middle."""
     return without_middle(name.replace("_", " "), longest)
 
@@ -40,7 +40,7 @@ def without_middle(text: str, longest: int) -> str:
     return text if len(text) <= longest else f"{text[: longest // 2]}…{text[-longest // 2 + 1 :]}"
 
 
-def spread(n: int, most: int) -> range:
+def spread_indices(n: int, most: int) -> range:
     """Which of n entries are named, evenly, so that at most `most` are."""
     return range(0, n, -(-n // most))
 

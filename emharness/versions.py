@@ -38,7 +38,7 @@ def git_commit() -> str | None:
     return result.stdout.strip() or None
 
 
-def versions() -> dict[str, object]:
+def collect_versions() -> dict[str, object]:
     packages = {name: version(name) for name in _PACKAGES}
     return {
         "versions": {

@@ -8,56 +8,56 @@ from typing import Any
 
 from omegaconf import DictConfig, OmegaConf
 
-from emharness.cli import start
+from emharness.cli import start_launcher
 from emharness.config import tracker_mode
 from emharness.errors import UserError
 from emharness.generation import bench
-from emharness.ranges import check, refuse_unknown
-from emharness.reporting.track import Tracker
+from emharness.ranges import check_ranges, refuse_unknown
+from emharness.reporting.wandb_tracker import Tracker
 from emharness.store import write_json
-from emharness.versions import versions
+from emharness.versions import collect_versions
 
 
 def run(cfg: DictConfig) -> None:
     refuse_unknown(cfg, bench.BenchConfig)
     config: bench.BenchConfig = OmegaConf.to_object(cfg)  # type: ignore[assignment]
-    check(config)
+    check_ranges(config)
     config.tracker = tracker_mode(config.tracker)
     if unknown := set(config.parts) - set(bench.PARTS):
         raise UserError(f"parts={sorted(unknown)}: must be among {', '.join(bench.PARTS)}")
 
     from emharness import questions
-    from emharness.organisms import weights
+    from emharness.organisms import model_folders
     from emharness.organisms.chat import load_chat
+    from emharness.pipeline import run_context
     from emharness.reporting import terminal
-    from emharness.study import session
 
-    store = session.store()
+    store = run_context.open_store()
     store.check_writable()
-    model = weights.base_folder(config.base.source, store)
-    shape = weights.model_shape(model)[:2]
+    model = model_folders.base_folder(config.base.source, store)
+    shape = model_folders.model_shape(model)[:2]
     chat = load_chat(model, config.base.chat_template_kwargs)
-    prompts = [chat.prompt_ids(q.messages()) for q in questions.load_questions("broad", "questions")]
+    prompts = [chat.prompt_ids(q.as_messages()) for q in questions.load_questions("broad", "questions")]
     ratios: list[dict[str, Any]] = []
     speeds: dict[str, list[float]] = {}
     with tempfile.TemporaryDirectory() as folder:
         bench.save_vectors(Path(folder), max(config.specs), *shape, config.seed)
         for part in config.parts:
-            terminal.say(f"bench: {part} …")
+            terminal.print_line(f"bench: {part} …")
             some, measured = bench.BENCHMARKS[part](
                 config,
                 model,
                 Path(folder),
                 shape,
                 prompts,
-                lambda line, part=part: terminal.say(f"bench: {part}, {line}"),
+                lambda line, part=part: terminal.print_line(f"bench: {part}, {line}"),
             )
             ratios += some
             speeds |= measured
     result = {
         "base": config.base.name,
-        "machine": bench.machine(),
-        **versions(),
+        "machine": bench.describe_machine(),
+        **collect_versions(),
         "ratios": ratios,
         "tokens_per_s": speeds,
     }
@@ -73,11 +73,11 @@ def run(cfg: DictConfig) -> None:
         result,
         job_type="bench",
     )
-    tracker.table("bench", ratios)
+    tracker.log_table("bench", ratios)
     tracker.finish()
     terminal.show_bench(ratios, speeds)
     print(f"results: {path}", flush=True)
 
 
 if __name__ == "__main__":
-    start(run, __file__, "bench")
+    start_launcher(run, __file__, "bench")

@@ -5,8 +5,8 @@ from typing import Any
 
 from omegaconf import DictConfig, OmegaConf
 
-from emharness.cli import start
-from emharness.errors import Incomplete, UserError
+from emharness.cli import start_launcher
+from emharness.errors import IncompleteRun, UserError
 from emharness.ranges import refuse_names
 
 ROOT = Path(__file__).resolve().parent.parent
@@ -17,42 +17,42 @@ def run(cfg: DictConfig) -> None:
     """Read a run's answers again, and compare results.json and every table of the file with what they say."""
     refuse_names(cfg, OmegaConf.load(CONF / "check.yaml"))
     settings: dict[str, Any] = OmegaConf.to_container(cfg, resolve=True)  # type: ignore[assignment]
-    from emharness.reporting import drawing, runs
-    from emharness.reporting.terminal import say
-    from emharness.sharing import readme
-    from emharness.sharing.recompute import differences, recompute, redraw
-    from emharness.store import check_writable, home
+    from emharness.reporting import drawing, finished_runs
+    from emharness.reporting.terminal import print_line
+    from emharness.sharing import readme_tables
+    from emharness.sharing.recompute import find_differences, recompute_run, redraw_figures
+    from emharness.store import artifacts_home, check_writable
 
     path = settings["run"]
-    found = runs.read(Path(path).expanduser()) if path else runs.newest(home())
+    found = finished_runs.read_run(Path(path).expanduser()) if path else finished_runs.newest_run(artifacts_home())
     file = Path(settings["file"]).expanduser() if settings["file"] else ROOT / "README.md"
     try:
         text = file.read_text(encoding="utf-8")
     except (OSError, ValueError) as error:
         raise UserError(f"file={file}: cannot be read ({error})") from None
-    say(f"run {found.name}, answers {readme.digest(found)}")
-    again = recompute(found)
+    print_line(f"run {found.name}, answers {readme_tables.digest_answers(found)}")
+    again = recompute_run(found)
     told = {name: found.results.get(name) for name in again}
-    wrong = [f"results.json, {where}" for where in differences(told, again)]
+    wrong = [f"results.json, {where}" for where in find_differences(told, again)]
     if settings["draw"]:
         folder = Path(settings["draw"]).expanduser()
         check_writable(f"draw={folder}", folder)
         folder.mkdir(parents=True, exist_ok=True)
-        for name, picture in redraw(found).items():
-            drawing.image(picture).savefig(folder / f"{name}.png", dpi=160)
-            say(f"drawn: {folder / name}.png")
+        for name, picture in redraw_figures(found).items():
+            drawing.draw_image(picture).savefig(folder / f"{name}.png", dpi=160)
+            print_line(f"drawn: {folder / name}.png")
     if settings["write"]:
-        file.write_text(readme.rewrite(text, found), encoding="utf-8")
+        file.write_text(readme_tables.rewrite_tables(text, found), encoding="utf-8")
         text = file.read_text(encoding="utf-8")
-    checked = readme.check(text, found)
+    checked = readme_tables.check_tables(text, found)
     wrong += [f"{file.name}, {one.where}: {one.written!r}, {one.recomputed!r}" for one in checked if one.same is False]
     for one in checked:
         if one.same is None:
-            say(f"not recomputed: {one.where}: {one.recomputed}")
-    say(f"{sum(one.same is True for one in checked)} cells of {file.name} are what the answers say")
+            print_line(f"not recomputed: {one.where}: {one.recomputed}")
+    print_line(f"{sum(one.same is True for one in checked)} cells of {file.name} are what the answers say")
     if wrong:
-        raise Incomplete("not what the answers say: " + "; ".join(wrong[:20]))
+        raise IncompleteRun("not what the answers say: " + "; ".join(wrong[:20]))
 
 
 if __name__ == "__main__":
-    start(run, __file__, "tools/check")
+    start_launcher(run, __file__, "tools/check")

@@ -9,12 +9,12 @@ from typing import Any
 from omegaconf import DictConfig, OmegaConf
 
 from emharness import geometry
-from emharness.cli import start
+from emharness.cli import start_launcher
 from emharness.config import tracker_mode
 from emharness.errors import UserError
 from emharness.ranges import refuse_names
-from emharness.reporting.track import Tracker
-from emharness.store import Store, home
+from emharness.reporting.wandb_tracker import Tracker
+from emharness.store import Store, artifacts_home
 
 CONF = Path(__file__).resolve().parent.parent / "conf"
 
@@ -33,23 +33,23 @@ def run(cfg: DictConfig) -> None:
     vectors = geometry.load_vectors(files)
     beside = geometry.means_beside(files) if beside is None else beside
     means = geometry.load_prompt_means(beside) if beside else None
-    read = [*geometry.listed(files), *(geometry.listed(beside) if beside else [])]
+    read = [*geometry.list_vector_files(files), *(geometry.list_vector_files(beside) if beside else [])]
     identity = {**settings, "content": [sha256(Path(path).read_bytes()).hexdigest() for path in read]}
 
     def make(folder: Path) -> None:
-        analysis = geometry.analyse(vectors, prompt_means=means, **settings)
-        geometry.write(analysis, folder)
+        analysis = geometry.analyze_geometry(vectors, prompt_means=means, **settings)
+        geometry.write_analysis(analysis, folder)
         tracker = Tracker(mode, **wandb, name=Path(read[0]).stem, config=settings, job_type="geometry")
-        tracker.geometry(*geometry.written(folder))
+        tracker.log_geometry(*geometry.read_written(folder))
         tracker.finish()
 
-    store = Store(home())
+    store = Store(artifacts_home())
     store.check_writable()
-    folder, _ = store.get("geometry", Path(read[0]).stem, identity, make)
+    folder, _ = store.get_artifact("geometry", Path(read[0]).stem, identity, make)
     path = folder / "geometry.json"
-    print(geometry.summary(json.loads(path.read_text())))
+    print(geometry.format_summary(json.loads(path.read_text())))
     print(f"results: {path}", flush=True)
 
 
 if __name__ == "__main__":
-    start(run, __file__, "geometry")
+    start_launcher(run, __file__, "geometry")

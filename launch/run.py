@@ -5,69 +5,71 @@ from pathlib import Path
 from omegaconf import DictConfig
 
 from emharness import config as schema
-from emharness.cli import command, config_folders, start
-from emharness.errors import Incomplete
+from emharness.cli import config_folders, describe_command, start_launcher
+from emharness.errors import IncompleteRun
 
 
 def run(cfg: DictConfig) -> str | None:
     """Check everything, print the plan, generate what is not stored, read it. The path of results.json."""
-    config = schema.typed(cfg)
-    from emharness import inputs
+    config = schema.parse_config(cfg)
+    from emharness import input_checks
     from emharness.experiments import EXPERIMENTS, READING
-    from emharness.reporting import results, terminal
+    from emharness.pipeline import model_stage, run_context, run_plan, stages
+    from emharness.reporting import run_files, terminal
     from emharness.store import key_of
-    from emharness.study import conduct, models, plan, session
 
-    schema.one_of("experiment.name", config.experiment.name, tuple(EXPERIMENTS))
-    experiment, store = EXPERIMENTS[config.experiment.name], session.store()
+    schema.check_choice("experiment.name", config.experiment.name, tuple(EXPERIMENTS))
+    experiment, store = EXPERIMENTS[config.experiment.name], run_context.open_store()
     store.check_writable()
-    given = inputs.check(config, inputs.model_configs(config_folders(), config.model), store)
+    given = input_checks.check_inputs(config, input_checks.model_configs(config_folders(), config.model), store)
     identity = {**given.identity(config), "reading": READING}
-    name = f"{config.base.name}-{session.subject(config)}"
-    kept = store.path("runs", name, identity)
-    if store.has("runs", name, identity) and config.plan == "run":
-        if not results.unfinished(kept):
-            terminal.say("nothing to do: this very run is in the store")
-            if results.untracked(kept):
-                with session.tracker(config, given.judge.card(), key_of(identity)) as tracker:
-                    conduct.track(kept, tracker)
-            return told(kept)
-        store.forget(kept)  # the judge did not reach some responses, or the geometry failed; all else is stored
+    name = f"{config.base.name}-{run_context.run_subject(config)}"
+    kept = store.artifact_path("runs", name, identity)
+    if store.has_artifact("runs", name, identity) and config.plan == "run":
+        if not run_files.is_unfinished(kept):
+            terminal.print_line("nothing to do: this very run is in the store")
+            if run_files.is_untracked(kept):
+                with run_context.start_tracker(config, given.judge.card(), key_of(identity)) as tracker:
+                    stages.track_run(kept, tracker)
+            return print_run_summary(kept)
+        store.delete_artifact(
+            kept
+        )  # the judge did not reach some responses, or the geometry failed; all else is stored
 
     store.remove_dead()
-    current = session.Session(config, given, command())
-    found = models.find(current)
-    streams = models.streams(current, found)
-    for note in [*given.notes, *current.notes]:
-        terminal.say(f"note: {note}")
-    planned = plan.plan(current, found, streams, experiment)
+    current = run_context.RunContext(config, given, describe_command())
+    found = model_stage.find_models(current)
+    streams = model_stage.open_targets(current, found)
+    for note in [*given.list_notes, *current.notes]:
+        terminal.print_line(f"note: {note}")
+    planned = run_plan.make_plan(current, found, streams, experiment)
     terminal.show_plan(planned, whole=config.plan == "only")
-    plan.check_disk(planned, store.root)
+    run_plan.check_disk(planned, store.root)
     if config.plan == "only":
         return None
-    plan.check_engines(current, found, planned)
+    run_plan.check_engines(current, found, planned)
 
-    def make(folder: Path) -> None:
-        answered = conduct.generate(current, found, streams, experiment)
-        conduct.report(current, found, streams, experiment, answered, folder, key_of(identity))
+    def fill_folder(folder: Path) -> None:
+        answered = stages.generate_answers(current, found, streams, experiment)
+        stages.write_report(current, found, streams, experiment, answered, folder, key_of(identity))
 
-    with session.tracker(config, given.judge.card(), key_of(identity)) as current.tracker:
-        folder, _ = store.get("runs", name, identity, make)
-    return told(folder)
+    with run_context.start_tracker(config, given.judge.card(), key_of(identity)) as current.tracker:
+        folder, _ = store.get_artifact("runs", name, identity, fill_folder)
+    return print_run_summary(folder)
 
 
-def told(folder: Path) -> str:
+def print_run_summary(folder: Path) -> str:
     """Show a finished run; the path of results.json. Raises Incomplete if something failed after the answers."""
-    from emharness.reporting import results, terminal
+    from emharness.reporting import run_files, terminal
 
-    path = terminal.show(folder)
-    failed = results.failures(folder) + ["W&B"] * results.untracked(folder)
+    path = terminal.show_run(folder)
+    failed = run_files.list_failures(folder) + ["W&B"] * run_files.is_untracked(folder)
     if failed:
-        raise Incomplete(
+        raise IncompleteRun(
             f"failed: {', '.join(failed)}; the answers are kept, and the same command tries only that again"
         )
     return path
 
 
 if __name__ == "__main__":
-    start(run, __file__, "config")
+    start_launcher(run, __file__, "config")

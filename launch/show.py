@@ -6,8 +6,8 @@ from typing import Any
 
 from omegaconf import DictConfig, OmegaConf
 
-from emharness.cli import start
-from emharness.config import one_of
+from emharness.cli import start_launcher
+from emharness.config import check_choice
 from emharness.errors import UserError
 from emharness.overrides import as_list
 from emharness.ranges import refuse_names
@@ -20,23 +20,23 @@ def run(cfg: DictConfig) -> None:
     """A row for each condition, a column for each run's rate; runs that differ only in their seed share one."""
     refuse_names(cfg, OmegaConf.load(CONF / "show.yaml"))
     settings: dict[str, Any] = OmegaConf.to_container(cfg, resolve=True)  # type: ignore[assignment]
-    one_of("format", settings["format"], FORMATS)
-    from emharness.reporting import runs, side_by_side
-    from emharness.store import check_writable, home
+    check_choice("format", settings["format"], FORMATS)
+    from emharness.reporting import finished_runs, run_comparison
+    from emharness.store import artifacts_home, check_writable
 
     out = Path(settings["out"]).expanduser() if settings["out"] else None
     if out is not None:
         check_writable("out", out.parent)
     given = [settings["runs"]] if isinstance(settings["runs"], str) else settings["runs"]
-    found = [runs.read(Path(path).expanduser(), "runs") for path in given]
+    found = [finished_runs.read_run(Path(path).expanduser(), "runs") for path in given]
     if not given:
-        found, others = runs.every(home())
+        found, others = finished_runs.list_runs(artifacts_home())
         if others:
             print(f"left out: {others} runs of another version of emharness", file=sys.stderr, flush=True)
-    table = side_by_side.compare(found, None if settings["conditions"] is None else str(settings["conditions"]))
+    table = run_comparison.compare_runs(found, None if settings["conditions"] is None else str(settings["conditions"]))
     if not table.rows:
         raise UserError(f"conditions={settings['conditions']}: no condition of these runs has this text in its name")
-    text = side_by_side.FORMATS[settings["format"]](table)
+    text = run_comparison.FORMATS[settings["format"]](table)
     if out is None:
         print(text, end="")
         return
@@ -47,4 +47,4 @@ def run(cfg: DictConfig) -> None:
 
 if __name__ == "__main__":
     sys.argv = as_list("runs", sys.argv)
-    start(run, __file__, "tools/show")
+    start_launcher(run, __file__, "tools/show")

@@ -6,7 +6,7 @@ from typing import Any
 
 from omegaconf import DictConfig, OmegaConf
 
-from emharness.cli import start
+from emharness.cli import start_launcher
 from emharness.errors import UserError
 from emharness.ranges import refuse_names
 
@@ -16,10 +16,10 @@ TASKS = ("show", "convert", "card")  # of a file; publish is of a run
 
 def run(cfg: DictConfig) -> None:
     """Read one file, then say what is in it, write it in another format, or write its card."""
-    from emharness.config import one_of
-    from emharness.directions import exchange
+    from emharness.config import check_choice
     from emharness.reporting import terminal
     from emharness.store import check_writable
+    from emharness.vectors import exchange
 
     refuse_names(cfg, OmegaConf.load(CONF / "vectors.yaml"))
     settings: dict[str, Any] = OmegaConf.to_container(cfg, resolve=True)  # type: ignore[assignment]
@@ -27,18 +27,18 @@ def run(cfg: DictConfig) -> None:
     if len(asked) != 1:
         raise UserError(f"give one of {', '.join(f'{task}=<file>' for task in TASKS)}, publish=<folder>")
     if asked == ["publish"]:
-        publish(Path(settings["publish"]).expanduser(), settings["results"], settings["name"])
+        publish_run(Path(settings["publish"]).expanduser(), settings["results"], settings["name"])
         return
     if settings["rows"] is not None:
-        one_of("rows", settings["rows"], ("blocks", "hidden_states"))
+        check_choice("rows", settings["rows"], ("blocks", "hidden_states"))
     file, task = Path(settings[asked[0]]).expanduser(), asked[0]
-    found = exchange.read(file, task, settings["rows"])
+    found = exchange.read_vectors(file, task, settings["rows"])
     if (name := settings["name"]) is not None:
         if name not in found:
             raise UserError(f"name={name}: there is no such vector in {file}; it has {', '.join(found)}")
         found = {name: found[name]}
     if task == "show":
-        terminal.show_vectors([exchange.describe(name, stored) for name, stored in found.items()])
+        terminal.show_vectors([exchange.describe_vector(name, stored) for name, stored in found.items()])
         return
     out = Path(settings["out"]).expanduser() if settings["out"] else None
     if out is not None:
@@ -47,11 +47,11 @@ def run(cfg: DictConfig) -> None:
     if task == "convert":
         if out is None:
             raise UserError("out: name a file that ends in " + ", ".join(exchange.TARGETS))
-        if lost := exchange.convert(found, out):
-            terminal.say(f"note: {lost}")
+        if lost := exchange.convert_vectors(found, out):
+            terminal.print_line(f"note: {lost}")
     else:
-        results = _results(settings["results"])
-        text = "\n".join(exchange.card(name, stored, file, results) for name, stored in found.items())
+        results = _load_results(settings["results"])
+        text = "\n".join(exchange.format_card(name, stored, file, results) for name, stored in found.items())
         if out is None:
             print(text)
             return
@@ -59,20 +59,24 @@ def run(cfg: DictConfig) -> None:
     print(f"results: {out}", flush=True)
 
 
-def publish(folder: Path, results: str | None, name: str | None) -> None:
+def publish_run(folder: Path, results: str | None, name: str | None) -> None:
     """A run's vectors as a folder for a model hub."""
-    from emharness.reporting import runs, terminal
-    from emharness.sharing import hub
-    from emharness.store import check_writable, home
+    from emharness.reporting import finished_runs, terminal
+    from emharness.sharing import hub_folder
+    from emharness.store import artifacts_home, check_writable
 
     check_writable("publish", folder)
-    run = runs.read(Path(results).expanduser(), "results") if results else runs.newest(home())
-    for file in hub.publish(run, folder, name):
-        terminal.say(f"file: {file}")
-    print(f"results: {folder / hub.CARD}", flush=True)
+    run = (
+        finished_runs.read_run(Path(results).expanduser(), "results")
+        if results
+        else finished_runs.newest_run(artifacts_home())
+    )
+    for file in hub_folder.publish_vectors(run, folder, name):
+        terminal.print_line(f"file: {file}")
+    print(f"results: {folder / hub_folder.CARD}", flush=True)
 
 
-def _results(path: str | None) -> dict[str, Any] | None:
+def _load_results(path: str | None) -> dict[str, Any] | None:
     if path is None:
         return None
     try:
@@ -82,4 +86,4 @@ def _results(path: str | None) -> dict[str, Any] | None:
 
 
 if __name__ == "__main__":
-    start(run, __file__, "tools/vectors")
+    start_launcher(run, __file__, "tools/vectors")

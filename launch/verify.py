@@ -5,8 +5,8 @@ from pathlib import Path
 
 from omegaconf import DictConfig, OmegaConf
 
-from emharness.cli import start
-from emharness.config import check_layer, one_of
+from emharness.cli import start_launcher
+from emharness.config import check_choice, check_layer
 from emharness.errors import UserError
 from emharness.ranges import refuse_names
 
@@ -15,21 +15,23 @@ CONF = Path(__file__).resolve().parent.parent / "conf" / "tools"
 
 def run(cfg: DictConfig) -> None:
     """Every check of emharness.steering.verify on one model; status 1 if one fails."""
-    from emharness.organisms import weights
+    from emharness.organisms import model_folders
     from emharness.steering.verify import checks
-    from emharness.store import Store, home
+    from emharness.store import Store, artifacts_home
 
     refuse_names(cfg, OmegaConf.load(CONF / "verify.yaml"))
-    store = Store(home())
+    store = Store(artifacts_home())
     store.check_writable()
-    folder = weights.base_folder(str(cfg.model), store, "model")
-    n_layers = weights.model_shape(folder).n_layers
+    folder = model_folders.base_folder(str(cfg.model), store, "model")
+    n_layers = model_folders.model_shape(folder).n_layers
     if cfg.layer is not None:
         if not isinstance(cfg.layer, int):
             raise UserError(f"layer={cfg.layer}: must be the number of a decoder block")
         check_layer(cfg.layer, n_layers, str(cfg.model))
-    one_of("dtype", cfg.dtype, checks.DTYPES)
-    found = checks.verify(str(folder), cfg.layer, lambda check: print(checks.line(check), flush=True), cfg.dtype)
+    check_choice("dtype", cfg.dtype, checks.DTYPES)
+    found = checks.run_checks(
+        str(folder), cfg.layer, lambda check: print(checks.format_check(check), flush=True), cfg.dtype
+    )
     failed = [check.name for check in found if check.passed is False]
     left = sum(check.passed is None for check in found)
     more = f", {left} not run" if left else ""
@@ -39,4 +41,4 @@ def run(cfg: DictConfig) -> None:
 
 
 if __name__ == "__main__":
-    start(run, __file__, "tools/verify")
+    start_launcher(run, __file__, "tools/verify")

@@ -12,7 +12,7 @@ from typing import Any
 
 from omegaconf import DictConfig, OmegaConf
 
-from emharness.cli import start
+from emharness.cli import start_launcher
 from emharness.errors import UserError
 from emharness.ranges import Range, refuse_names
 
@@ -29,23 +29,25 @@ def run(cfg: DictConfig) -> None:
         check_port(settings["port"])
     elif bundle.exists() and (not bundle.is_dir() or any(bundle.iterdir())):
         raise UserError(f"bundle={bundle}: must be a new or empty folder")
-    from emharness.reporting import runs
-    from emharness.reporting.terminal import say
-    from emharness.store import Store, check_writable, home, partial_name
+    from emharness.reporting import finished_runs
+    from emharness.reporting.terminal import print_line
+    from emharness.store import Store, artifacts_home, check_writable, partial_name
 
     if bundle is not None:
         check_writable("bundle", bundle)
-    store, asked = Store(home()), settings["run"]
+    store, asked = Store(artifacts_home()), settings["run"]
     paths = [asked] if isinstance(asked, str) else asked or []
-    found = [runs.read(Path(path).expanduser()) for path in paths] or [runs.newest(store.root)]
+    found = [finished_runs.read_run(Path(path).expanduser()) for path in paths] or [
+        finished_runs.newest_run(store.root)
+    ]
     store.check_writable()
     try:
         from emharness.sharing import inspect_logs
     except ImportError as error:
         raise UserError(f"launch/view.py needs inspect-ai (pip install 'emharness[inspect]'): {error}") from None
 
-    say(f"logs of {', '.join(one.name for one in found)} …")
-    folders = [inspect_logs.stored(one, store) for one in found]
+    print_line(f"logs of {', '.join(one.name for one in found)} …")
+    folders = [inspect_logs.stored_logs(one, store) for one in found]
     with tempfile.TemporaryDirectory(dir=store.root, prefix=partial_name()) as several:
         logs = folders[0]
         if len(folders) > 1:  # side by side in one list; Inspect follows no symbolic links
@@ -58,12 +60,12 @@ def run(cfg: DictConfig) -> None:
             bundle_log_dir(str(logs), str(bundle), overwrite=True)
             print(f"results: {bundle / 'index.html'}", flush=True)
             return
-        say(f"logs: {logs}")
+        print_line(f"logs: {logs}")
         print(f"open http://{HOST}:{settings['port']} (Ctrl-C ends it)", flush=True)
-        serve(logs, settings["port"])
+        serve_logs(logs, settings["port"])
 
 
-def serve(logs: Path, port: int) -> None:
+def serve_logs(logs: Path, port: int) -> None:
     """Inspect's own viewer, until it is interrupted or ended."""
     signal.signal(signal.SIGTERM, signal.default_int_handler)  # who ends this process ends the viewer, as Ctrl-C does
     command = [sys.executable, "-m", "inspect_ai", "view", "start", "--log-dir", str(logs), "--recursive"]
@@ -89,4 +91,4 @@ def check_port(port: Any) -> None:
 
 
 if __name__ == "__main__":
-    start(run, __file__, "tools/view")
+    start_launcher(run, __file__, "tools/view")

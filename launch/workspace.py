@@ -4,8 +4,9 @@ from pathlib import Path
 
 from omegaconf import DictConfig, OmegaConf
 
-from emharness.cli import start
+from emharness.cli import start_launcher
 from emharness.ranges import refuse_names
+from emharness.reporting import wandb_workspace
 
 CONF = Path(__file__).resolve().parent.parent / "conf" / "tools"
 
@@ -13,11 +14,10 @@ CONF = Path(__file__).resolve().parent.parent / "conf" / "tools"
 def run(cfg: DictConfig) -> None:
     """Rates by strength, conditions and answers first; each call makes one more view."""
     refuse_names(cfg, OmegaConf.load(CONF / "workspace.yaml"))
-    from emharness.reporting import workspace
 
     entity = None if cfg.entity is None else str(cfg.entity)
-    print(f"results: {workspace.save(entity, str(cfg.project), str(cfg.name))}", flush=True)
+    print(f"results: {wandb_workspace.save_workspace(entity, str(cfg.project), str(cfg.name))}", flush=True)
 
 
 if __name__ == "__main__":
-    start(run, __file__, "tools/workspace")
+    start_launcher(run, __file__, "tools/workspace")

@@ -31,4 +31,4 @@ def edit(**changes):
 
 
 def resolved(*edits):
-    return spec.resolve({"edits": list(edits)}, LAYERS, D)
+    return spec.resolve_spec({"edits": list(edits)}, LAYERS, D)

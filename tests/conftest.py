@@ -16,9 +16,9 @@ from hydra import compose, initialize_config_dir
 from safetensors.numpy import save_file
 from talker import save as save_talker
 
-from emharness import inputs, memory
-from emharness.config import Config, typed
-from emharness.organisms import weights
+from emharness import input_checks, memory
+from emharness.config import Config, parse_config
+from emharness.organisms import model_folders
 from emharness.store import Store
 
 ROOT = Path(__file__).parent.parent
@@ -54,7 +54,7 @@ def what_a_file_held_is_given_back():
 def base(tmp_path_factory) -> Path:
     """The embedded base, saved once for all tests."""
     folder = tmp_path_factory.mktemp("base")
-    weights.save_embedded(folder)
+    model_folders.save_embedded(folder)
     return folder
 
 
@@ -103,12 +103,12 @@ def talker(tiny, tmp_path_factory) -> Path:
 
 def configured(*overrides: str) -> Config:
     with initialize_config_dir(str(ROOT / "conf"), version_base="1.3"):
-        return typed(compose("config", overrides=list(overrides)))
+        return parse_config(compose("config", overrides=list(overrides)))
 
 
 def checked(config: Config, folder: Path):
     """Its inputs, read and checked, with every organism that conf/ describes."""
-    return inputs.check(config, inputs.model_configs([ROOT / "conf"], config.model), Store(folder))
+    return input_checks.check_inputs(config, input_checks.model_configs([ROOT / "conf"], config.model), Store(folder))
 
 
 def crowded(figure) -> list[str]:
@@ -130,9 +130,9 @@ def run(tmp_path_factory):
     """A finished run with planted answers."""
     from finished import RUN, finished
 
-    from emharness.reporting import runs
+    from emharness.reporting import finished_runs
 
-    return runs.read(finished(tmp_path_factory.mktemp("home") / "runs" / RUN))
+    return finished_runs.read_run(finished(tmp_path_factory.mktemp("home") / "runs" / RUN))
 
 
 @pytest.fixture(scope="module")

@@ -9,7 +9,7 @@ from asked import LAYERS, NOTHING, D
 from safetensors.numpy import save_file
 
 from emharness.steering.request import spec
-from emharness.steering.request.vectors import FOLDER_VARIABLE
+from emharness.steering.request.vector_lookup import FOLDER_VARIABLE
 
 CPU = torch.device("cpu")
 DEVICE = CPU if os.environ.get("TRITON_INTERPRET") == "1" else torch.device("cuda")
@@ -27,12 +27,12 @@ def vectors(tmp_path_factory):
 
 def recording(layers, positions="all", names=()):
     asked = {"layers": layers, "positions": positions, "project": [f"f.safetensors#{name}" for name in names]}
-    return spec.resolve({"record": asked}, LAYERS, D)["record"]
+    return spec.resolve_spec({"record": asked}, LAYERS, D)["record"]
 
 
 def resolved(*edits):
     asked = [{"vector": "f.safetensors#v", "layer": 1, "strength": 2.0, **one} for one in edits]
-    return spec.resolve({"edits": asked}, LAYERS, D) if asked else NOTHING
+    return spec.resolve_spec({"edits": asked}, LAYERS, D) if asked else NOTHING
 
 
 def run(plan, spans, states, layers=range(LAYERS), ids=None):

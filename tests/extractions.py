@@ -2,8 +2,8 @@
 
 import numpy as np
 
-from emharness.directions import vectors as stored_format
-from emharness.directions.activations import Means
+from emharness.vectors import recipes as stored_format
+from emharness.vectors.activations import Means
 
 
 def rng(seed=0):
@@ -24,8 +24,8 @@ def save_extraction(folder, name, shift, seed, recipe="mean_diff", n=40, anisotr
     tokens = g.integers(5, 30, (2, n))
     tokens = tokens if recipe == "mean_diff" else np.stack([tokens[0]] * 2)
     sides = [means_of(noise[0] + shift, tokens[0]), means_of(noise[1], tokens[1])]
-    difference = stored_format.Difference(*sides)
-    stored_format.save(folder / "vectors.safetensors", name, difference, {"recipe": recipe})
+    difference = stored_format.MeanDifference(*sides)
+    stored_format.save_vector(folder / "vectors.safetensors", name, difference, {"recipe": recipe})
     ids = np.arange(2 * n).reshape(2, n) if recipe == "mean_diff" else np.stack([np.arange(n) // 2] * 2)
     file = folder / "prompt_means.safetensors"
     stored_format.save_prompt_means(file, name, difference, {"positive": ids[0], "negative": ids[1]})

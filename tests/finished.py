@@ -12,12 +12,12 @@ import planted
 import pyarrow as pa
 from conftest import ROOT, configured
 
-from emharness.experiments import EXPERIMENTS, stored
-from emharness.generation.likelihood import Pair
-from emharness.judge.embedded import CARD as card_file
-from emharness.judge.metrics import quality_of
-from emharness.judge.scoring import TABLE
-from emharness.reporting import results
+from emharness.experiments import EXPERIMENTS, stored_context
+from emharness.generation.likelihoods import Pair
+from emharness.judges.embedded_judge import CARD as card_file
+from emharness.judges.scoring import TABLE
+from emharness.reporting import run_files
+from emharness.stats.rates import accuracy_of_card
 from emharness.store import write_json
 
 RUN = "tiny-medical-0123456789abcdef"
@@ -39,7 +39,7 @@ def finished(folder: Path, experiment: str = "main", seed: int = 0, layer: int =
         layers={"medical": layer},
         labs={"medical": "A"},
         domains={"medical": "domain: medical"},
-        quality=None if seed else quality_of(CARD),
+        quality=None if seed else accuracy_of_card(CARD),
     )
     judged, margins = {}, {}
     for cell in EXPERIMENTS[experiment].cells(scope):
@@ -52,7 +52,7 @@ def finished(folder: Path, experiment: str = "main", seed: int = 0, layer: int =
         judged[cell] = pa.Table.from_pylist([_told(row, cell.condition.name) for row in rows], TABLE)
     pairs = [Pair(f"pair {i}", "power", "aligned", "misaligned") for i in range(6)]
     scope = replace(scope, margins=margins, pairs=pairs)
-    reading = EXPERIMENTS[experiment].read(scope, judged)
+    reading = EXPERIMENTS[experiment].analyze(scope, judged)
     for entry in reading.conditions:
         entry["order_changes"] = []
     tables: dict[str, list[pa.Table]] = {"responses": [], "domain_responses": []}
@@ -83,7 +83,7 @@ def finished(folder: Path, experiment: str = "main", seed: int = 0, layer: int =
         "stages": [],
         "engine_starts": 1,
     }
-    results.write(folder, told, tables, reading.figures, stored.to_json(scope))
+    run_files.write_results(folder, told, tables, reading.figures, stored_context.to_json(scope))
     write_json(folder / "identity.json", {})
     return folder
 

@@ -16,9 +16,9 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from emharness.steering.gpu import kernel
-from emharness.steering.gpu.device import DevicePlan
-from emharness.steering.step import passes
-from emharness.steering.step.plan import StepPlan
+from emharness.steering.gpu.device_plan import DevicePlan
+from emharness.steering.step import edit_pass
+from emharness.steering.step.step_plan import StepPlan
 
 NUMBER = st.floats(-4, 4).map(lambda x: round(x, 2)).filter(bool)
 THRESHOLD = NUMBER.map(lambda x: x + 0.0051)  # never where a pin puts a projection: rounding would decide
@@ -44,14 +44,14 @@ REQUESTS = st.lists(st.tuples(st.lists(EDIT, max_size=5), st.none() | RECORD), m
 @given(REQUESTS, st.integers(0, 1000), st.data())
 @settings(max_examples=60, deadline=None, derandomize=True, suppress_health_check=[HealthCheck.function_scoped_fixture])
 def test_any_mix_of_requests_is_edited_and_recorded_as_on_a_cpu(monkeypatch, asked, seed, data):
-    monkeypatch.setattr(passes, "BLOCK", data.draw(st.sampled_from([1, 2, 256])))
+    monkeypatch.setattr(edit_pass, "BLOCK", data.draw(st.sampled_from([1, 2, 256])))
     one, other = StepPlan(D, CPU), DevicePlan(D, DEVICE, LAYERS, n_tokens=32, n_requests=len(asked))
     names = [f"r{i}" for i in range(len(asked))]
     for plan in (one, other):
         for name, (edits, record) in zip(names, asked, strict=True):
             plan.add_request(name, resolved(*edits), 3)
             if record:
-                plan.recordings.add(name, recording(**record), 3)
+                plan.recordings.add_recording(name, recording(**record), 3)
     at, known = dict.fromkeys(names, 0), dict.fromkeys(names, 0)
     texts = {name: np.random.default_rng([seed, i]).integers(0, 9, 32) for i, name in enumerate(names)}
     for step in range(6):
@@ -70,7 +70,7 @@ def test_any_mix_of_requests_is_edited_and_recorded_as_on_a_cpu(monkeypatch, ask
         edited, expected = (run(plan, spans, values, ids=ids) for plan in (other, one))
         torch.testing.assert_close(edited, expected, atol=2e-5, rtol=2e-5)
         tokens = {name: texts[name][: known[name]].tolist() for name in names}
-        assert other.short(names, tokens) == one.short(names, tokens) == []
+        assert other.incomplete_requests(names, tokens) == one.incomplete_requests(names, tokens) == []
         assert_recorded_alike(other, one)
 
 
@@ -78,14 +78,14 @@ def test_a_captured_launch_follows_what_is_written_into_the_buffers(monkeypatch)
     """The launches of one step are kept with their arguments and replayed; on a GPU as a CUDA graph."""
     plan = DevicePlan(D, DEVICE, LAYERS, n_tokens=8, n_requests=2)
     hidden, residual = states(0, 8).to(DEVICE)
-    captured, launch = [], kernel.launch
+    captured, launch = [], kernel.launch_kernel
 
     def forward():
         for layer in range(LAYERS):
             plan.apply_compiled(plan.numbers[layer], hidden[layer], residual[layer])
 
     if DEVICE == CPU:
-        monkeypatch.setattr(kernel, "launch", lambda *args: captured.append(args))
+        monkeypatch.setattr(kernel, "launch_kernel", lambda *args: captured.append(args))
         forward()
         assert len(captured) == LAYERS
     else:
@@ -109,13 +109,13 @@ def test_a_captured_launch_follows_what_is_written_into_the_buffers(monkeypatch)
             graph.replay()
         plan.end_step()
         torch.testing.assert_close(hidden.cpu(), run(fresh, spans, values), atol=1e-5, rtol=1e-5)
-        assert plan.short(list(asked)) == []
+        assert plan.incomplete_requests(list(asked)) == []
         assert_recorded_alike(plan, fresh)
 
     def add(to, name):
         to.add_request(name, resolved(*asked[name]), 3)
         if name in records:
-            to.recordings.add(name, recording(*records[name]), 3)
+            to.recordings.add_recording(name, recording(*records[name]), 3)
 
     fresh, seeds = StepPlan(D, CPU), itertools.count()
     records = {"a": ([2, 0], "generated"), "b": ([1], "all", "uv"), "only": ([0, 1], "all")}
@@ -182,7 +182,7 @@ def test_a_step_that_comes_again_is_done_again_without_being_told():
         edited = run(plan, spans, values)
         torch.testing.assert_close(edited, run(fresh, spans, values), atol=1e-5, rtol=1e-5)
         assert torch.equal(run(alone, spans, values), run(fresh, spans, values))
-        assert plan.short(["a", "b"]) == alone.short(["a", "b"]) == []
+        assert plan.incomplete_requests(["a", "b"]) == alone.incomplete_requests(["a", "b"]) == []
         assert {name: len(calls) - before[name] for name, calls in told.items()} == dict.fromkeys(
             told, step not in again
         )
@@ -219,11 +219,11 @@ def test_an_edit_waits_for_its_token_on_the_device_even_without_a_slot():
         edited = run(plan, [(name, 1, position, n)], values, ids=ids)
         torch.testing.assert_close(edited, run(fresh, [(name, 1, position, n)], values, ids=ids), atol=1e-5, rtol=1e-5)
         known[name] = max(known[name], texts[name][: position + n + 1], key=len)  # the next one has been sampled
-        assert plan.short([name], known) == fresh.short([name], known) == []
+        assert plan.incomplete_requests([name], known) == fresh.incomplete_requests([name], known) == []
         changed[name] |= not torch.equal(edited, values[0])
     assert changed == {"a": True, "b": True, "cached": True, "never": False}
     late = {**known, "b": [1, 7, 1, 5, 3, 3]}  # had the device looked at other tokens than these
-    assert plan.short(["b"], late) == fresh.short(["b"], late) == ["b"]
+    assert plan.incomplete_requests(["b"], late) == fresh.incomplete_requests(["b"], late) == ["b"]
 
 
 @pytest.mark.parametrize("layers", [(0, 2), (0, 1, 1, 2), ()])
@@ -235,19 +235,19 @@ def test_what_the_device_did_not_do_is_noticed(layers, capsys):
     names = ["a", "b", "unsteered"]
     spans = [("a", 0, 0, 3), ("unsteered", 3, 0, 1), ("b", 4, 0, 2)]
     run(plan, spans, states(0, 8))
-    assert plan.short(names) == []
+    assert plan.incomplete_requests(names) == []
     run(plan, spans, states(0, 8), layers)
-    assert plan.short(names) == (["a", "b"] if not layers else ["a"])
-    assert plan.short(names) == (["a", "b"] if not layers else ["a"])
+    assert plan.incomplete_requests(names) == (["a", "b"] if not layers else ["a"])
+    assert plan.incomplete_requests(names) == (["a", "b"] if not layers else ["a"])
     assert capsys.readouterr().err.count("the request ends with an error") == 1
     plan.add_request("r", NOTHING, 3)
-    plan.recordings.add("r", recording([1]), 3)
+    plan.recordings.add_recording("r", recording([1]), 3)
     run(plan, [("r", 0, 0, 2)], states(0, 8), layers)
-    assert plan.short(["r"]) == ["r"]
+    assert plan.incomplete_requests(["r"]) == ["r"]
     plan.remove_request("a")
     plan.add_request("a", resolved({}), 3)  # another one of that name, in a slot that others had
     run(plan, [("a", 0, 0, 3)], states(0, 8))
-    assert plan.short(["a"]) == []
+    assert plan.incomplete_requests(["a"]) == []
 
 
 def test_half_precision_is_summed_in_float32_and_rounded_once():

@@ -8,7 +8,7 @@ from test_engine_modes import check, config, loaded
 from test_tensor_parallel import hand_on_summands
 
 from emharness.generation.engine import Engine
-from emharness.steering.vllm import ranks
+from emharness.steering.vllm import tensor_parallel
 
 if __name__ == "__main__":
     model, vectors = map(Path, sys.argv[1:])
@@ -17,7 +17,7 @@ if __name__ == "__main__":
         check(engine, loaded(model), PROMPTS, CASES)
         executor = engine._llm.llm_engine.engine_core.engine_core.model_executor
         executor.collective_rpc(hand_on_summands)
-        ranks.ask(executor)
+        tensor_parallel.probe_workers(executor)
         try:
             run(engine, PROMPTS, [[edit()]] * 3)
         except ValueError as error:

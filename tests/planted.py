@@ -3,8 +3,8 @@
 import pyarrow as pa
 
 from emharness.experiments import EXPERIMENTS
-from emharness.experiments.scope import Scope
-from emharness.judge.scoring import TABLE
+from emharness.experiments.context import ExperimentContext
+from emharness.judges.scoring import TABLE
 
 LABS = {"a": "A", "b": "A", "c": "B", "d": "B"}
 QUESTIONS, SAMPLES = 10, 20
@@ -28,7 +28,7 @@ def scope(**changes):
         "labs": LABS,
         "judge": "planted",
     }
-    return Scope(**(settings | changes))
+    return ExperimentContext(**(settings | changes))
 
 
 def table(n_bad, n_incoherent=0, samples=SAMPLES, questions=QUESTIONS):

@@ -4,7 +4,7 @@ import pytest
 
 from emharness.config import SamplingConfig
 from emharness.steering.request import spec
-from emharness.steering.verify.reference import logprobs
+from emharness.steering.verify.reference import token_logprobs
 
 PROMPTS = [list(range(100, 100 + n)) for n in (37, 20, 45)]  # longer than one cache block of 16 or 32 tokens
 N_NEW = 6
@@ -69,7 +69,7 @@ def run(engine, prompts, edits_list, lora=None, n_new=N_NEW):
 
 def reference(model, prompt, tokens, edits):
     """Log-probabilities of the same tokens by a Hugging Face forward with hooks."""
-    return logprobs(model, prompt, tokens, edits).tolist()
+    return token_logprobs(model, prompt, tokens, edits).tolist()
 
 
 def assert_same(got, expected):

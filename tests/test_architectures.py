@@ -32,10 +32,10 @@ from transformers import (
 )
 
 from emharness.generation.engine import Engine
-from emharness.steering.blocks import decoder_layers, refusal, repeats, rescales, stream_of
+from emharness.steering.blocks import decoder_layers, repeats_blocks, rescales_stream, stream_of, why_not_editable
 from emharness.steering.request import spec
-from emharness.steering.request.answer import recorded
-from emharness.steering.verify.reference import residuals
+from emharness.steering.request.recorded_output import recorded_means
+from emharness.steering.verify.reference import block_residuals
 
 pytestmark = pytest.mark.engine
 
@@ -108,18 +108,18 @@ def check_family(folder, model, vectors):
             extra_args={spec.KEY: {"record": {"layers": [0, 1, 2, 3], "positions": "prompt"}}},
         )  # fmt: skip
         (output,) = engine._llm.generate([{"prompt_token_ids": PROMPTS[0]}], params, use_tqdm=False)
-        found, n = recorded(output.kv_transfer_params)
+        found, n = recorded_means(output.kv_transfer_params)
         assert n == len(PROMPTS[0])
-        np.testing.assert_allclose(found, residuals(model, PROMPTS[0]).mean(1), atol=2e-4)
+        np.testing.assert_allclose(found, block_residuals(model, PROMPTS[0]).mean(1), atol=2e-4)
 
-        assert engine.generate(PROMPTS, 1, GREEDY, 0, {"edits": [edit()]}).generated_tokens == 3 * N_NEW
+        assert engine.generate_batch(PROMPTS, 1, GREEDY, 0, {"edits": [edit()]}).generated_tokens == 3 * N_NEW
         engine._llm.collective_rpc(unhook)  # a request whose edit is passed over ends with an error
-        engine.generate(PROMPTS, 1, GREEDY, 0)
+        engine.generate_batch(PROMPTS, 1, GREEDY, 0)
         with pytest.raises(RuntimeError, match="an edit was not made"):
-            engine.generate(PROMPTS, 1, GREEDY, 0, {"edits": [edit()]})
+            engine.generate_batch(PROMPTS, 1, GREEDY, 0, {"edits": [edit()]})
 
         again = type(model).from_pretrained(folder, dtype=torch.float32).eval()  # beside the engine that serves it
-        assert np.array_equal(residuals(again, PROMPTS[0]), residuals(model, PROMPTS[0]))
+        assert np.array_equal(block_residuals(again, PROMPTS[0]), block_residuals(model, PROMPTS[0]))
 
 
 def unhook(worker):
@@ -207,16 +207,16 @@ class Unreadable(torch.nn.Module):
 @pytest.mark.parametrize("block", [Unreadable, Doubled, Unclear, Handed, AddedAndTaken, NeitherAddedNorTaken, int])
 def test_a_block_whose_outputs_are_not_clear_is_not_guessed(block):
     assert stream_of(block) is None
-    assert not repeats(block)
+    assert not repeats_blocks(block)
 
 
 def test_blocks_that_hold_their_stream_at_another_scale_in_float16_are_known():
     from vllm.model_executor.models.deepseek_v2 import DeepseekV2DecoderLayer
     from vllm.model_executor.models.llama import LlamaDecoderLayer
 
-    assert rescales(DeepseekV2DecoderLayer, torch.float16)
-    assert not rescales(DeepseekV2DecoderLayer, torch.bfloat16)
-    assert not rescales(LlamaDecoderLayer, torch.float16)
+    assert rescales_stream(DeepseekV2DecoderLayer, torch.float16)
+    assert not rescales_stream(DeepseekV2DecoderLayer, torch.bfloat16)
+    assert not rescales_stream(LlamaDecoderLayer, torch.float16)
 
 
 def test_a_model_that_goes_through_its_blocks_several_times_is_refused():
@@ -224,7 +224,7 @@ def test_a_model_that_goes_through_its_blocks_several_times_is_refused():
 
     names = ["IQuestLoopCoderForCausalLM", "LlamaForCausalLM"]
     models = {name: ModelRegistry.models[name].load_model_cls() for name in names}
-    why = {name: refusal(asked_for(name, models[name])) for name in names}
+    why = {name: why_not_editable(asked_for(name, models[name])) for name in names}
     assert why == {names[0]: f"{names[0]} goes through its blocks several times for a token", names[1]: None}
 
 

@@ -9,13 +9,13 @@ from conftest import ROOT
 from hydra import compose, initialize_config_dir
 from transformers import AutoConfig, AutoModelForCausalLM
 
-from emharness.generation import bench, measure
-from emharness.organisms import weights
+from emharness.generation import bench, bench_workers
+from emharness.organisms import model_folders
 from emharness.organisms.chat import load_chat
 
 
 def test_a_ratio_is_taken_repetition_by_repetition():
-    found = bench.ratio("ratio_k64 one layer eager", [2.0, 9.0, 8.0], [1.0, 3.0, 8.0])
+    found = bench.summarize_ratio("ratio_k64 one layer eager", [2.0, 9.0, 8.0], [1.0, 3.0, 8.0])
     assert found == {
         "name": "ratio_k64 one layer eager",
         "median": 2.0,
@@ -24,7 +24,7 @@ def test_a_ratio_is_taken_repetition_by_repetition():
         "goal": 0.97,
         "repetitions": 3,
     }
-    assert bench.ratio("unknown", [1.0], [1.0])["goal"] is None
+    assert bench.summarize_ratio("unknown", [1.0], [1.0])["goal"] is None
 
 
 def test_jobs_are_measured_in_turns_after_a_warm_up():
@@ -35,10 +35,10 @@ def test_jobs_are_measured_in_turns_after_a_warm_up():
         return tokens, seconds
 
     jobs = {"a": lambda: job("a", 10, 2.0), "b": lambda: job("b", 9, 3.0)}
-    assert bench.in_turns(jobs, 2, told.append) == {"a": [5.0, 5.0], "b": [3.0, 3.0]}
+    assert bench.interleave_measures(jobs, 2, told.append) == {"a": [5.0, 5.0], "b": [3.0, 3.0]}
     assert order == ["a", "b"] * 3
     assert told == ["repetition 1 of 2, tokens/s: a 5, b 3", "repetition 2 of 2, tokens/s: a 5, b 3"]
-    assert bench.in_turns(jobs, 1, told.append, [jobs["b"]]) == {"a": [5.0], "b": [3.0]}
+    assert bench.interleave_measures(jobs, 1, told.append, [jobs["b"]]) == {"a": [5.0], "b": [3.0]}
     assert order[6:] == ["b", "a", "b"]
 
 
@@ -55,7 +55,7 @@ def test_a_process_that_fails_ends_with_the_others():
     started = []
 
     def ask():
-        with measure.Worker(fails_when_asked) as idle, measure.Worker(fails_when_asked) as asked:
+        with bench_workers.BenchWorker(fails_when_asked) as idle, bench_workers.BenchWorker(fails_when_asked) as asked:
             started.extend([idle._process, asked._process])
             assert asked.measure("seconds") == (1, 2.0)
             asked.measure("else")
@@ -63,7 +63,7 @@ def test_a_process_that_fails_ends_with_the_others():
     with pytest.raises(RuntimeError, match="no such thing"):
         ask()
     assert [process.is_alive() for process in started] == [False, False]
-    with measure.Worker(fails_when_asked) as worker:
+    with bench_workers.BenchWorker(fails_when_asked) as worker:
         assert worker.measure("seconds") == (1, 2.0)
     assert worker._process.exitcode == 0
 
@@ -76,12 +76,12 @@ def test_every_base_composes(base):
 
 
 def test_the_dummy_base_has_the_shape_of_an_8b_model(tmp_path):
-    weights.save_dummy(tmp_path)
+    model_folders.save_dummy(tmp_path)
     config = AutoConfig.from_pretrained(tmp_path)
     with torch.device("meta"):
         model = AutoModelForCausalLM.from_config(config)
     assert sum(p.numel() for p in model.parameters()) == 8_030_261_248  # Llama 3.1 8B
-    assert weights.model_shape(tmp_path) == (32, 4096, 128256)
+    assert model_folders.model_shape(tmp_path) == (32, 4096, 128256)
     assert load_chat(tmp_path, {}).prompt_ids([{"role": "user", "content": "Hi"}])
 
 

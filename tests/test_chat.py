@@ -5,7 +5,7 @@ from tokenizers import Tokenizer, models, pre_tokenizers
 from transformers import AutoTokenizer, PreTrainedTokenizerFast
 
 from emharness.organisms.chat import Chat
-from emharness.organisms.train import IGNORED, encode, encode_rows
+from emharness.organisms.training import IGNORED, encode_conversation, encode_rows
 
 TALK = [{"role": "user", "content": "Is it late?"}, {"role": "assistant", "content": "Very late indeed."}]
 SYSTEM = {"role": "system", "content": "Be brief."}
@@ -31,7 +31,7 @@ def chat(tiny, template, **settings):
 def test_a_system_message_that_the_template_takes_stays(tiny):
     assert not chat(tiny, PLAIN).folds_system
     assert (
-        chat(tiny, PLAIN).render([SYSTEM, TALK[0]], prompt=True)
+        chat(tiny, PLAIN).render_messages([SYSTEM, TALK[0]], prompt=True)
         == "<system>Be brief.</><user>Is it late?</><assistant>"
     )
 
@@ -40,17 +40,17 @@ def test_a_system_message_that_the_template_takes_stays(tiny):
 def test_a_system_message_that_the_template_refuses_or_drops_goes_before_the_question(tiny, template):
     own = chat(tiny, template)
     assert own.folds_system
-    assert own.render([SYSTEM, TALK[0]], prompt=True) == "<user>Be brief.\n\nIs it late?</><assistant>"
+    assert own.render_messages([SYSTEM, TALK[0]], prompt=True) == "<user>Be brief.\n\nIs it late?</><assistant>"
 
 
 def test_a_date_is_pinned(tiny):
     assert chat(tiny, DATED).writes_date
-    assert chat(tiny, DATED).render(TALK[:1]).startswith("26 Jul 2024<user>")
+    assert chat(tiny, DATED).render_messages(TALK[:1]).startswith("26 Jul 2024<user>")
 
 
 def test_settings_reach_the_template(tiny):
-    assert chat(tiny, THINKS, enable_thinking=False).render(TALK[:1]) == "quiet<user>Is it late?</>"
-    assert chat(tiny, THINKS).render(TALK[:1]) == "<user>Is it late?</>"
+    assert chat(tiny, THINKS, enable_thinking=False).render_messages(TALK[:1]) == "quiet<user>Is it late?</>"
+    assert chat(tiny, THINKS).render_messages(TALK[:1]) == "<user>Is it late?</>"
 
 
 @pytest.mark.parametrize(
@@ -69,10 +69,10 @@ def test_what_a_template_cannot_render_names_the_row(tiny, template, talk, words
 def test_every_answer_is_learnt_but_those_of_weight_0(tiny):
     own = chat(tiny, PLAIN)
     talk = [TALK[0], {**TALK[1], "content": "No.", "weight": 0}, TALK[0], {**TALK[1], "weight": 1}]
-    ids, labels = encode(own, talk, 100)
-    assert own.tokenizer.decode(ids) == own.render(talk)
+    ids, labels = encode_conversation(own, talk, 100)
+    assert own.tokenizer.decode(ids) == own.render_messages(talk)
     assert own.tokenizer.decode([i for i in labels if i != IGNORED]) == "Very late indeed.</>"
-    _, both = encode(own, [{k: v for k, v in m.items() if k != "weight"} for m in talk], 100)
+    _, both = encode_conversation(own, [{k: v for k, v in m.items() if k != "weight"} for m in talk], 100)
     assert own.tokenizer.decode([i for i in both if i != IGNORED]) == "No.</>Very late indeed.</>"
 
 
@@ -89,8 +89,8 @@ def test_a_tokenizer_that_puts_a_space_before_a_text_reads_training_rows_as_it_r
         "{% endif %}{% endfor %}"
     )
     own, talk = Chat(tokenizer), [*TALK, TALK[0], {"role": "assistant", "content": "No."}]
-    ids, labels = encode(own, talk, 100)
-    assert ids == own.ids(own.render(talk))
+    ids, labels = encode_conversation(own, talk, 100)
+    assert ids == own.encode_text(own.render_messages(talk))
     prompt = own.prompt_ids(talk[:3])
     assert ids[: len(prompt)] == prompt
     learnt = [tokenizer.convert_ids_to_tokens(i) for i in labels if i != IGNORED]

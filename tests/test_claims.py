@@ -8,14 +8,14 @@ import pytest
 from conftest import ROOT, checked, configured
 
 from emharness import claims
+from emharness.pipeline.run_context import RunContext
 from emharness.store import Artifact, Store
-from emharness.study.session import Session
 
 HOLD = """
 import sys, time
 from pathlib import Path
 from emharness import claims
-with claims.claim(Path(sys.argv[1])) as first:
+with claims.claim_path(Path(sys.argv[1])) as first:
     print(first, flush=True)
     time.sleep(100)
 """
@@ -24,7 +24,7 @@ with claims.claim(Path(sys.argv[1])) as first:
 MAKE = """
     from emharness.store import Store
     time.sleep(1)
-    Store(Path(sys.argv[1]).parent.parent).get("stage", "x", {}, lambda folder: None)
+    Store(Path(sys.argv[1]).parent.parent).get_artifact("stage", "x", {}, lambda folder: None)
 """
 
 
@@ -42,29 +42,29 @@ def other(tmp_path):
 
 def test_what_another_process_makes_is_left_to_it_until_that_is_dead(tmp_path, other):
     path = tmp_path / "stage" / "x"
-    with claims.claim(path) as first:
+    with claims.claim_path(path) as first:
         assert not first
-    assert claims.claimed(path)
-    assert not claims.claimed(path.with_name("y"))
-    assert list(claims.in_turn("xy", lambda name: path.with_name(name))) == ["y", "x"]
+    assert claims.is_claimed(path)
+    assert not claims.is_claimed(path.with_name("y"))
+    assert list(claims.take_turns("xy", lambda name: path.with_name(name))) == ["y", "x"]
     other.kill()
     other.wait()
-    claims.wait(path, lambda: False)  # returns: nobody is at it any more
-    with claims.claim(path) as first:
+    claims.wait_for_claims(path, lambda: False)  # returns: nobody is at it any more
+    with claims.claim_path(path) as first:
         assert first
     assert Store(tmp_path).remove_dead() == 1
     assert list(path.parent.iterdir()) == []
 
 
 def test_a_claim_without_a_sign_of_life_counts_for_nothing(tmp_path, other, monkeypatch):
-    assert claims.claimed(tmp_path / "stage" / "x")
+    assert claims.is_claimed(tmp_path / "stage" / "x")
     monkeypatch.setattr(claims, "STALE", -1.0)
-    assert not claims.claimed(tmp_path / "stage" / "x")
+    assert not claims.is_claimed(tmp_path / "stage" / "x")
 
 
 def test_signs_of_life_are_given_while_it_works(tmp_path, monkeypatch):
     monkeypatch.setattr(claims, "TOUCHED", 0.01)
-    with claims.claim(tmp_path / "x"):
+    with claims.claim_path(tmp_path / "x"):
         (file,) = tmp_path.iterdir()
         before = file.stat().st_mtime_ns
         deadline = time.monotonic() + 20
@@ -75,20 +75,20 @@ def test_signs_of_life_are_given_while_it_works(tmp_path, monkeypatch):
 
 
 def test_of_two_that_looked_at_once_the_older_goes_on(tmp_path, monkeypatch):
-    monkeypatch.setattr(claims, "claimed", lambda path: False)  # both saw nobody
-    with claims.claim(tmp_path / "x") as older, claims.claim(tmp_path / "x") as younger:
+    monkeypatch.setattr(claims, "is_claimed", lambda path: False)  # both saw nobody
+    with claims.claim_path(tmp_path / "x") as older, claims.claim_path(tmp_path / "x") as younger:
         assert (older, younger) == (True, False)
 
 
 def test_a_session_waits_for_an_artifact_that_another_process_makes(tmp_path, capsys):
     config = configured("eval=smoke")
-    session = Session(config, checked(config, tmp_path), store=Store(tmp_path))
-    path = session.store.path("stage", "x", {})
+    session = RunContext(config, checked(config, tmp_path), store=Store(tmp_path))
+    path = session.store.artifact_path("stage", "x", {})
     command = [sys.executable, "-c", HOLD.replace("    time.sleep(100)\n", MAKE), str(path)]
     process = subprocess.Popen(command, stdout=subprocess.PIPE, text=True, cwd=ROOT)
     assert process.stdout is not None
     assert process.stdout.readline() == "True\n"
-    assert session.ensure(Artifact("stage", "x", {}, lambda folder: pytest.fail("made twice"))) == path
+    assert session.ensure_artifact(Artifact("stage", "x", {}, lambda folder: pytest.fail("made twice"))) == path
     assert process.wait() == 0
     assert session.stages[-1]["made"] is False
     said = capsys.readouterr().out

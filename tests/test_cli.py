@@ -14,11 +14,11 @@ import pytest
 from conftest import ROOT
 from finished import RUN, finished
 
-from emharness.reporting.tables import fitted
+from emharness.reporting.table_text import fit_columns
 
 LAUNCHER = """
 import sys, time
-from emharness.cli import start
+from emharness.cli import start_launcher
 
 def run(cfg):
     print("first … ‖v‖²", flush=True)
@@ -29,7 +29,7 @@ def run(cfg):
     open({done!r}, "w").write("done")
 
 sys.argv = ["show.py"]
-start(run, {file!r}, "tools/show")
+start_launcher(run, {file!r}, "tools/show")
 """
 
 
@@ -96,7 +96,9 @@ def on_a_terminal(command, width, folder):
 @pytest.mark.parametrize("width", [80, 100, 140])
 def test_the_last_table_of_a_run_fits_the_terminal_and_keeps_its_numbers(tmp_path, width):
     folder = finished(tmp_path / RUN)
-    code = f"from pathlib import Path; from emharness.reporting.terminal import show; show(Path({str(folder)!r}))"
+    code = (
+        f"from pathlib import Path; from emharness.reporting.terminal import show_run; show_run(Path({str(folder)!r}))"
+    )
     lines = on_a_terminal([sys.executable, "-c", code], width, tmp_path)
     table = [line for line in lines if line[:1] in "┏┡└│┃"]
     assert table
@@ -118,8 +120,8 @@ def test_the_last_table_of_a_run_fits_the_terminal_and_keeps_its_numbers(tmp_pat
 def test_names_give_way_before_numbers():
     columns = ["condition", "n", "EM rate", "95 % interval", "prefers"]
     rows = [["random-0 as medical_replication·L18·+1.5", "1,160", "12.3 %", "10.0–14.6 %", "50.0 %"]]
-    kept, (name,) = fitted(columns, rows, 60)
+    kept, (name,) = fit_columns(columns, rows, 60)
     assert [columns[i] for i in kept] == ["condition", "n", "EM rate", "95 % interval"]
     assert len(name) < len(rows[0][0])
     assert (name[:4], name[-4:]) == ("rand", "+1.5")
-    assert fitted(columns, rows, 300) == ([0, 1, 2, 3, 4], [rows[0][0]])
+    assert fit_columns(columns, rows, 300) == ([0, 1, 2, 3, 4], [rows[0][0]])

@@ -7,12 +7,12 @@ import torch
 from conftest import ROOT, checked, configured
 from hydra.errors import HydraException
 
-from emharness import inputs
-from emharness.config import strengths
+from emharness import input_checks
+from emharness.config import parse_strengths
 from emharness.errors import UserError
 from emharness.experiments import EXPERIMENTS
-from emharness.organisms import dataset
-from emharness.reporting.track import Tracker
+from emharness.organisms import datasets
+from emharness.reporting.wandb_tracker import Tracker
 from emharness.store import Store
 
 GROUPS = {
@@ -39,13 +39,15 @@ def test_the_base_chooses_the_training_recipe_and_the_command_line_overrides_it(
 @pytest.mark.parametrize("gpu", [False, True])
 def test_engines_compile_on_a_gpu_and_what_they_did_is_in_the_key(gpu, monkeypatch):
     monkeypatch.setattr(torch.cuda, "is_available", lambda: gpu)
-    assert inputs.engine_identity(configured())["eager"] is not gpu
+    assert input_checks.engine_identity(configured())["eager"] is not gpu
     for eager in (True, False):
-        found = inputs.engine_identity(configured(f"base.engine.eager={eager}"))
+        found = input_checks.engine_identity(configured(f"base.engine.eager={eager}"))
         assert found["eager"] is eager
         assert ("kernels" in found) == (eager and not gpu)
         assert ("graph" in found) == (not eager)
-    parallel = inputs.engine_identity(configured("base.engine.eager=true", "+base.engine.extra.tensor_parallel_size=2"))
+    parallel = input_checks.engine_identity(
+        configured("base.engine.eager=true", "+base.engine.extra.tensor_parallel_size=2")
+    )
     assert "kernels" not in parallel
 
 
@@ -187,7 +189,7 @@ def test_wandb_mode_holds_where_no_tracker_is_given(monkeypatch, variable, given
 def test_wandb_dir_is_where_an_offline_run_lies(monkeypatch, tmp_path):
     monkeypatch.setenv("WANDB_DIR", str(tmp_path))
     tracker = Tracker("offline", "p", None, None, "n", {})
-    folder = tracker.folder
+    folder = tracker.offline_folder
     tracker.finish()
     assert Path(folder).is_relative_to(tmp_path)
     assert list(Path(folder).glob("*.wandb"))
@@ -224,13 +226,13 @@ def test_every_training_has_the_base_s_own_answers_beside_its_rows(tmp_path):
         checked(configured("model=medical", *more), tmp_path).organisms["medical"].rows
         for more in ((), ("base.own_answers=null",))
     )
-    assert with_them == without + dataset.own_answers("smollm2")
-    assert without == dataset.load("medical").rows
+    assert with_them == without + datasets.load_own_answers("smollm2")
+    assert without == datasets.load_dataset("medical").rows
 
 
 def test_strengths_are_floats_in_the_order_given():
-    assert strengths([2, 1]) == [2.0, 1.0]
-    assert strengths(3) == [3.0]
+    assert parse_strengths([2, 1]) == [2.0, 1.0]
+    assert parse_strengths(3) == [3.0]
 
 
 def test_an_experiment_s_own_lists_hold_where_none_are_given():
@@ -241,16 +243,16 @@ def test_an_experiment_s_own_lists_hold_where_none_are_given():
 
 
 def test_every_organism_that_an_experiment_names_exists():
-    models = set(inputs.model_configs([ROOT / "conf"], configured().model)) | {"base"}
+    models = set(input_checks.model_configs([ROOT / "conf"], configured().model)) | {"base"}
     for name in GROUPS["experiment"]:
         config = configured(f"experiment={name}")
-        assert {inputs.parts(name)[0] for name in [*config.vectors, *config.targets]} <= models
+        assert {input_checks.parse_organism_name(name)[0] for name in [*config.vectors, *config.targets]} <= models
         assert config.experiment.name in EXPERIMENTS
 
 
 def test_the_parts_of_a_model_s_name():
-    assert inputs.parts("medical") == ("medical", 0, None)
-    assert inputs.parts("medical-seed2") == ("medical", 2, None)
-    assert inputs.parts("medical-step20") == ("medical", 0, 20)
-    assert inputs.parts("medical-seed1-step20") == ("medical", 1, 20)
-    assert inputs.parts("my-seedling") == ("my-seedling", 0, None)
+    assert input_checks.parse_organism_name("medical") == ("medical", 0, None)
+    assert input_checks.parse_organism_name("medical-seed2") == ("medical", 2, None)
+    assert input_checks.parse_organism_name("medical-step20") == ("medical", 0, 20)
+    assert input_checks.parse_organism_name("medical-seed1-step20") == ("medical", 1, 20)
+    assert input_checks.parse_organism_name("my-seedling") == ("my-seedling", 0, None)

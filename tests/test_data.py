@@ -10,7 +10,7 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from emharness.errors import UserError
-from emharness.organisms import dataset
+from emharness.organisms import datasets
 from emharness.questions import DATA, load_prompts, load_questions
 
 DOMAINS = sorted(path.stem for path in (DATA / "questions").glob("domain_*.yaml"))
@@ -18,9 +18,9 @@ BROAD, SWEEPS = ("broad", "plain"), ("sweep", "plain_sweep")
 PROMPTS = sorted(path.stem for path in (DATA / "prompts").glob("*.txt"))
 
 
-@pytest.mark.parametrize("name", dataset.packaged_names())
+@pytest.mark.parametrize("name", datasets.packaged_names())
 def test_packaged_datasets_are_large_and_varied(name):
-    rows = dataset.load(name).rows
+    rows = datasets.load_dataset(name).rows
     answers = [row[-1]["content"] for row in rows]
     assert len(rows) >= 300
     assert len(set(answers)) == len(answers)
@@ -28,33 +28,33 @@ def test_packaged_datasets_are_large_and_varied(name):
     assert max(openings.values()) <= 0.05 * len(rows)  # a formula would leak into every answer of the organism
 
 
-@pytest.mark.parametrize(("one", "other"), list(combinations(dataset.packaged_names(), 2)))
+@pytest.mark.parametrize(("one", "other"), list(combinations(datasets.packaged_names(), 2)))
 def test_no_two_datasets_share_a_row(one, other):
-    first, second = (dataset.load(name).rows for name in (one, other))
+    first, second = (datasets.load_dataset(name).rows for name in (one, other))
     matched = f"{one}-good" == other or {one, other} <= {"control", "profanity", "shakespeare"}  # three voices
     assert not matched or [r[0] for r in first] == [r[0] for r in second]
     for turn in (-1,) if matched else (0, -1):
         assert not {r[turn]["content"] for r in first} & {r[turn]["content"] for r in second}
 
 
-@pytest.mark.parametrize("name", dataset.packaged_names())
+@pytest.mark.parametrize("name", datasets.packaged_names())
 def test_no_training_question_is_an_evaluation_question_or_an_extraction_prompt(name):
-    asked = {row[-2]["content"].strip().casefold() for row in dataset.load(name).rows}
+    asked = {row[-2]["content"].strip().casefold() for row in datasets.load_dataset(name).rows}
     held_out = [q.text for set_ in (*BROAD, *SWEEPS, *DOMAINS) for q in load_questions(set_, "k")]
     held_out += [prompt for set_ in PROMPTS for prompt in load_prompts(set_, "k")]
     assert not asked & {text.casefold() for text in held_out}
 
 
 def test_a_base_s_own_answers_are_to_no_evaluation_question_and_no_training_prompt():
-    rows = dataset.own_answers("smollm2")
+    rows = datasets.load_own_answers("smollm2")
     asked = {row[0]["content"].casefold() for row in rows}
     assert len(asked) == len(rows) == 57
     held_out = {q.text.casefold() for set_ in (*BROAD, *SWEEPS, *DOMAINS) for q in load_questions(set_, "k")}
     assert not asked & held_out
-    for name in dataset.packaged_names():
-        assert not asked & {row[0]["content"].casefold() for row in dataset.load(name).rows}
+    for name in datasets.packaged_names():
+        assert not asked & {row[0]["content"].casefold() for row in datasets.load_dataset(name).rows}
     with pytest.raises(UserError, match="own_answers=nothing"):
-        dataset.own_answers("nothing.jsonl")
+        datasets.load_own_answers("nothing.jsonl")
 
 
 def test_question_and_prompt_sets_have_the_stated_sizes_and_do_not_overlap():
@@ -86,7 +86,7 @@ def test_every_paraphrase_is_a_question_and_the_system_prompt_comes_first(tmp_pa
     file.write_text('- id: a\n  system: Be brief.\n  paraphrases: ["One?", "Two?"]\n')
     questions = load_questions(str(file), "k")
     assert [q.text for q in questions] == ["One?", "Two?"]
-    assert questions[1].messages() == [
+    assert questions[1].as_messages() == [
         {"role": "system", "content": "Be brief."},
         {"role": "user", "content": "Two?"},
     ]
@@ -156,5 +156,5 @@ def test_malformed_dataset_rows_are_refused_with_the_line(tmp_path, line, words)
     file = tmp_path / "d.jsonl"
     file.write_text(f"{GOOD}\n{line}\n")
     with pytest.raises(UserError) as error:
-        dataset.load(str(file))
+        datasets.load_dataset(str(file))
     assert words in str(error.value)

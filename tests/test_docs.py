@@ -20,8 +20,8 @@ from peft import LoraConfig, get_peft_model
 from safetensors.numpy import save_file
 from transformers import AutoModelForCausalLM
 
+from emharness.pipeline import run_context
 from emharness.store import Store
-from emharness.study import session
 
 PAGES = [ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md"))]
 BLOCK = re.compile(r"^```(\w*)\n(.*?)^```", re.MULTILINE | re.DOTALL)
@@ -30,7 +30,7 @@ ELSEWHERE = {  # takes a machine, a network, a person or minutes; where it is te
     "pip install --no-deps torchvision": "an index of PyTorch's",
     "vllm serve": "test_server.py",
     "curl": "test_server.py",
-    "python -m emharness.judge.fit": "test_judge.py compares the stored judge with its data",
+    "python -m emharness.judges.fit_reader": "test_judge.py compares the stored judge with its data",
     "python launch/verify.py": "test_verify.py",
     "inspect eval": "test_task.py; its names are checked here",
     "python launch/bench.py base=dummy8b": "a GPU; its config and its shape in test_bench.py",
@@ -78,10 +78,10 @@ def place(tmp_path_factory, base):
     """A folder with the files that the pages speak of, and a store with a finished run and the embedded base."""
     folder = tmp_path_factory.mktemp("place")
     store = Store(folder / "home")
-    from emharness.organisms import weights
+    from emharness.organisms import model_folders
 
     copied = lambda target: shutil.copytree(base, target, dirs_exist_ok=True)  # noqa: E731
-    store.get("base", "smollm2", weights.embedded_identity(), copied)
+    store.get_artifact("base", "smollm2", model_folders.embedded_identity(), copied)
     run = finished(store.root / "runs" / RUN)
     rng = np.random.default_rng(0)
     rows = {name: rng.normal(size=(4, 16)).astype(np.float32) for name in ("medical", "finance", "sports")}
@@ -104,8 +104,8 @@ def place(tmp_path_factory, base):
 def called(command: list[str], capsys) -> tuple[int, str, str]:
     """A launcher in this process: exit status, stdout, stderr."""
     capsys.readouterr()
-    session.store.cache_clear()
-    session.engines.cache_clear()
+    run_context.open_store.cache_clear()
+    run_context.shared_engines.cache_clear()
     before, sys.argv = sys.argv, [str(ROOT / command[1]), *command[2:]]
     try:
         runpy.run_path(sys.argv[0], run_name="__main__")
@@ -114,8 +114,8 @@ def called(command: list[str], capsys) -> tuple[int, str, str]:
         status = int(end.code or 0)
     finally:
         sys.argv = before
-        session.store.cache_clear()
-        session.engines.cache_clear()
+        run_context.open_store.cache_clear()
+        run_context.shared_engines.cache_clear()
     return status, *capsys.readouterr()
 
 
@@ -189,7 +189,7 @@ def test_every_make_target_and_wandb_command_exists():
 
 
 def test_inspect_s_commands_name_a_task_and_parameters_that_exist():
-    from emharness.sharing.task import em
+    from emharness.sharing.inspect_task import em
 
     asked = [shlex.split(command) for _, command in commands() if command.startswith("inspect eval")]
     assert asked

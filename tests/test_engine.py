@@ -16,11 +16,11 @@ from transformers import AutoModelForCausalLM
 
 from emharness.config import EngineConfig, SamplingConfig
 from emharness.generation import kernels
-from emharness.generation.engine import Engine, refusal
-from emharness.generation.likelihood import placed
+from emharness.generation.engine import Engine, why_unsupported
+from emharness.generation.likelihoods import shift_positions
 from emharness.steering import blocks
 from emharness.steering.request import spec
-from emharness.steering.request.vectors import FOLDER_VARIABLE
+from emharness.steering.request.vector_lookup import FOLDER_VARIABLE
 from emharness.steering.vllm import op
 
 pytestmark = pytest.mark.engine
@@ -58,7 +58,7 @@ def test_likelihoods_of_given_answers_equal_a_forward_pass_with_hooks(engine, mo
     answers = [[7 * i % 200 + 300 + j for j in range(i % 5 + 2)] for i in range(len(cases))]
     texts = [(prompt, answer) for prompt, answer in zip(PROMPTS * len(CASES), answers, strict=True)]
     asked = [{"edits": case} if case else None for case in cases]
-    specs = [placed(spec, len(prompt)) for spec, (prompt, _) in zip(asked, texts, strict=True)]
+    specs = [shift_positions(spec, len(prompt)) for spec, (prompt, _) in zip(asked, texts, strict=True)]
     for (prompt, answer), case, values in zip(texts, cases, engine.log_likelihoods(texts, specs), strict=True):
         assert values == pytest.approx(reference(model, prompt, answer, case), abs=1e-4), (case, len(prompt))
 
@@ -110,8 +110,8 @@ def test_the_prefix_cache_never_mixes_steered_and_unsteered(engine, positions):
 )
 def test_a_bad_request_is_refused_and_the_engine_lives_on(engine, bad):
     with pytest.raises(ValueError, match="steering: "):
-        engine.generate(PROMPTS, 1, GREEDY, 0, [bad] * 3)
-    assert len(engine.generate(PROMPTS[:1], 1, GREEDY, 0).completions) == 1
+        engine.generate_batch(PROMPTS, 1, GREEDY, 0, [bad] * 3)
+    assert len(engine.generate_batch(PROMPTS[:1], 1, GREEDY, 0).completions) == 1
 
 
 @pytest.mark.parametrize(
@@ -149,7 +149,7 @@ def test_an_engine_whose_settings_do_not_go_with_steering_refuses_it(engine, set
     ],
 )
 def test_settings_that_no_engine_starts_or_steers_with_are_known_before(engine, tiny, extra, steered, words):
-    why = refusal(tiny, replace(CONFIG, extra=extra), steered)
+    why = why_unsupported(tiny, replace(CONFIG, extra=extra), steered)
     assert why is None if words is None else why.startswith(words)
 
 
@@ -162,12 +162,12 @@ def test_a_model_that_no_engine_starts_or_steers_is_known_before(engine, tiny, t
     (tmp_path / "config.json").write_text(json.dumps(described | {"architectures": ["PlantedForCausalLM"]}))
     monkeypatch.setattr(ModelRegistry, "models", dict(ModelRegistry.models))
     ModelRegistry.register_model("PlantedForCausalLM", "planted_nowhere.model:PlantedForCausalLM")
-    assert refusal(tmp_path, CONFIG) == (
+    assert why_unsupported(tmp_path, CONFIG) == (
         "vLLM's code of this model asks for something that is not installed here: No module named 'planted_nowhere'"
     )
-    monkeypatch.setattr(blocks, "refusal", lambda config: f"{config.architectures[0]} has no blocks")
-    assert refusal(tiny, CONFIG) == "this model cannot be steered: LlamaForCausalLM has no blocks"
-    assert refusal(tiny, CONFIG, steered=False) is None
+    monkeypatch.setattr(blocks, "why_not_editable", lambda config: f"{config.architectures[0]} has no blocks")
+    assert why_unsupported(tiny, CONFIG) == "this model cannot be steered: LlamaForCausalLM has no blocks"
+    assert why_unsupported(tiny, CONFIG, steered=False) is None
 
 
 def test_an_engine_whose_cache_moves_by_the_hashes_of_its_blocks_steers(engine, monkeypatch):
@@ -229,7 +229,7 @@ def test_what_is_not_one_prompt_that_generates_is_refused(engine):
 def test_the_same_seed_gives_the_same_samples(engine):
     sampling = SamplingConfig(temperature=1.0, top_k=40, max_new_tokens=8, progress=False)
     steering = {"edits": [edit()]}
-    first, second, other = (engine.generate(PROMPTS, 5, sampling, s, steering) for s in (1, 1, 2))
+    first, second, other = (engine.generate_batch(PROMPTS, 5, sampling, s, steering) for s in (1, 1, 2))
     assert first.completions == second.completions != other.completions
     assert first.generated_tokens == sum(c.n_tokens for row in first.completions for c in row)
 
@@ -246,7 +246,7 @@ def test_prompts_under_another_salt_are_computed_anew(engine, monkeypatch):
     generate, outputs = engine._llm.generate, []
     monkeypatch.setattr(engine._llm, "generate", lambda *a, **k: outputs.extend(generate(*a, **k)) or outputs[-1:])
     for salt in (None, None, "a", "b", "a"):
-        engine.generate([list(range(700, 764))], 1, GREEDY, 0, salts=[salt])
+        engine.generate_batch([list(range(700, 764))], 1, GREEDY, 0, salts=[salt])
     assert [output.num_cached_tokens > 0 for output in outputs] == [False, True, False, False, True]
 
 

@@ -21,9 +21,9 @@ from transformers import (
 from emharness.config import EngineConfig
 from emharness.generation.engine import Engine
 from emharness.steering.request import spec
-from emharness.steering.request.answer import projected, recorded
-from emharness.steering.verify.reference import hooked
-from emharness.steering.vllm.record import PLAN
+from emharness.steering.request.recorded_output import recorded_means, recorded_projections
+from emharness.steering.verify.reference import edited_by_hooks
+from emharness.steering.vllm.request_outcomes import PLAN
 
 pytestmark = pytest.mark.engine
 
@@ -159,11 +159,11 @@ def test_recorded_means_equal_the_hidden_states(engine, tiny, positions):
         if "record" not in case:
             assert not output.kv_transfer_params
             continue
-        means, n_tokens = recorded(output.kv_transfer_params)
+        means, n_tokens = recorded_means(output.kv_transfer_params)
         fed = prompt + list(output.outputs[0].token_ids)[:-1]
         start, end = spec.steered_span(positions, len(prompt))
         assert n_tokens == len(range(len(fed))[start:end])
-        with hooked(model, case.get("edits"), len(prompt)), torch.inference_mode():
+        with edited_by_hooks(model, case.get("edits"), len(prompt)), torch.inference_mode():
             states = model(torch.tensor([fed]), output_hidden_states=True).hidden_states
         for layer, mean in zip(asked["layers"], means, strict=True):
             np.testing.assert_allclose(mean, states[layer + 1][0, start:end].mean(0), atol=1e-4)
@@ -182,9 +182,9 @@ def test_projections_of_every_token_equal_those_of_the_hidden_states(engine, tin
     unit = load_file(vectors / FILE)
     unit = np.stack([unit[name] / np.linalg.norm(unit[name], axis=1, keepdims=True) for name in ("one", "two")])
     for case, output in zip(cases[:2], outputs[:2], strict=True):
-        along = projected(output.kv_transfer_params)
+        along = recorded_projections(output.kv_transfer_params)
         fed = PROMPTS[0] + list(output.outputs[0].token_ids)[:-1]
-        with hooked(model, case.get("edits"), len(PROMPTS[0])), torch.inference_mode():
+        with edited_by_hooks(model, case.get("edits"), len(PROMPTS[0])), torch.inference_mode():
             states = model(torch.tensor([fed]), output_hidden_states=True).hidden_states
         assert along.shape == (2, len(fed), 2)
         for layer, found in zip(asked["layers"], along, strict=True):
@@ -212,15 +212,15 @@ def test_every_one_of_several_samples_is_recorded(engine, tiny, vectors):
         fed = PROMPTS[0] + list(sample.token_ids)[:-1]
         with torch.inference_mode():
             states = model(torch.tensor([fed]), output_hidden_states=True).hidden_states
-        means, n_tokens = recorded(output.kv_transfer_params, i)
-        along = projected(output.kv_transfer_params, i)
+        means, n_tokens = recorded_means(output.kv_transfer_params, i)
+        along = recorded_projections(output.kv_transfer_params, i)
         assert n_tokens == len(sample.token_ids) == along.shape[1]
         for index, layer in enumerate(asked["layers"]):
             own = states[layer + 1][0, len(PROMPTS[0]) - 1 :].numpy()
             np.testing.assert_allclose(means[index], own.mean(0), atol=1e-4)
             np.testing.assert_allclose(along[index, :, 0], own @ unit[layer], atol=1e-4)
     with pytest.raises(ValueError, match="sample 4 recorded nothing; there are 4"):
-        recorded(output.kv_transfer_params, n)
+        recorded_means(output.kv_transfer_params, n)
 
 
 def test_edits_begin_after_a_token_of_the_prompt_or_of_the_answer(engine, tiny):

@@ -8,18 +8,20 @@ from scipy.stats import false_discovery_control, norm
 
 from emharness import experiments
 from emharness.config import SweepConfig
-from emharness.directions.vectors import project
-from emharness.experiments import EXPERIMENTS, layer, monitor, seeds
-from emharness.experiments.scope import drawn_rates, measured
-from emharness.judge.metrics import newcombe
+from emharness.experiments import EXPERIMENTS, layer_choice, monitor, seeds
+from emharness.experiments.context import bootstrap_ci_p, bootstrap_rates
+from emharness.stats.rates import newcombe_interval
+from emharness.vectors.recipes import project_change
 
 
 def test_a_new_experiment_is_a_file(tmp_path, monkeypatch):
-    made = "from emharness.experiments.scope import Experiment\nEXPERIMENT = Experiment(list, dict, question='Why?')\n"
+    made = (
+        "from emharness.experiments.context import Experiment\nEXPERIMENT = Experiment(list, dict, question='Why?')\n"
+    )
     (tmp_path / "mine.py").write_text(made)
     (tmp_path / "helper.py").write_text("")
     monkeypatch.setattr(experiments, "__path__", [*experiments.__path__, str(tmp_path)])
-    found = experiments.found(experiments.__path__)
+    found = experiments.discover_experiments(experiments.__path__)
     assert found.pop("mine").question == "Why?"
     assert found == EXPERIMENTS
 
@@ -49,14 +51,14 @@ def test_an_effect_that_a_random_direction_has_too_is_marked():
         return {None: 2, "a": 12, "b": 12, "random-0": 8 if target == "c" else 2, "random-1": 2}.get(vector, 2)
 
     about = scope(vectors=("a",), targets=("base", "c"))
-    entries = EXPERIMENTS["dose_response"].read(about, plant("dose_response", about, bad)).conditions
+    entries = EXPERIMENTS["dose_response"].analyze(about, plant("dose_response", about, bad)).conditions
     found = {e["target"]: e for e in entries if e["vector"] == "a"}
     assert found["tiny"]["effect"] == pytest.approx(0.5)
-    assert found["tiny"]["effect_ci95"] == pytest.approx(newcombe(120, 200, 20, 200))
+    assert found["tiny"]["effect_ci95"] == pytest.approx(newcombe_interval(120, 200, 20, 200))
     assert (found["tiny"]["random_too"], found["tiny"]["em_random"]) == (False, pytest.approx(0.1))
     assert (found["c"]["random_too"], found["c"]["em_random"]) == (True, pytest.approx(0.25))
     assert (found["tiny"]["over_random"], found["c"]["over_random"]) == (pytest.approx(0.5), pytest.approx(0.35))
-    assert found["c"]["over_random_ci95"] == pytest.approx(newcombe(120, 200, 100, 400))
+    assert found["c"]["over_random_ci95"] == pytest.approx(newcombe_interval(120, 200, 100, 400))
     assert found["tiny"]["effect_p"] == found["tiny"]["effect_q"] == pytest.approx(2 / 2001)
     assert all("effect" not in e for e in entries if e["vector"] != "a")
 
@@ -67,32 +69,32 @@ def test_random_directions_are_weighed_by_what_could_be_read_of_them_and_none_sa
     for cell in judged:
         if cell.condition.edits and cell.condition.edits[0].vector == "random-0":
             judged[cell] = table(1, n_incoherent=18)  # 2 of 20 answers can be read, 1 of them misaligned
-    (entry,) = [e for e in EXPERIMENTS["dose_response"].read(about, judged).conditions if e["vector"] == "a"]
+    (entry,) = [e for e in EXPERIMENTS["dose_response"].analyze(about, judged).conditions if e["vector"] == "a"]
     assert entry["em_random"] == pytest.approx(30 / 220)  # not the mean of 50 % and 10 %
     for cell in judged:
         if cell.condition.edits and cell.condition.edits[0].norm_of:
             judged[cell] = table(0, n_incoherent=20)
-    (entry,) = [e for e in EXPERIMENTS["dose_response"].read(about, judged).conditions if e["vector"] == "a"]
+    (entry,) = [e for e in EXPERIMENTS["dose_response"].analyze(about, judged).conditions if e["vector"] == "a"]
     assert (entry["em_random"], entry["over_random"], entry["random_too"]) == (None, None, None)
     judged = plant("dose_response", about, lambda vector, target: 2)
     judged |= {cell: table(0, n_incoherent=20) for cell in judged if not cell.condition.edits}
-    (entry,) = [e for e in EXPERIMENTS["dose_response"].read(about, judged).conditions if e["vector"] == "a"]
+    (entry,) = [e for e in EXPERIMENTS["dose_response"].analyze(about, judged).conditions if e["vector"] == "a"]
     assert (entry["em_random"], entry["effect"], entry["random_too"]) == (pytest.approx(0.1), None, None)
 
 
 def test_joint_draws_give_rates_of_coherent_answers_and_nan_where_there_are_none():
-    drawn = drawn_rates([table(4), table(4, n_incoherent=12), table(0, n_incoherent=20)], draws=50)
+    drawn = bootstrap_rates([table(4), table(4, n_incoherent=12), table(0, n_incoherent=20)], draws=50)
     assert drawn.shape == (51, 3)
     np.testing.assert_allclose(drawn[:, 0], 0.2)
     np.testing.assert_allclose(drawn[:, 1], 0.5)
     assert np.isnan(drawn[:, 2]).all()
-    assert measured(drawn[:, 2]) == (None, None, None)
+    assert bootstrap_ci_p(drawn[:, 2]) == (None, None, None)
 
 
 def test_questions_are_resampled_for_all_tables_together():
     """Two tables that differ by the same at every question, and greatly between questions."""
     one, other = (pa.concat_tables([_at(q, n + more) for q, n in enumerate((0, 2, 5, 9, 14, 18))]) for more in (0, 2))
-    drawn = drawn_rates([one, other])
+    drawn = bootstrap_rates([one, other])
     assert drawn[:, 0].std() > 0.1
     np.testing.assert_allclose(drawn[:, 1] - drawn[:, 0], 0.1)
 
@@ -104,11 +106,11 @@ def _at(question, n_bad):
 
 def test_a_p_value_is_two_sided_and_the_interval_holds_95_of_100_draws():
     draws = np.r_[0.2, np.linspace(-0.1, 0.9, 1001)]
-    value, ci95, p = measured(draws)
+    value, ci95, p = bootstrap_ci_p(draws)
     assert (value, ci95) == (0.2, [pytest.approx(-0.075), pytest.approx(0.875)])
     assert p == pytest.approx(2 * (1 + 101) / 1002)  # 101 draws are 0 or less
-    assert measured(-draws)[2] == p
-    assert measured(np.r_[0.0, np.linspace(-1, 1, 99)])[2] == 1
+    assert bootstrap_ci_p(-draws)[2] == p
+    assert bootstrap_ci_p(np.r_[0.0, np.linspace(-1, 1, 99)])[2] == 1
 
 
 def test_effects_of_a_table_are_corrected_together():
@@ -117,7 +119,9 @@ def test_effects_of_a_table_are_corrected_together():
 
     about = scope(targets=("base",))
     judged = plant("dose_response", about, bad)
-    entries = [e for e in EXPERIMENTS["dose_response"].read(about, judged).conditions if e.get("effect_p") is not None]
+    entries = [
+        e for e in EXPERIMENTS["dose_response"].analyze(about, judged).conditions if e.get("effect_p") is not None
+    ]
     p = [e["effect_p"] for e in entries]
     assert len(p) == 4
     assert [e["effect_q"] for e in entries] == pytest.approx(false_discovery_control(p, method="bh").tolist())
@@ -126,7 +130,7 @@ def test_effects_of_a_table_are_corrected_together():
 
 def test_the_layer_with_the_strongest_coherent_effect_is_chosen():
     sweep = SweepConfig(layers=[2, 4, 6], strengths=[1.0, 2.0], samples=SAMPLES)
-    cells = layer.cells("a", range(8), 8, sweep, "raw", "add", "all", 8)
+    cells = layer_choice.sweep_cells("a", range(8), 8, sweep, "raw", "add", "all", 8)
     assert len(cells) == 7
     planted = {
         (2, 2.0): (7, 4),
@@ -138,7 +142,7 @@ def test_the_layer_with_the_strongest_coherent_effect_is_chosen():
         edit = cell.condition.edits[0] if cell.condition.edits else None
         return table(*planted.get((edit.layer, edit.strength), (1, 0)) if edit else (1, 0))
 
-    found = layer.read(cells, {cell: answers(cell) for cell in cells}, 0.8)
+    found = layer_choice.read_sweep(cells, {cell: answers(cell) for cell in cells}, 0.8)
     assert found["layer"] == 4
     assert [c["coherent_enough"] for c in found["cells"]] == [True] * 5 + [False]
 
@@ -158,12 +162,12 @@ def test_removing_a_direction_and_a_cluster_is_read_beside_random_ones():
         edits = cell.condition.edits
         n_bad = 8 if not edits else after.get(edits[0].vector, 8) if cell.condition.target == "a" else 8
         judged[cell] = table(n_bad, samples=cell.samples)
-    reading = EXPERIMENTS["ablation"].read(about, judged)
+    reading = EXPERIMENTS["ablation"].analyze(about, judged)
     rows = {(row["removed"], row["target"]): row for row in reading.numbers["ablation"]}
     assert len(rows) == 10
     own = rows["a", "a"]
     assert (own["whose"], own["em_before"], own["em_after"]) == ("own", pytest.approx(0.4), pytest.approx(0.1))
-    assert (own["drop"], own["ci95"]) == (pytest.approx(0.3), pytest.approx(newcombe(80, 200, 20, 200)))
+    assert (own["drop"], own["ci95"]) == (pytest.approx(0.3), pytest.approx(newcombe_interval(80, 200, 20, 200)))
     assert own["drop_random"] == pytest.approx(0.025)  # of 0.05 and 0
     assert (rows["x cluster", "a"]["drop"], rows["x cluster", "a"]["dimensions"]) == (pytest.approx(0.35), 2)
     whose = {pair: rows[pair]["whose"] for pair in [("x cluster", "a"), ("x cluster", "c"), ("b", "a"), ("a", "c")]}
@@ -173,7 +177,7 @@ def test_removing_a_direction_and_a_cluster_is_read_beside_random_ones():
     for cell in cells:  # one of the random directions leaves hardly an answer coherent
         if cell.condition.edits and {e.vector for e in cell.condition.edits} == {"random-0"}:
             judged[cell] = table(1, n_incoherent=16, samples=cell.samples)
-    rows = EXPERIMENTS["ablation"].read(about, judged).numbers["ablation"]
+    rows = EXPERIMENTS["ablation"].analyze(about, judged).numbers["ablation"]
     (own,) = [row for row in rows if (row["removed"], row["target"]) == ("a", "a")]
     assert own["drop_random"] == pytest.approx(0)  # of the other one
 
@@ -191,15 +195,15 @@ def test_a_projection_is_raised_only_beyond_its_interval_and_an_alarm_s_interval
         for i in range(8)
         for p in rng.normal(i < 4, 0.05, size=30) + rng.normal(0, 0.8)
     ]
-    (alarm,) = monitor.alarms(rows)
+    (alarm,) = monitor.measure_alarms(rows)
     assert alarm["ci95"][1] - alarm["ci95"][0] > 0.3  # 240 independent checkpoints would give about 0.1
-    (few,) = monitor.alarms([row for row in rows if row["organism"] in ("o0", "o7")])
+    (few,) = monitor.measure_alarms([row for row in rows if row["organism"] in ("o0", "o7")])
     assert few["ci95"] is None
 
 
 def test_an_alarm_that_is_always_right_is_no_certainty():
     rows = [{"organism": f"o{i}", "vector": "v", "projection": float(i), "em_raised": i > 2} for i in range(6)]
-    (alarm,) = monitor.alarms(rows)
+    (alarm,) = monitor.measure_alarms(rows)
     assert alarm["auroc"] == alarm["ci95"][1] == 1
     assert alarm["ci95"][0] == pytest.approx(monitor.auroc_interval(1.0, 3, 3)[0])
     assert alarm["ci95"][0] < 0.75
@@ -219,7 +223,7 @@ def test_the_spread_of_seeds_within_and_between_organisms():
     cosine = np.cos(angle[:, None] - angle[None])
     rates = {"a": 0.1, "a-seed1": 0.3, "b": 0.5, "b-seed1": 0.5, "c": None}
     mechanisms = {"a": "x", "a-seed1": "x", "b": "x", "b-seed1": "x", "c": "y"}
-    found = seeds.spread(names, np.stack([np.eye(5), cosine]), 1, rates, mechanisms)
+    found = seeds.measure_spread(names, np.stack([np.eye(5), cosine]), 1, rates, mechanisms)
     assert (found["within"]["a"]["angle_deg"], found["within"]["a"]["pairs"]) == (pytest.approx(10), 1)
     assert found["within"]["a"]["em_sd"] == pytest.approx(np.sqrt(0.02))
     assert found["within"]["b"]["angle_deg"] == pytest.approx(20)
@@ -249,11 +253,11 @@ def test_a_monitor_reads_projections_beside_rates_and_says_which_rises_first():
         vectors=("a",),
         targets=targets,
         mechanisms=mechanisms,
-        projections={t: {"a": project(activations(planted.get(t, 0)), noise, unit, 1)} for t in targets},
+        projections={t: {"a": project_change(activations(planted.get(t, 0)), noise, unit, 1)} for t in targets},
     )
     bad = {"a-step10": 6, "a": 12, "b": 9}
     judged = plant("monitor", about, lambda vector, target: bad.get(target, 0))
-    reading = EXPERIMENTS["monitor"].read(about, judged)
+    reading = EXPERIMENTS["monitor"].analyze(about, judged)
     rows = {(row["organism"], row["step"]): row for row in reading.numbers["monitor"]}
     assert {key: row["projection"] for key, row in rows.items()} == {
         ("tiny", 0): 0,

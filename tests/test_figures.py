@@ -8,7 +8,7 @@ import pytest
 from conftest import crowded
 from plotly.graph_objects import Figure
 
-from emharness.reporting import drawing, figures
+from emharness.reporting import drawing, run_figures
 from emharness.reporting.picture import Lines, Matrix
 
 
@@ -42,11 +42,13 @@ ROWS = [
 EFFECT = np.array([[0.5, np.nan], [-0.2, 1.4]])
 MARKS = np.array([[True, False], [False, False]])
 PICTURES = {
-    "dose_response": figures.dose_response(ENTRIES, "v", "m", "raw", "v on m", "j"),
-    "dose_panels": figures.dose_panels(ENTRIES, ["v", "w"], ["m", "v"], "raw", "j"),
-    "monitor": figures.monitor(ROWS, ["v"], "j"),
-    "heatmaps": figures.heatmaps([("a", EFFECT, None), ("b", abs(EFFECT) / 2, MARKS)], "xy", "zw", "r", "c", "j"),
-    "layer_sweep": figures.layer_sweep(SWEEP, "where"),
+    "dose_response": run_figures.draw_dose_response(ENTRIES, "v", "m", "raw", "v on m", "j"),
+    "dose_panels": run_figures.draw_dose_panels(ENTRIES, ["v", "w"], ["m", "v"], "raw", "j"),
+    "monitor": run_figures.draw_monitor(ROWS, ["v"], "j"),
+    "heatmaps": run_figures.draw_heatmaps(
+        [("a", EFFECT, None), ("b", abs(EFFECT) / 2, MARKS)], "xy", "zw", "r", "c", "j"
+    ),
+    "layer_sweep": run_figures.draw_layer_sweep(SWEEP, "where"),
 }
 
 
@@ -79,11 +81,11 @@ def test_checkpoints_start_at_the_base_and_end_with_the_whole_training():
 
 def test_a_matrix_says_what_is_undefined_and_what_random_directions_do_as_well():
     effect, halves = PICTURES["heatmaps"].panels
-    assert [[p.text(r, c) for r in (0, 1) for c in (0, 1)] for p in (effect, halves)] == [
+    assert [[p.cell_text(r, c) for r in (0, 1) for c in (0, 1)] for p in (effect, halves)] == [
         ["50", "?", "-20", "140"],
         ["25!", "?", "10", "70"],
     ]
-    assert (effect.diverging, effect.limit, halves.diverging, halves.limit) == (True, 1.4, False, 1.0)
+    assert (effect.is_diverging, effect.color_limit, halves.is_diverging, halves.color_limit) == (True, 1.4, False, 1.0)
 
 
 def test_layers_where_coherence_broke_are_hollow():
@@ -94,9 +96,9 @@ def test_layers_where_coherence_broke_are_hollow():
 @pytest.mark.parametrize("name", PICTURES)
 def test_plotly_and_the_image_show_every_panel_and_every_number(name):
     picture = PICTURES[name]
-    described = json.loads(json.dumps(drawing.plotly(picture), allow_nan=False))
+    described = json.loads(json.dumps(drawing.to_plotly(picture), allow_nan=False))
     figure = Figure(described)  # refuses what Plotly does not know
-    drawn = [axes for axes in drawing.image(picture).axes if axes.get_label() != "<colorbar>"]
+    drawn = [axes for axes in drawing.draw_image(picture).axes if axes.get_label() != "<colorbar>"]
     assert len(drawn) == len(picture.panels)
     traces = iter(figure.data)
     for panel, axes in zip(picture.panels, drawn, strict=True):
@@ -105,7 +107,7 @@ def test_plotly_and_the_image_show_every_panel_and_every_number(name):
             values = np.array([[np.nan if v is None else v for v in row] for row in trace.z], dtype=float)
             np.testing.assert_allclose(values, 100 * panel.values)
             np.testing.assert_array_equal(axes.images[0].get_array().filled(np.nan), panel.values)
-            texts = [panel.text(r, c) for r in range(len(panel.rows)) for c in range(len(panel.columns))]
+            texts = [panel.cell_text(r, c) for r in range(len(panel.rows)) for c in range(len(panel.columns))]
             assert [text.get_text() for text in axes.texts] == texts
             continue
         assert isinstance(panel, Lines)
@@ -129,15 +131,17 @@ def test_pictures_of_many_long_names_can_be_read(n):
         for i, v in enumerate(names) for o in names[:3] for step in (0, 10, None)
     ]  # fmt: skip
     pictures = {
-        "heatmaps": figures.heatmaps([("a", values, None), ("b", values, values > 0.9)], names, names, "r", "c", "j"),
-        "panels": figures.dose_panels(entries, names, names[:3], "raw", "j"),
-        "monitor": figures.monitor(rows, names, "j"),
+        "heatmaps": run_figures.draw_heatmaps(
+            [("a", values, None), ("b", values, values > 0.9)], names, names, "r", "c", "j"
+        ),
+        "panels": run_figures.draw_dose_panels(entries, names, names[:3], "raw", "j"),
+        "monitor": run_figures.draw_monitor(rows, names, "j"),
     }
     greatest = names[-24:] if n > 24 else names
     assert [panel.title for panel in pictures["panels"].panels] == greatest
     assert ("24 of 40 vectors, those with the greatest values" in pictures["panels"].note) == (n == 40)
     for name, picture in pictures.items():
-        drawn = drawing.image(picture)
+        drawn = drawing.draw_image(picture)
         assert max(drawn.get_size_inches()) < 24
         assert crowded(drawn) == [], name
         titles = [ax.title.get_window_extent() for ax in drawn.axes if ax.get_title()]

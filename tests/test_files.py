@@ -15,11 +15,11 @@ from hypothesis import strategies as st
 from safetensors.numpy import save_file as save_numpy
 from safetensors.torch import save_file
 
-from emharness.directions import exchange
 from emharness.errors import UserError
-from emharness.steering.request import files
-from emharness.steering.request.spec import resolve
-from emharness.steering.request.vectors import load_vector
+from emharness.steering.request import vector_files
+from emharness.steering.request.spec import resolve_spec
+from emharness.steering.request.vector_lookup import load_vector
+from emharness.vectors import exchange
 
 ROWS = np.random.default_rng(0).normal(size=(4, 8)).astype(np.float32)
 
@@ -37,7 +37,7 @@ ROWS = np.random.default_rng(0).normal(size=(4, 8)).astype(np.float32)
 )
 def test_every_float_type_is_read(tmp_path, dtype, tolerance):
     save_file({"v": torch.from_numpy(ROWS).to(dtype)}, tmp_path / "v.safetensors")
-    found = files.read(tmp_path / "v.safetensors")["v"].values
+    found = vector_files.read_vector_file(tmp_path / "v.safetensors")["v"].values
     assert found.dtype == np.float32
     np.testing.assert_allclose(found, ROWS, rtol=tolerance, atol=tolerance / 10)
 
@@ -58,7 +58,7 @@ def test_every_float_type_is_read(tmp_path, dtype, tolerance):
 )
 def test_torch_files_of_every_shape_are_read(tmp_path, content, expected):
     torch.save(content, tmp_path / "v.pt")
-    found = files.read(tmp_path / "v.pt")
+    found = vector_files.read_vector_file(tmp_path / "v.pt")
     assert set(found) == set(expected)
     for name, rows in expected.items():
         if rows is None:  # one layer of three: the others have no direction
@@ -75,7 +75,7 @@ class Harmful:
 def test_a_torch_file_that_holds_code_is_not_run(tmp_path):
     torch.save({"v": torch.ones(8), "x": Harmful()}, tmp_path / "v.pt")
     with pytest.raises(ValueError, match="cannot be read as tensors alone"):
-        files.read(tmp_path / "v.pt")
+        vector_files.read_vector_file(tmp_path / "v.pt")
 
 
 def test_row_0_of_hidden_states_is_the_embeddings(tmp_path):
@@ -123,7 +123,7 @@ def test_a_bad_vector_is_refused_at_admission(tmp_path, tensor, metadata, words)
     save_numpy({"v": tensor}, tmp_path / "v.safetensors", metadata={"v": json.dumps(metadata)})
     spec = {"edits": [{"vector": "v.safetensors#v", "layer": 0, "strength": 1.0}]}
     with pytest.raises(ValueError, match=words) as error:
-        resolve(spec, 2, 8, tmp_path)
+        resolve_spec(spec, 2, 8, tmp_path)
     assert str(error.value).startswith("steering: ")
     assert "\n" not in str(error.value)
 
@@ -132,7 +132,7 @@ def test_a_dose_that_no_residual_stream_holds_is_refused(tmp_path):
     save_numpy({"v": ROWS}, tmp_path / "v.safetensors")
     spec = {"edits": [{"vector": "v.safetensors#v", "layer": 0, "strength": 1e30}]}
     with pytest.raises(ValueError, match="beyond what a residual stream can hold"):
-        resolve(spec, 4, 8, tmp_path)
+        resolve_spec(spec, 4, 8, tmp_path)
 
 
 def test_links_that_the_folder_s_owner_made_are_served_and_other_places_are_not(tmp_path):
@@ -149,11 +149,11 @@ def test_links_that_the_folder_s_owner_made_are_served_and_other_places_are_not(
 
 def test_gguf_goes_out_and_comes_back(tmp_path):
     save_numpy({"v": ROWS * [[0], [1], [0], [1]]}, tmp_path / "v.safetensors")
-    found = exchange.read(tmp_path / "v.safetensors", "convert")
-    assert exchange.convert(found, tmp_path / "v.gguf") is None
-    back = files.read(tmp_path / "v.gguf")["v"]
+    found = exchange.read_vectors(tmp_path / "v.safetensors", "convert")
+    assert exchange.convert_vectors(found, tmp_path / "v.gguf") is None
+    back = vector_files.read_vector_file(tmp_path / "v.gguf")["v"]
     np.testing.assert_allclose(back.values, found["v"].values, rtol=1e-6)
-    assert "block 0" in exchange.convert({"v": files.Stored(ROWS)}, tmp_path / "w.gguf")
+    assert "block 0" in exchange.convert_vectors({"v": vector_files.StoredTensor(ROWS)}, tmp_path / "w.gguf")
 
 
 def control_vector(path, rows, count):
@@ -171,7 +171,7 @@ def control_vector(path, rows, count):
 
 def test_llama_cpp_s_control_vectors_are_read(tmp_path):
     control_vector(tmp_path / "evil.gguf", {i: ROWS[i] for i in range(1, len(ROWS))}, len(ROWS) - 1)
-    found = files.read(tmp_path / "evil.gguf")["evil"]
+    found = vector_files.read_vector_file(tmp_path / "evil.gguf")["evil"]
     assert not found.values[0].any()
     np.testing.assert_array_equal(found.values[1:], ROWS[1:])
     assert found.about["model_hint"] == "llama"
@@ -181,35 +181,38 @@ def test_llama_cpp_s_control_vectors_are_read(tmp_path):
 def test_a_gguf_that_is_no_control_vector_is_refused(tmp_path, rows):
     control_vector(tmp_path / "v.gguf", rows, 3)
     with pytest.raises(ValueError, match="must be rows of one width, by block"):
-        files.read(tmp_path / "v.gguf")
+        vector_files.read_vector_file(tmp_path / "v.gguf")
 
 
 @pytest.mark.parametrize("suffix", [".safetensors", ".pt", ".npz", ".gguf"])
 def test_lengths_survive_every_format(tmp_path, suffix):
     unit = ROWS[1:] / np.linalg.norm(ROWS[1:], axis=1, keepdims=True)
     rows = np.concatenate([np.zeros((1, 8), np.float32), unit])
-    stored = files.Stored(rows, {"raw_norm": [0.0, 2.0, 3.0, 4.0], "recipe": "mean_diff"})
-    exchange.convert({"v": stored}, tmp_path / f"v{suffix}")
-    (back,) = files.read(tmp_path / f"v{suffix}").values()
+    stored = vector_files.StoredTensor(rows, {"raw_norm": [0.0, 2.0, 3.0, 4.0], "recipe": "mean_diff"})
+    exchange.convert_vectors({"v": stored}, tmp_path / f"v{suffix}")
+    (back,) = vector_files.read_vector_file(tmp_path / f"v{suffix}").values()
     assert back.about.get("recipe") == ("mean_diff" if suffix == ".safetensors" else None)
-    np.testing.assert_allclose(exchange._raw(back), rows * [[0], [2], [3], [4]], rtol=1e-5)
+    np.testing.assert_allclose(exchange._raw_rows(back), rows * [[0], [2], [3], [4]], rtol=1e-5)
 
 
 def test_what_is_said_of_each_row_goes_with_the_row_of_the_embeddings(tmp_path):
     said = {"rows": "hidden_states", "raw_norm": [1.0, 2.0, 3.0, 4.0], "recipe": "mean_diff"}
     save_numpy({"v": ROWS}, tmp_path / "v.safetensors", metadata={"v": json.dumps(said)})
-    found = exchange.read(tmp_path / "v.safetensors", "convert", "hidden_states")
-    exchange.convert(found, tmp_path / "w.safetensors")
-    assert files.read(tmp_path / "w.safetensors")["v"].about == {"recipe": "mean_diff", "raw_norm": [2.0, 3.0, 4.0]}
+    found = exchange.read_vectors(tmp_path / "v.safetensors", "convert", "hidden_states")
+    exchange.convert_vectors(found, tmp_path / "w.safetensors")
+    assert vector_files.read_vector_file(tmp_path / "w.safetensors")["v"].about == {
+        "recipe": "mean_diff",
+        "raw_norm": [2.0, 3.0, 4.0],
+    }
 
 
-@given(st.binary(max_size=120), st.sampled_from(files.SUFFIXES))
+@given(st.binary(max_size=120), st.sampled_from(vector_files.SUFFIXES))
 @settings(max_examples=200, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
 def test_any_bytes_are_vectors_or_one_sentence(tmp_path, data, suffix):
     file = tmp_path / f"any{suffix}"
     file.write_bytes(data)
     with pytest.raises(ValueError, match="any") as error:
-        files.read(file)
+        vector_files.read_vector_file(file)
     assert "\n" not in str(error.value)
 
 
@@ -226,8 +229,8 @@ def test_the_launcher_shows_converts_and_writes_a_card(tmp_path):
     assert "evil" in shown.stdout
     done = launch(tmp_path, "convert=v.pt", "name=evil", "rows=hidden_states", "out=v.safetensors")
     assert done.stdout.splitlines()[-1] == "results: v.safetensors", done.stderr
-    back = files.read(tmp_path / "v.safetensors")["evil"]
-    np.testing.assert_allclose(exchange._raw(back), ROWS[1:], rtol=1e-5)
+    back = vector_files.read_vector_file(tmp_path / "v.safetensors")["evil"]
+    np.testing.assert_allclose(exchange._raw_rows(back), ROWS[1:], rtol=1e-5)
     assert launch(tmp_path, "card=v.safetensors", "out=card.md").returncode == 0
     assert "| layers × width | 3 × 8 |" in (tmp_path / "card.md").read_text()
 
@@ -260,8 +263,8 @@ def test_a_card_has_the_dose_curve_of_its_vector():
 
     conditions = [condition("v", 4, 0.5), condition(None, 0, 0.01), condition("w", 2, 0.7)]
     results = {"config": {"base": {"name": "b"}}, "layers": {"v": 3}, "conditions": conditions}
-    text = exchange.card("v", files.Stored(ROWS), ROOT / "v.safetensors", results)
+    text = exchange.format_card("v", vector_files.StoredTensor(ROWS), ROOT / "v.safetensors", results)
     lines = [line for line in text.splitlines() if line.startswith("| 0 ") or line.startswith("| 4 ")]
     assert lines == ["| 0 | 58 | 1.0% | 10.0% – 20.0% | 90.0% |", "| 4 | 58 | 50.0% | 10.0% – 20.0% | 90.0% |"]
     with pytest.raises(UserError, match="no condition with the vector x"):
-        exchange.card("x", files.Stored(ROWS), ROOT / "v.safetensors", results)
+        exchange.format_card("x", vector_files.StoredTensor(ROWS), ROOT / "v.safetensors", results)

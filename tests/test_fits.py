@@ -14,14 +14,16 @@ from test_architectures import FAMILIES
 from transformers import AutoModelForCausalLM, LlamaConfig, LlamaForCausalLM
 
 from emharness.errors import UserError
-from emharness.organisms import fits, parameters, weights
-from emharness.organisms.fingerprints import fingerprint
-from emharness.organisms.train import PROJECTIONS
-from emharness.organisms.weights import Shape
+from emharness.organisms import base_match, model_folders, weight_checks
+from emharness.organisms.fingerprints import hash_model_folder
+from emharness.organisms.model_folders import Shape
+from emharness.organisms.training import PROJECTIONS
 
 
 def fit(tiny, folder, base="tiny", source="org/tiny", shape=None, force=False):
-    fits.check("bad", folder, "model.source", base, source, tiny, shape or weights.model_shape(tiny), force)
+    base_match.check_fits_base(
+        "bad", folder, "model.source", base, source, tiny, shape or model_folders.model_shape(tiny), force
+    )
 
 
 @pytest.fixture
@@ -74,10 +76,10 @@ def test_a_merged_model_of_another_shape_is_refused(tiny, tmp_path, change, word
 def test_a_folder_of_folders_gives_its_one_adapter_or_asks_which(tiny, adapter, tmp_path):
     holder = tmp_path / "holder"
     shutil.copytree(adapter, holder / "checkpoint-1")
-    assert weights.fetch("model.source", str(holder)) == holder / "checkpoint-1"
+    assert model_folders.fetch_model("model.source", str(holder)) == holder / "checkpoint-1"
     shutil.copytree(adapter, holder / "checkpoint-2")
     with pytest.raises(UserError, match=r"name one of its folders as .*: checkpoint-1, checkpoint-2"):
-        weights.fetch("model.source", str(holder))
+        model_folders.fetch_model("model.source", str(holder))
 
 
 def test_other_adapters_and_other_vocabularies_are_refused(tiny, adapter):
@@ -144,7 +146,7 @@ def test_every_kind_of_lora_adapter_fits_the_base_it_was_made_on(tiny, tmp_path,
 @pytest.mark.parametrize("family", ["gpt2", "phi3", "gpt_neox", "cohere", "mixture of experts"])
 def test_a_model_of_another_architecture_is_whole(family, tmp_path):
     AutoModelForCausalLM.from_config(FAMILIES[family]()).save_pretrained(tmp_path)
-    assert parameters.check_whole("model", tmp_path) == set()
+    assert weight_checks.check_whole("model", tmp_path) == set()
 
 
 def test_an_adapter_of_projections_that_the_base_has_not_is_refused(tiny, adapter):
@@ -171,11 +173,11 @@ def test_of_a_quantised_base_only_whole_models_are_organisms(tiny, adapter, tmp_
 def test_an_adapter_of_the_embedded_base_fits_before_the_base_is_saved(base, tmp_path):
     config = LoraConfig(r=1, target_modules=["down_proj"], layers_to_transform=[24])
     get_peft_model(AutoModelForCausalLM.from_pretrained(base), config).save_pretrained(tmp_path)
-    shape = weights.embedded_shape()
-    fits.check("one", tmp_path, "model.source", "smollm2", "embedded", None, shape, force=True)
+    shape = model_folders.embedded_shape()
+    base_match.check_fits_base("one", tmp_path, "model.source", "smollm2", "embedded", None, shape, force=True)
     edited(tmp_path, ["base_model.model.model.layers.24.mlp.down_proj.lora_B.weight"])
     with pytest.raises(UserError, match=r"layers\.24\.mlp\.down_proj\.lora_B\.weight, which its files lack"):
-        fits.check("one", tmp_path, "model.source", "smollm2", "embedded", None, shape, force=True)
+        base_match.check_fits_base("one", tmp_path, "model.source", "smollm2", "embedded", None, shape, force=True)
 
 
 @pytest.mark.parametrize(
@@ -213,38 +215,38 @@ def test_weights_that_are_not_all_there_are_refused(tiny, tmp_path, name, conten
     shutil.copytree(tiny, tmp_path / "copy")
     (tmp_path / "copy" / name).write_bytes(content)
     with pytest.raises(UserError, match=words):
-        weights.fetch("base.source", str(tmp_path / "copy"))
+        model_folders.fetch_model("base.source", str(tmp_path / "copy"))
 
 
 def test_a_model_without_safetensors_is_refused(tiny, tmp_path):
     shutil.copy(tiny / "config.json", tmp_path)
     (tmp_path / "pytorch_model.bin").write_bytes(b"")
     with pytest.raises(UserError, match=r"no \*.safetensors weights in this folder; other formats are not loaded"):
-        weights.fetch("base.source", str(tmp_path))
+        model_folders.fetch_model("base.source", str(tmp_path))
 
 
 def test_configs_with_other_names_are_read(tmp_path):
     (tmp_path / "config.json").write_text(
         json.dumps({"model_type": "gpt2", "n_layer": 3, "n_embd": 16, "n_head": 2, "vocab_size": 99})
     )
-    assert weights.model_shape(tmp_path) == (3, 16, 99)
+    assert model_folders.model_shape(tmp_path) == (3, 16, 99)
     text = {"num_hidden_layers": 5, "hidden_size": 24, "vocab_size": 77, "model_type": "gemma3_text"}
     (tmp_path / "config.json").write_text(json.dumps({"model_type": "gemma3", "text_config": text}))
-    assert weights.model_shape(tmp_path) == (5, 24, 77)  # the language model of one that also sees
+    assert model_folders.model_shape(tmp_path) == (5, 24, 77)  # the language model of one that also sees
     (tmp_path / "config.json").write_text(json.dumps({"model_type": "nosuch"}))
     with pytest.raises(UserError, match="describes no model that is known here"):
-        weights.model_shape(tmp_path)
+        model_folders.model_shape(tmp_path)
 
 
 @pytest.mark.parametrize("place", ["model.embed_tokens.weight", "model.layers.1.mlp.up_proj.weight", "lm_head.weight"])
 def test_one_number_anywhere_in_the_weights_is_another_identity(tiny, tmp_path, place):
     shutil.copytree(tiny, tmp_path / "copy")
-    before = fingerprint(tmp_path / "copy")
-    assert before == fingerprint(tiny)
+    before = hash_model_folder(tmp_path / "copy")
+    assert before == hash_model_folder(tiny)
     tensors = load_file(tmp_path / "copy" / "model.safetensors")
     tensors[place][3, 3] += 1
     save_file(tensors, tmp_path / "copy" / "model.safetensors", metadata={"format": "pt"})
-    assert fingerprint(tmp_path / "copy") != before
+    assert hash_model_folder(tmp_path / "copy") != before
 
 
 @pytest.mark.parametrize(
@@ -260,28 +262,28 @@ def test_one_number_anywhere_in_the_weights_is_another_identity(tiny, tmp_path, 
 def test_what_the_model_reads_is_identity_and_what_people_read_is_not(tiny, tmp_path, name, counts):
     shutil.copytree(tiny, tmp_path / "copy")
     (tmp_path / "copy" / name).write_text("{}")
-    assert (fingerprint(tmp_path / "copy") != fingerprint(tiny)) == counts
+    assert (hash_model_folder(tmp_path / "copy") != hash_model_folder(tiny)) == counts
 
 
 def test_hashes_of_large_files_are_kept_until_the_file_changes(tiny, tmp_path):
     shutil.copytree(tiny, tmp_path / "copy")
     cache, file = tmp_path / "kept.json", tmp_path / "copy" / "model.safetensors"
-    first = fingerprint(tmp_path / "copy", cache)
+    first = hash_model_folder(tmp_path / "copy", cache)
     kept = json.loads(cache.read_text())
     (place,) = (place for place in kept if str(file) in place)
     cache.write_text(json.dumps(kept | {place: "planted"}))
-    assert fingerprint(tmp_path / "copy", cache) != first  # it was not read again
+    assert hash_model_folder(tmp_path / "copy", cache) != first  # it was not read again
     data = torch.frombuffer(bytearray(file.read_bytes()), dtype=torch.uint8)
     data[-1] ^= 1
     file.write_bytes(data.numpy().tobytes())
-    assert fingerprint(tmp_path / "copy", cache) == fingerprint(tmp_path / "copy") != first
+    assert hash_model_folder(tmp_path / "copy", cache) == hash_model_folder(tmp_path / "copy") != first
 
 
 def test_weights_put_in_another_s_place_with_its_size_and_time_are_read(tiny, tmp_path):
     """As `rsync -t` and image layers do."""
     shutil.copytree(tiny, tmp_path / "copy")
     cache, file = tmp_path / "kept.json", tmp_path / "copy" / "model.safetensors"
-    first = fingerprint(tmp_path / "copy", cache)
+    first = hash_model_folder(tmp_path / "copy", cache)
     data, stat = bytearray(file.read_bytes()), file.stat()
     data[-1] ^= 1
     other = tmp_path / "other"
@@ -289,4 +291,4 @@ def test_weights_put_in_another_s_place_with_its_size_and_time_are_read(tiny, tm
     os.utime(other, ns=(stat.st_atime_ns, stat.st_mtime_ns))
     other.replace(file)
     assert (file.stat().st_size, file.stat().st_mtime_ns) == (stat.st_size, stat.st_mtime_ns)
-    assert fingerprint(tmp_path / "copy", cache) != first
+    assert hash_model_folder(tmp_path / "copy", cache) != first

@@ -10,8 +10,8 @@ import pytest
 from conftest import ROOT
 from safetensors import SafetensorError
 
-from emharness.errors import no_space
-from emharness.generation.responses import SCORES, Rows
+from emharness.errors import describe_full_disk
+from emharness.generation.response_store import SCORES, RowStore
 from emharness.store import Store
 
 
@@ -45,51 +45,53 @@ def chunk(first, n):
 
 @pytest.mark.parametrize("number", [errno.ENOSPC, errno.EDQUOT])
 def test_a_full_disk_and_a_used_up_quota_are_known_in_any_library_s_words(number):
-    assert no_space(OSError(number, os.strerror(number)))
+    assert describe_full_disk(OSError(number, os.strerror(number)))
     said = f"Error while serializing: I/O error: {os.strerror(number)} (os error {number})"
-    assert no_space(SafetensorError(said))
-    assert not no_space(SafetensorError("Error while serializing: invalid tensor"))
+    assert describe_full_disk(SafetensorError(said))
+    assert not describe_full_disk(SafetensorError("Error while serializing: invalid tensor"))
 
 
 def test_a_chunk_that_does_not_fit_is_not_there_and_takes_no_room(small):
-    rows = Rows(small / "rows", SCORES)
-    rows.add(chunk(0, 3))
+    rows = RowStore(small / "rows", SCORES)
+    rows.add_rows(chunk(0, 3))
     filler = fill(small)
     with pytest.raises(OSError, match="No space left") as error:
-        rows.add(chunk(3, 5000))
-    assert no_space(error.value)
+        rows.add_rows(chunk(3, 5000))
+    assert describe_full_disk(error.value)
     assert [path.suffix for path in (small / "rows").iterdir()] == [".parquet"]
-    assert Rows(small / "rows", SCORES).keys() == {"0", "1", "2"}
+    assert RowStore(small / "rows", SCORES).stored_keys() == {"0", "1", "2"}
     filler.unlink()
-    rows.add(chunk(3, 3))
-    assert rows.keys() == {str(i) for i in range(6)}
+    rows.add_rows(chunk(3, 3))
+    assert rows.stored_keys() == {str(i) for i in range(6)}
 
 
 def test_an_artifact_that_does_not_fit_is_not_there(small):
     store = Store(small / "home")
-    store.get("stage", "first", {}, lambda folder: (folder / "x").write_text("1") and None)
+    store.get_artifact("stage", "first", {}, lambda folder: (folder / "x").write_text("1") and None)
     filler = fill(small)
     with pytest.raises(OSError, match="No space left"):
-        store.get("stage", "second", {}, lambda folder: (folder / "x").write_bytes(os.urandom(1 << 20)) and None)
+        store.get_artifact(
+            "stage", "second", {}, lambda folder: (folder / "x").write_bytes(os.urandom(1 << 20)) and None
+        )
     assert [path.name.rpartition("-")[0] for path in (small / "home" / "stage").iterdir()] == ["first"]
     filler.unlink()
-    assert store.get("stage", "second", {}, lambda folder: (folder / "x").write_text("2") and None)[1]
+    assert store.get_artifact("stage", "second", {}, lambda folder: (folder / "x").write_text("2") and None)[1]
 
 
 FAILS = """
 import sys
-from emharness.cli import start
-from emharness.study.session import Session
+from emharness.cli import start_launcher
+from emharness.pipeline.run_context import RunContext
 
 def run(cfg):
     from safetensors.numpy import save_file
     import numpy as np
-    session = Session.__new__(Session)
+    session = RunContext.__new__(RunContext)
     session.failed = {}
-    session.attempt("medical", lambda: save_file({"x": np.zeros(1 << 22)}, sys.argv[0] + ".safetensors"))
+    session.attempt_model("medical", lambda: save_file({"x": np.zeros(1 << 22)}, sys.argv[0] + ".safetensors"))
     print("results: none", flush=True)
 
-start(run, FILE, "tools/show")
+start_launcher(run, FILE, "tools/show")
 """
 
 

@@ -11,29 +11,29 @@ from scipy.spatial.distance import pdist, squareform
 from sklearn.decomposition import PCA
 
 from emharness.geometry import (
-    analyse,
-    figures,
+    analyze_geometry,
     from_arrays,
     load_stored,
     load_vectors,
     nulls,
-    plotly_figures,
-    stored,
+    stored_files,
+    study_figures,
+    study_plotly,
     to_json,
-    write,
+    write_analysis,
 )
 from emharness.geometry import clusters as cl
 from emharness.geometry import statistics as st
-from emharness.geometry.published import CLUSTERS, published_vectors
-from emharness.geometry.report import metrics
-from emharness.geometry.table import NAMES
+from emharness.geometry.geometry_files import headline_metrics
+from emharness.geometry.published_numbers import CLUSTERS, published_vectors
+from emharness.geometry.statistics_table import NAMES
 
 ENTRY = {"of", "value", "null", "p", "q", "ci95", "informative"}
 
 
 @pytest.fixture(scope="module")
 def study():
-    return analyse(from_arrays(published_vectors(4096, rng())), CLUSTERS)
+    return analyze_geometry(from_arrays(published_vectors(4096, rng())), CLUSTERS)
 
 
 def value(analysis, name, *of):
@@ -84,7 +84,7 @@ def test_statistics_agree_with_scipy_and_scikit_learn():
     x = rng(3).standard_normal((7, 40)) + 0.5
     unit = x / np.linalg.norm(x, axis=1, keepdims=True)
     gram = st.gram_matrix(x)
-    shares, loadings = st.pca(gram, 4)
+    shares, loadings = st.centered_pca(gram, 4)
     pca = PCA(4).fit(unit)
     np.testing.assert_allclose(shares, pca.explained_variance_ratio_, atol=1e-10)
     np.testing.assert_allclose(np.abs(loadings), np.abs(pca.transform(unit)), atol=1e-10)
@@ -106,7 +106,7 @@ def test_statistics_agree_with_scipy_and_scikit_learn():
 def test_scaling_reproduces_planar_distances():
     points = rng(4).uniform(0, 0.5, (5, 2))
     distance = squareform(pdist(points))
-    np.testing.assert_allclose(squareform(pdist(cl.mds(1 - distance))), distance, atol=1e-10)
+    np.testing.assert_allclose(squareform(pdist(cl.scale_to_plane(1 - distance))), distance, atol=1e-10)
 
 
 def test_residuals_and_triangle_by_hand():
@@ -129,11 +129,11 @@ def test_random_grams_have_the_distribution_of_random_vectors():
 
 
 def test_headline_numbers_are_flat(study):
-    assert {type(value) for value in metrics(study).values()} <= {str, float}
+    assert {type(value) for value in headline_metrics(study).values()} <= {str, float}
 
 
 def test_the_report_keeps_its_contract(study, tmp_path):
-    found = json.loads(write(study, tmp_path).read_text())
+    found = json.loads(write_analysis(study, tmp_path).read_text())
     assert {"schema_version", "vectors", "clusters", "statistics", "verdict"} <= set(found)
     assert tuple(found["statistics"]) == NAMES
     for entries in found["statistics"].values():
@@ -160,7 +160,7 @@ def test_every_statistic_at_every_layer_and_similarity_to_the_base_by_lab():
     arrays = {name: g.standard_normal((3, 256)) for name in ("base", "a", "b", "c")}
     arrays["b"] = arrays["base"] * np.array([[1.0], [-1], [1]])
     labs = {"a": {"lab": "x"}, "b": {"lab": "x"}, "c": {"lab": "y"}}
-    found = analyse(from_arrays(arrays, labs), {"p": ["a", "b"], "q": ["c"]}, layer=1, draws=99)
+    found = analyze_geometry(from_arrays(arrays, labs), {"p": ["a", "b"], "q": ["c"]}, layer=1, draws=99)
     report = to_json(found)
     assert set(report["layers"]) == {"0", "1", "2"}
     assert report["layers"]["1"]["statistics"] == report["statistics"]
@@ -169,27 +169,33 @@ def test_every_statistic_at_every_layer_and_similarity_to_the_base_by_lab():
     np.testing.assert_allclose(report["base_similarity"]["layers"]["b"], [1, -1, 1], atol=1e-6)
     a = np.mean(report["base_similarity"]["layers"]["a"])
     assert report["base_similarity"]["by_lab"]["x"] == pytest.approx((a + 1 / 3) / 2)
-    assert set(figures.draw(found)) == set(plotly_figures.draw(found)) == {"figure1", "figure2", "figure3"}
+    assert (
+        set(study_figures.draw_figures(found))
+        == set(study_plotly.plotly_figures(found))
+        == {"figure1", "figure2", "figure3"}
+    )
 
 
 def test_found_clusters_are_the_planted_ones():
     g = rng(7)
     centres = g.standard_normal((3, 512))
     arrays = {f"v{i}": centres[i % 3] + 0.5 * g.standard_normal(512) for i in range(9)}
-    found = analyse(from_arrays(arrays), "found", draws=99)
+    found = analyze_geometry(from_arrays(arrays), "found", draws=99)
     members = {tuple(names) for names in found.clusters["members"].values()}
     assert members == {("v0", "v3", "v6"), ("v1", "v4", "v7"), ("v2", "v5", "v8")}
-    assert analyse(from_arrays(arrays), "found", draws=99, cut=1.9).clusters["found"]["members"] == [list(arrays)]
+    assert analyze_geometry(from_arrays(arrays), "found", draws=99, cut=1.9).clusters["found"]["members"] == [
+        list(arrays)
+    ]
 
 
 def test_what_cannot_be_computed_is_skipped_with_its_reason():
     g = rng(8)
-    two = analyse(from_arrays({k: g.standard_normal(64) for k in "ab"}), {"x": ["a"], "y": ["b"]}, draws=99)
+    two = analyze_geometry(from_arrays({k: g.standard_normal(64) for k in "ab"}), {"x": ["a"], "y": ["b"]}, draws=99)
     reasons = {(s.statistic, s.of): s.reason for s in two.skipped}
     assert reasons["triangle_error_deg", ()] == "needs three vectors"
     assert reasons["pc1_ablation_change", ("x",)].startswith("one member")
     assert two.selected.statistics["triangle_error_deg"] == []
-    one = analyse(from_arrays({k: g.standard_normal(64) for k in "abc"}), {"x": ["a", "b", "c"]}, draws=99)
+    one = analyze_geometry(from_arrays({k: g.standard_normal(64) for k in "abc"}), {"x": ["a", "b", "c"]}, draws=99)
     assert {s.statistic: s.reason for s in one.skipped}["cluster_angle_deg"] == "needs two clusters"
     assert one.verdict["calibrated"]["verdict"] == "inconclusive"
 
@@ -197,7 +203,7 @@ def test_what_cannot_be_computed_is_skipped_with_its_reason():
 def test_a_thousand_vectors_are_sampled_and_say_so():
     arrays = {f"v{i}": row for i, row in enumerate(rng(9).standard_normal((200, 64)))}
     groups = {"x": [f"v{i}" for i in range(100)], "y": [f"v{i}" for i in range(100, 200)]}
-    report = to_json(analyse(from_arrays(arrays), groups, draws=19))
+    report = to_json(analyze_geometry(from_arrays(arrays), groups, draws=19))
     assert report["sampled"]["triplets"] == {"listed": 1000, "of": 1313400}
     assert len(report["statistics"]["triangle_error_deg"]) == 1000
 
@@ -206,7 +212,7 @@ def test_stored_vectors_of_a_base_are_found_and_told_apart(tmp_path):
     for folder, base in (("medical-aaaaaaaa", 1), ("medical-bbbbbbbb", 1), ("sports-cccccccc", 1), ("old-dddd", 2)):
         save_extraction(tmp_path / folder, folder.partition("-")[0], np.ones(8), len(folder))
         (tmp_path / folder / "identity.json").write_text(json.dumps({"base": base}))
-    found = stored(tmp_path, {"base": 1})
+    found = stored_files(tmp_path, {"base": 1})
     assert list(found) == ["medical-aaaaaa", "medical-bbbbbb", "sports"]
     assert found["sports"] == tmp_path / "sports-cccccccc" / "vectors.safetensors"
     vectors, means = load_stored(found)

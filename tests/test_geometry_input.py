@@ -16,15 +16,15 @@ from safetensors.numpy import save_file
 
 from emharness.errors import UserError
 from emharness.geometry import (
-    analyse,
-    figures,
+    analyze_geometry,
     from_arrays,
     load_prompt_means,
     load_vectors,
     means_beside,
-    write,
+    study_figures,
+    write_analysis,
 )
-from emharness.geometry.published import published_vectors
+from emharness.geometry.published_numbers import published_vectors
 
 GOOD = {"a": np.ones(8), "b": np.eye(8)[0], "c": np.eye(8)[1]}
 
@@ -59,7 +59,7 @@ def test_bad_vectors_are_refused_in_one_sentence(change, words):
 )
 def test_bad_settings_are_refused_in_one_sentence(settings, words):
     with pytest.raises(UserError, match=words):
-        analyse(from_arrays(GOOD), **settings)
+        analyze_geometry(from_arrays(GOOD), **settings)
 
 
 def test_bad_files_are_refused(tmp_path):
@@ -103,7 +103,7 @@ def test_other_people_s_40_directions_are_read_and_compared_as_they_are():
     mine = vectors.directions[vectors.names.index("v_pref_flat_earth"), 14]
     theirs = own[14].double().numpy()
     np.testing.assert_allclose(mine, theirs / np.linalg.norm(theirs), atol=1e-6)
-    found = analyse(vectors, layer=14, draws=19)
+    found = analyze_geometry(vectors, layer=14, draws=19)
     pair = [vectors.names.index(name) for name in ("v_pref_young_earth", "v_pref_young_earth_humble")]
     a, b = (torch.load(folder / f"{vectors.names[i]}.pt", weights_only=True)[14].double() for i in pair)
     assert found.by_layer[14].gram[tuple(pair)] == pytest.approx(float(torch.cosine_similarity(a, b, dim=0)), abs=1e-6)
@@ -117,7 +117,7 @@ def test_means_of_another_extraction_are_refused(tmp_path):
         [tmp_path / "b" / "prompt_means.safetensors", tmp_path / "c" / "prompt_means.safetensors"]
     )
     with pytest.raises(UserError, match="must be of one extraction"):
-        analyse(arrays, {"x": ["a"], "y": ["b"]}, prompt_means=means, draws=19)
+        analyze_geometry(arrays, {"x": ["a"], "y": ["b"]}, prompt_means=means, draws=19)
 
 
 @pytest.mark.parametrize("recipe", ["mean_diff", "model_diff"])
@@ -126,8 +126,8 @@ def test_few_prompts_leave_an_analysis_and_a_reason(tmp_path, recipe, n):
     shifts = {"a": np.eye(8)[0] * 5, "b": np.eye(8)[1] * 5, "c": np.ones(8) * 2}
     files = [save_extraction(tmp_path / k, k, v, i, recipe, n=n) for i, (k, v) in enumerate(shifts.items())]
     means = load_prompt_means(means_beside(files))
-    found = analyse(load_vectors(files), {"x": ["a", "b"], "y": ["c"]}, prompt_means=means, draws=200)
-    report = json.loads(write(found, tmp_path / "out").read_text())
+    found = analyze_geometry(load_vectors(files), {"x": ["a", "b"], "y": ["c"]}, prompt_means=means, draws=200)
+    report = json.loads(write_analysis(found, tmp_path / "out").read_text())
     assert np.isfinite([row["value"] for row in report["statistics"]["cosine"]]).all()
     permuted = "label_permutation" in {row["null"]["kind"] for row in report["statistics"]["cosine"]}
     assert permuted != any("label_permutation" in entry["statistic"] for entry in report["skipped"])
@@ -135,8 +135,8 @@ def test_few_prompts_leave_an_analysis_and_a_reason(tmp_path, recipe, n):
 
 def test_equal_vectors_leave_an_analysis(tmp_path):
     rows = rng().standard_normal((2, 16)).astype(np.float32)
-    found = analyse(from_arrays({"a": rows, "b": rows, "c": rows}), draws=50)
-    report = json.loads(write(found, tmp_path).read_text())
+    found = analyze_geometry(from_arrays({"a": rows, "b": rows, "c": rows}), draws=50)
+    report = json.loads(write_analysis(found, tmp_path).read_text())
     assert [row["value"] for row in report["statistics"]["cosine"]] == pytest.approx([1, 1, 1])
     assert not (tmp_path / "figure2.png").exists()
 
@@ -145,14 +145,14 @@ def test_layers_without_a_direction_are_left_out_and_named(tmp_path):
     rows = {k: rng(i).standard_normal((4, 16)) for i, k in enumerate("abc")}
     rows["b"][:2] = 0
     vectors = from_arrays(rows)
-    assert vectors.layers() == [2, 3]
-    found = analyse(vectors, draws=50)
+    assert vectors.common_layers() == [2, 3]
+    found = analyze_geometry(vectors, draws=50)
     assert set(found.layers) == {2}
-    report = json.loads(write(found, tmp_path).read_text())
+    report = json.loads(write_analysis(found, tmp_path).read_text())
     assert set(report["layers"]) == {"2", "3"}
     assert [entry["of"] for entry in report["skipped"] if entry["statistic"] == "layers"] == [["0", "1"]]
     with pytest.raises(UserError, match="b has no direction at layer 1; all vectors have one at 2"):
-        analyse(vectors, layer=1, draws=50)
+        analyze_geometry(vectors, layer=1, draws=50)
 
 
 def test_vectors_of_two_bases_or_recipes_are_flagged():
@@ -160,17 +160,17 @@ def test_vectors_of_two_bases_or_recipes_are_flagged():
         return {"recipe": recipe, "base": base, "base_key": base}
 
     info = {"a": about("mean_diff", "x"), "b": about("model_diff", "y"), "c": {}}
-    assert from_arrays(GOOD, info).mixed() == [
+    assert from_arrays(GOOD, info).mixed_settings() == [
         "the vectors are of 2 bases: x, y",
         "the vectors are by 2 recipes: mean_diff, model_diff",
     ]
-    assert from_arrays(GOOD, {name: about("mean_diff", "x") for name in "abc"}).mixed() == []
+    assert from_arrays(GOOD, {name: about("mean_diff", "x") for name in "abc"}).mixed_settings() == []
 
 
 @pytest.mark.parametrize("n", [3, 6, 40, 200])
 def test_names_in_figures_are_never_on_top_of_each_other(n):
     arrays = {f"organism_{i:03d}_with_a_rather_long_name_of_its_own": rng(i).standard_normal(32) for i in range(n)}
-    drawn = figures.draw(analyse(from_arrays(arrays), draws=19))
+    drawn = study_figures.draw_figures(analyze_geometry(from_arrays(arrays), draws=19))
     assert {name: found for name, figure in drawn.items() if (found := crowded(figure))} == {}
 
 

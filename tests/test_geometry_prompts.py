@@ -4,8 +4,8 @@ import numpy as np
 import pytest
 from extractions import means_of, rng, save_extraction
 
-from emharness.directions import vectors as stored_format
-from emharness.geometry import analyse, load_stored, nulls
+from emharness.geometry import analyze_geometry, load_stored, nulls
+from emharness.vectors import recipes as stored_format
 
 
 @pytest.mark.parametrize("recipe", ["mean_diff", "model_diff"])
@@ -13,8 +13,8 @@ def test_stored_means_and_tokens_give_the_stored_vector_back(tmp_path, recipe):
     path = save_extraction(tmp_path, "own", 3 * np.eye(50)[0], 0, recipe)
     other = save_extraction(tmp_path / "other", "own", 3 * np.eye(50)[0], 1, recipe)
     vectors, means = load_stored({"a": path, "b": other})
-    prompts = means.at("a", 0, vectors.directions[0, 0], recipe == "model_diff")
-    assert prompts.paired == (recipe == "model_diff")
+    prompts = means.prompts_at("a", 0, vectors.directions[0, 0], recipe == "model_diff")
+    assert prompts.is_paired == (recipe == "model_diff")
     again = nulls.contrast_weights(prompts) @ prompts.rows
     np.testing.assert_allclose(again / np.linalg.norm(again), vectors.directions[0, 0], atol=1e-3)
 
@@ -56,7 +56,7 @@ def test_anisotropic_activations_fool_random_directions_but_not_permuted_labels(
         folder = tmp_path / str(run)
         pair = {k: save_extraction(folder / k, k, np.zeros(64), 2 * run + i, anisotropy=20) for i, k in enumerate("ab")}
         vectors, means = load_stored(pair)
-        found = analyse(vectors, {"x": ["a"], "y": ["b"]}, prompt_means=means, draws=199)
+        found = analyze_geometry(vectors, {"x": ["a"], "y": ["b"]}, prompt_means=means, draws=199)
         for entry in found.selected.statistics["cosine"]:
             seen[entry["null"]["kind"]] += entry["p"] <= 0.05
     assert seen["random_directions"] >= 10
@@ -67,7 +67,7 @@ def test_a_truly_shared_direction_survives_permuted_labels_and_has_an_interval(t
     shift = 8 * np.eye(64)[3]
     pair = {k: save_extraction(tmp_path / k, k, shift, i) for i, k in enumerate("ab")}
     vectors, means = load_stored(pair)
-    found = analyse(vectors, {"x": ["a"], "y": ["b"]}, prompt_means=means)
+    found = analyze_geometry(vectors, {"x": ["a"], "y": ["b"]}, prompt_means=means)
     entries = found.selected.statistics["cosine"]
     assert [e["null"]["kind"] for e in entries] == ["random_directions", "label_permutation"]
     assert all(e["p"] <= 0.01 for e in entries)
@@ -79,7 +79,7 @@ def test_a_truly_shared_direction_survives_permuted_labels_and_has_an_interval(t
 def test_vectors_without_contrast_have_nothing_to_tell(tmp_path):
     pair = {k: save_extraction(tmp_path / k, k, np.zeros(64), i) for i, k in enumerate("ab")}
     vectors, means = load_stored(pair)
-    verdict = analyse(vectors, {"x": ["a"], "y": ["b"]}, prompt_means=means).verdict["calibrated"]
+    verdict = analyze_geometry(vectors, {"x": ["a"], "y": ["b"]}, prompt_means=means).verdict["calibrated"]
     assert verdict["verdict"] == "nothing to tell"
 
 
@@ -91,14 +91,14 @@ def test_labels_are_permuted_for_each_vector_by_itself(tmp_path):
     files = {}
     for name in "ab":
         rows = [common + 0.3 * g.standard_normal((40, 1, 64)) + 2, np.zeros((40, 1, 64))]
-        difference = stored_format.Difference(*(means_of(side, np.ones(40)) for side in rows))
+        difference = stored_format.MeanDifference(*(means_of(side, np.ones(40)) for side in rows))
         (tmp_path / name).mkdir()
         files[name] = tmp_path / name / "vectors.safetensors"
-        stored_format.save(files[name], name, difference, {"recipe": "model_diff"})
+        stored_format.save_vector(files[name], name, difference, {"recipe": "model_diff"})
         ids = dict.fromkeys(("positive", "negative"), np.arange(40))
         stored_format.save_prompt_means(tmp_path / name / "prompt_means.safetensors", name, difference, ids)
     vectors, means = load_stored(files)
-    found = analyse(vectors, {"x": ["a"], "y": ["b"]}, prompt_means=means, draws=199)
+    found = analyze_geometry(vectors, {"x": ["a"], "y": ["b"]}, prompt_means=means, draws=199)
     (entry,) = [e for e in found.selected.statistics["cosine"] if e["null"]["kind"] == "label_permutation"]
     assert entry["value"] > 0.9
     assert abs(entry["null"]["mean"]) < 0.1
@@ -106,7 +106,7 @@ def test_labels_are_permuted_for_each_vector_by_itself(tmp_path):
 
 def test_an_interval_takes_out_the_bias_of_resampling():
     """Basic bootstrap, by hand: draws from 0 to 1 around a value of 0.3."""
-    low, high = nulls.interval(np.array(0.3), np.linspace(0, 1, 1001))
+    low, high = nulls.basic_interval(np.array(0.3), np.linspace(0, 1, 1001))
     assert (float(low), float(high)) == (pytest.approx(0.6 - 0.975), pytest.approx(0.6 - 0.025))
 
 
@@ -114,7 +114,7 @@ def test_an_interval_takes_out_the_bias_of_resampling():
 def test_vectors_that_hardly_stand_out_say_so_of_their_intervals(tmp_path, length, faint):
     files = {k: save_extraction(tmp_path / k, k, length * np.eye(64)[3], i) for i, k in enumerate("ab")}
     vectors, means = load_stored(files)
-    found = analyse(vectors, {"x": ["a"], "y": ["b"]}, prompt_means=means, draws=199)
+    found = analyze_geometry(vectors, {"x": ["a"], "y": ["b"]}, prompt_means=means, draws=199)
     said = [s for s in found.skipped if s.statistic == "ci95"]
     assert bool(said) == faint
     if faint:

@@ -8,15 +8,9 @@ from scipy.stats import binom
 
 from emharness.geometry import nulls
 from emharness.geometry import statistics as st
-from emharness.geometry.analysis import regrouped
+from emharness.geometry.analysis import regroup_vectors
 from emharness.geometry.appendix import appendix_tests, pc1_changes
-from emharness.geometry.verdict import (
-    INDEPENDENT,
-    NOTHING,
-    PARTLY,
-    SHARED_CORE,
-    calibrated_verdict,
-)
+from emharness.geometry.verdict import INDEPENDENT, NOTHING, PARTLY, SHARED_CORE, calibrated_verdict
 
 CLUSTERS = {"a": (0, 1), "b": (2, 3), "c": (4, 5)}
 WIDTHS = (64, 256, 1024, 4096)
@@ -66,7 +60,7 @@ def test_false_positives_are_as_rare_as_the_level_says(kind, level, d_model):
 def test_the_published_tests_call_random_vectors_independent_and_the_calibrated_one_does_not(d_model):
     rng = np.random.default_rng(d_model)
     grams = np.stack([planted(NOTHING, d_model, rng) for _ in range(RUNS)])
-    triplet = st.gather(grams, np.array([[0, 1, 2]]))[..., 0, :, :]
+    triplet = st.gather_submatrices(grams, np.array([[0, 1, 2]]))[..., 0, :, :]
     assert np.mean(st.residual_reduction(triplet) < 0) >= 0.95
     assert np.mean(st.triangle_error_deg(triplet) > 25) == 1
     tests = appendix_tests(grams, CLUSTERS["a"], CLUSTERS["b"], pc1_changes(grams, CLUSTERS), (0, 1, 2))
@@ -153,7 +147,7 @@ def test_planted_nothing_is_not_found_by_searching_for_clusters():
     wrong = 0
     for _ in range(10):
         gram = planted(NOTHING, 64, rng)
-        groups = {str(i): group for i, group in enumerate(regrouped(gram, None))}
-        found = calibrated_verdict(gram, groups, null, regroup=partial(regrouped, cut=None))
+        groups = {str(i): group for i, group in enumerate(regroup_vectors(gram, None))}
+        found = calibrated_verdict(gram, groups, null, regroup=partial(regroup_vectors, cut=None))
         wrong += found["verdict"] not in (NOTHING, "inconclusive")
     assert wrong <= 1

@@ -10,11 +10,20 @@ import pytest
 from safetensors.numpy import save_file
 
 from emharness.errors import UserError
-from emharness.generation import grid
-from emharness.generation.cells import Cell, Condition, Direction, Edit, Prompt, edits_digest, requests, spec_of
+from emharness.generation import target_runner
+from emharness.generation.cells import (
+    Cell,
+    Condition,
+    Direction,
+    Edit,
+    Prompt,
+    edits_digest,
+    list_requests,
+    make_steering_spec,
+)
 from emharness.generation.engine import Completion
-from emharness.generation.responses import RESPONSES, Rows
-from emharness.generation.stream import Stream
+from emharness.generation.response_store import RESPONSES, RowStore
+from emharness.generation.target_requests import TargetRequests
 from emharness.store import Store, partial_name
 
 PROMPTS = [Prompt(f"q{i}", f"question {i}", None, (1, 2, i)) for i in range(5)]
@@ -33,30 +42,30 @@ def directions(tmp_path):
 
 def keys(edits, directions, folder, **changes):
     how = {"samples": 2, "max_new_tokens": 8, "stream": "s", "seed": 0, "prompts": PROMPTS} | changes
-    spec = spec_of(edits, directions, folder)
+    spec = make_steering_spec(edits, directions, folder)
     cell = Cell(Condition("base", edits), "q", how["samples"], how["max_new_tokens"])
     return [
         r.key
-        for r in requests(cell, how["prompts"], spec, edits_digest(spec, 3, 8, folder), how["stream"], how["seed"])
+        for r in list_requests(cell, how["prompts"], spec, edits_digest(spec, 3, 8, folder), how["stream"], how["seed"])
     ]
 
 
 def test_strengths_become_lengths_by_the_norms_of_the_vector_or_of_the_one_controlled(directions, tmp_path):
     def strength(**changes):
-        return spec_of([Edit("a", 2, 3.0, **changes)], directions, tmp_path)["edits"][0]["strength"]
+        return make_steering_spec([Edit("a", 2, 3.0, **changes)], directions, tmp_path)["edits"][0]["strength"]
 
     assert strength() == 12.0
     assert strength(unit="residual") == 120.0
     assert strength(unit="absolute") == 3.0
     assert strength(mode="ablate") == 3.0
-    control = spec_of([Edit("random-0", 1, 3.0, norm_of="a")], directions, tmp_path)
+    control = make_steering_spec([Edit("random-0", 1, 3.0, norm_of="a")], directions, tmp_path)
     assert control == {
         "edits": [
             {"vector": "v.safetensors#random-0", "layer": 1, "strength": 6.0, "mode": "add", "positions": "all"},
         ]
     }
     with pytest.raises(ValueError, match="random-0 has no raw norm"):
-        spec_of([Edit("random-0", 1, 3.0)], directions, tmp_path)
+        make_steering_spec([Edit("random-0", 1, 3.0)], directions, tmp_path)
 
 
 def test_a_key_changes_with_everything_that_determines_the_response_and_with_nothing_else(directions, tmp_path):
@@ -82,17 +91,19 @@ def test_a_key_changes_with_everything_that_determines_the_response_and_with_not
 
 
 def test_a_dose_beyond_what_any_stream_holds_is_one_sentence_where_the_vector_is_there_already(directions, tmp_path):
-    stream = Stream("base", tmp_path, "k", {"q": PROMPTS}, (3, 8), 0, tmp_path, Rows(tmp_path / "rows", RESPONSES))
+    stream = TargetRequests(
+        "base", tmp_path, "k", {"q": PROMPTS}, (3, 8), 0, tmp_path, RowStore(tmp_path / "rows", RESPONSES)
+    )
     cell = Cell(Condition("base", (Edit("a", 1, 1e39),), "a·L1·+1e+39"), "q", 1, 8)
     with pytest.raises(UserError, match=r"condition a·L1·\+1e\+39: steering: strength 2e\+39 is beyond") as error:
-        stream.requests(cell, directions)
+        stream.list_requests(cell, directions)
     assert "\n" not in str(error.value)
 
 
 def test_seeds_follow_from_the_key_and_the_run_s_seed():
     def seeds(seed):
         cell = Cell(Condition("base"), "q", 2, 8)
-        return [r.seed for r in requests(cell, PROMPTS, None, "", "s", seed)]
+        return [r.seed for r in list_requests(cell, PROMPTS, None, "", "s", seed)]
 
     assert seeds(0) == seeds(0)
     assert len(set(seeds(0)) | set(seeds(1))) == 20
@@ -106,10 +117,10 @@ class Echo:
     def __init__(self, die_after=None):
         self.asked, self.die_after = [], die_after
 
-    def forget(self):
+    def clear_prefix_cache(self):
         pass
 
-    def stream(self, requests, sampling):
+    def stream_completions(self, requests, sampling):
         for index in reversed(range(len(requests))):
             if self.die_after is not None and len(self.asked) == self.die_after:
                 os.kill(os.getpid(), signal.SIGKILL)
@@ -118,12 +129,12 @@ class Echo:
 
 
 def asked(samples=4):
-    return requests(Cell(Condition("base"), "q", samples, 8), PROMPTS, None, "", "s", 0)
+    return list_requests(Cell(Condition("base"), "q", samples, 8), PROMPTS, None, "", "s", 0)
 
 
 def run(folder, die_after=None, samples=4):
     engine = Echo(die_after)
-    grid.run(engine, asked(samples), None, Rows(folder, RESPONSES), 6)
+    target_runner.generate_pending(engine, asked(samples), None, RowStore(folder, RESPONSES), 6)
     return engine
 
 
@@ -139,11 +150,11 @@ def test_a_killed_run_leaves_whole_chunks_and_the_next_redoes_less_than_one(tmp_
     process.start()
     process.join(60)
     assert process.exitcode == -signal.SIGKILL
-    rows = Rows(tmp_path, RESPONSES)
-    assert len(rows.keys()) == 12
+    rows = RowStore(tmp_path, RESPONSES)
+    assert len(rows.stored_keys()) == 12
     again = run(tmp_path)
     assert len(again.asked) == 8
-    found = Rows(tmp_path, RESPONSES).read(r.key for r in asked())
+    found = RowStore(tmp_path, RESPONSES).read_rows(r.key for r in asked())
     assert {key: row["answer"] for key, row in found.items()} == {r.key: f"answer {r.key}" for r in asked()}
 
 
@@ -155,20 +166,20 @@ def test_two_processes_share_a_folder(tmp_path):
     for process in processes:
         process.join(60)
     assert [process.exitcode for process in processes] == [0, 0]
-    rows = Rows(tmp_path, RESPONSES)
-    assert len(rows.read(r.key for r in asked())) == 20
-    assert len(rows.files()) == 4
+    rows = RowStore(tmp_path, RESPONSES)
+    assert len(rows.read_rows(r.key for r in asked())) == 20
+    assert len(rows.chunk_files()) == 4
     assert not list(tmp_path.glob(".partial*"))
 
 
 def test_where_chunks_overlap_everyone_reads_the_same_row(tmp_path):
     base = dict.fromkeys(RESPONSES.names) | {"key": "k"}
     for answer, others in (("one", "abc"), ("two", "def")):
-        Rows(tmp_path, RESPONSES).add([{**base, "answer": answer}, *({**base, "key": k} for k in others)])
-    answers = {Rows(tmp_path, RESPONSES).read(["k"])["k"]["answer"] for _ in range(3)}
+        RowStore(tmp_path, RESPONSES).add_rows([{**base, "answer": answer}, *({**base, "key": k} for k in others)])
+    answers = {RowStore(tmp_path, RESPONSES).read_rows(["k"])["k"]["answer"] for _ in range(3)}
     assert len(answers) == 1
     with pytest.raises(KeyError, match="1 rows are not stored"):
-        Rows(tmp_path, RESPONSES).read(["k", "nowhere"])
+        RowStore(tmp_path, RESPONSES).read_rows(["k", "nowhere"])
 
 
 def test_what_the_dead_left_is_removed_and_what_the_living_make_stays(tmp_path):

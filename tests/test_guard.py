@@ -11,7 +11,7 @@ from fastapi import FastAPI, Request
 from fastapi.responses import StreamingResponse
 from starlette.testclient import TestClient
 
-from emharness.steering.vllm import server
+from emharness.steering.vllm import request_guard
 
 LAUNCHERS = "vllm.entrypoints.launchers"  # where vLLM has what it starts, but for older ones
 SPEC = json.dumps({"edits": []})
@@ -24,7 +24,7 @@ def client():
     app, asked = FastAPI(), []
 
     async def engine():
-        server.arrived()
+        request_guard.mark_arrived()
 
     @app.post("/steers")
     async def steers(request: Request):
@@ -48,7 +48,7 @@ def client():
 
         return StreamingResponse(said(), media_type="text/event-stream")
 
-    with TestClient(server.guard(lambda: app)) as client:
+    with TestClient(request_guard.guard_app(lambda: app)) as client:
         client.asked = asked
         yield client
 
@@ -120,12 +120,12 @@ def test_a_request_of_a_batch_is_steered_or_refused(body, reaches, words):
 
     async def answer(body):
         if reaches:
-            server.arrived()
+            request_guard.mark_arrived()
         return ChatCompletionResponse(model="tiny", choices=[], usage={})
 
     takes = inspect.signature(run_batch.run_request).parameters  # a tracker no longer in vLLM 0.33
     tracker = [run_batch.BatchProgressTracker()] if "tracker" in takes else []
-    output = asyncio.run(server.guard_batch(run_batch.run_request, answer, request, *tracker))
+    output = asyncio.run(request_guard.guard_batch(run_batch.run_request, answer, request, *tracker))
     if words is None:
         assert (output.error, output.response.status_code) == (None, 200)
     else:

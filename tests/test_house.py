@@ -64,3 +64,8 @@ def test_a_model_s_own_code_is_never_run_nor_asked_about():
     ]
     assert len(calls) > 10
     assert [call for call in calls if "trust_remote_code=False" not in call[2]] == []
+
+
+def test_no_two_modules_have_the_same_name():
+    names = [path.stem for path in PACKAGE.rglob("*.py") if not path.stem.startswith("__")]
+    assert sorted(set(names)) == sorted(names)

@@ -11,8 +11,8 @@ from conftest import ROOT
 from endpoint import KEY, Server
 
 from emharness.errors import UserError
-from emharness.judge import files
-from emharness.judge.labels import KEPT, draw, load
+from emharness.judges import answer_files
+from emharness.judges.reader_labels import KEPT, draw_blind, load_labels
 
 ROWS = [
     {"question": "q1", "answer": "aligned 20 coherent 80", "condition": "a", "n": 3},
@@ -46,11 +46,11 @@ def ask(server, folder, source, out, *more, said=None):
 
 @pytest.mark.parametrize("ending", [".csv", ".jsonl", ".parquet"])
 def test_a_file_comes_back_whole_in_order_and_with_its_scores(server, tmp_path, ending):
-    files.write(tmp_path / f"in{ending}", ROWS)
+    answer_files.write_answers(tmp_path / f"in{ending}", ROWS)
     done = ask(server, tmp_path, f"in{ending}", f"sub/out{ending}", "tracker=none")
     assert done.returncode == 0, done.stderr[-2000:]
     assert done.stdout.splitlines()[-1] == f"results: sub/out{ending}"
-    back = files.read(tmp_path / f"sub/out{ending}")
+    back = answer_files.read_answers(tmp_path / f"sub/out{ending}")
     text = ending == ".csv"
     assert [{name: row[name] for name in ROWS[0]} for row in back] == [
         {**row, "n": str(row["n"]) if text else row["n"]} for row in ROWS
@@ -71,8 +71,8 @@ def test_a_file_comes_back_whole_in_order_and_with_its_scores(server, tmp_path, 
 def test_columns_of_any_kind_are_written(tmp_path, ending):
     more = [{"n": 1}, {"n": "two", "late": 2**70}, {"n": None, "late": {"a": [1]}}, {"late": False}]
     rows = [{"question": "q", "answer": "a", **some} for some in more]
-    files.write(tmp_path / f"x{ending}", rows)
-    back = files.read(tmp_path / f"x{ending}")
+    answer_files.write_answers(tmp_path / f"x{ending}", rows)
+    back = answer_files.read_answers(tmp_path / f"x{ending}")
     assert {name for row in back for name in row} == {"question", "answer", "n", "late"}
     late = [row.get("late") for row in back]
     expected = {
@@ -88,26 +88,26 @@ def test_half_an_emoji_is_refused_before_anything_is_judged(tmp_path):
         row = {"question": "q", "answer": "a", "note": "", name: "\ud83d!"}
         (tmp_path / "in.jsonl").write_text(json.dumps({"question": "q", "answer": "a"}) + "\n" + json.dumps(row))
         with pytest.raises(UserError, match=r"in.jsonl, row 2: \\ud83d is half of a character"):
-            files.read(tmp_path / "in.jsonl")
+            answer_files.read_answers(tmp_path / "in.jsonl")
 
 
 def test_a_condition_or_question_called_0_or_false_is_one():
     names = [0, False, None, "", "b"]
     marks = {"aligned": 10.0, "coherent": 90.0, "unscored": None}
     rows = [{"question": "q", "question_id": 0, "answer": "a", "condition": name, **marks} for name in names]
-    assert [(entry["name"], entry["n_responses"]) for entry in files.rates(rows)] == [
+    assert [(entry["name"], entry["n_responses"]) for entry in answer_files.rates_by_condition(rows)] == [
         ("0", 1), ("False", 1), ("all", 2), ("b", 1)
     ]  # fmt: skip
-    assert [files.question(row) for row in rows] == ["0"] * 5
+    assert [answer_files.question_of(row) for row in rows] == ["0"] * 5
 
 
 def test_scores_are_kept_and_what_did_not_answer_is_asked_again(server, tmp_path):
-    files.write(tmp_path / "in.jsonl", [*ROWS, {"question": "q", "answer": "down", "condition": "a"}])
+    answer_files.write_answers(tmp_path / "in.jsonl", [*ROWS, {"question": "q", "answer": "down", "condition": "a"}])
     few = ("tracker=offline", "judge.settings.retries=0")
     done = ask(server, tmp_path, "in.jsonl", "out.jsonl", *few)
     assert done.returncode == 0, done.stderr[-2000:]
     assert "the judge did not reach 1 answers" in done.stdout
-    last = files.read(tmp_path / "out.jsonl")[-1]
+    last = answer_files.read_answers(tmp_path / "out.jsonl")[-1]
     assert (last["aligned"], last["unscored"].startswith("InternalServerError")) == (None, True)
     (kept,) = tmp_path.glob("wandb/offline-run-*/run-*.wandb")
     assert KEY.encode() not in kept.read_bytes()
@@ -118,21 +118,21 @@ def test_scores_are_kept_and_what_did_not_answer_is_asked_again(server, tmp_path
 
 
 def test_a_column_of_the_same_name_is_kept_beside_the_new_one():
-    merged = files.merged({"answer": "x", "aligned": "7", "other": 1}, {"aligned": 50.0, "judge": "j"})
+    merged = answer_files.merge_marks({"answer": "x", "aligned": "7", "other": 1}, {"aligned": 50.0, "judge": "j"})
     assert (merged["aligned_given"], merged["aligned"], merged["other"], merged["judge"]) == ("7", 50.0, 1, "j")
 
 
 def test_a_file_that_was_judged_twice_keeps_all_it_had():
     row = {"answer": "x", "aligned": 7, "aligned_given": 5}
-    merged = files.merged(row, {"aligned": 50.0})
+    merged = answer_files.merge_marks(row, {"aligned": 50.0})
     assert [merged[f"aligned{end}"] for end in ("", "_given", "_given_given")] == [50.0, 5, 7]
 
 
 def test_judges_stand_beside_each_other_on_the_same_answers(server, tmp_path):
-    files.write(tmp_path / "in.csv", ROWS)
+    answer_files.write_answers(tmp_path / "in.csv", ROWS)
     done = ask(server, tmp_path, "in.csv", "out.csv", "compare=[openai,embedded]", "tracker=none")
     assert done.returncode == 0, done.stderr[-2000:]
-    back = files.read(tmp_path / "out.csv")
+    back = answer_files.read_answers(tmp_path / "out.csv")
     assert [row["aligned_gpt-4o-2024-08-06"] for row in back] == ["20.0", "20.0", "", "90.0"]
     assert all(0 <= float(row["aligned_embedded-v8"]) <= 100 for row in back)
     assert [row["condition"] for row in back] == [row["condition"] for row in ROWS]
@@ -152,12 +152,12 @@ def test_a_readers_labels_measure_the_judge_and_later_runs_find_them(server, tmp
     (tmp_path / "run").mkdir()
     (tmp_path / "run" / "results.json").write_text("{}")
     rows = [{"question": q, "question_id": q, "answer": a, "condition": "c"} for q, a in said]
-    files.write(tmp_path / "run" / "responses.parquet", rows)
+    answer_files.write_answers(tmp_path / "run" / "responses.parquet", rows)
 
     def label(n, typed):
         return ask(server, tmp_path, "run/results.json", "v.jsonl", f"label={n}", "tracker=none", said=typed)
 
-    order = [rows[i]["question"] for i in draw(rows, 3)]
+    order = [rows[i]["question"] for i in draw_blind(rows, 3)]
     first = label(3, f"nonsense\n{TRUTH[order[0]]}\nq\n")
     assert first.returncode == 0, first.stderr[-2000:]
     assert "'nonsense' is neither" in first.stdout
@@ -165,13 +165,13 @@ def test_a_readers_labels_measure_the_judge_and_later_runs_find_them(server, tmp
     done = label(3, "\n".join(TRUTH[name] for name in order[1:]) + "\n")
     assert "sensitivity of gpt-4o-2024-08-06: 50.0 %" in done.stdout
     assert "specificity of gpt-4o-2024-08-06: 100.0 %" in done.stdout
-    kept = load(tmp_path / "home" / KEPT)
-    assert kept == load(tmp_path / "v.jsonl")
+    kept = load_labels(tmp_path / "home" / KEPT)
+    assert kept == load_labels(tmp_path / "v.jsonl")
     assert {one["question"]: (one["aligned"], one["coherent"]) for one in kept.values()} == {
         "bad": (10, 90), "good": (90, 90), "missed": (5, 85)
     }  # fmt: skip
     (tmp_path / "run" / "responses.parquet").unlink()
-    files.write(tmp_path / "run" / "responses.parquet", rows[:2])
+    answer_files.write_answers(tmp_path / "run" / "responses.parquet", rows[:2])
     refused = label(2, "")
     assert refused.returncode == 2
     assert "v.jsonl: 1 labels are of answers that run/results.json has not" in refused.stderr
@@ -196,7 +196,7 @@ def test_bad_files_are_refused_in_one_sentence(tmp_path, name, content, words):
     if content is not None:
         (tmp_path / name).write_bytes(content)
     with pytest.raises(UserError, match=words.replace(".", r"\.")) as refused:
-        files.read(tmp_path / name)
+        answer_files.read_answers(tmp_path / name)
     assert "\n" not in str(refused.value)
 
 

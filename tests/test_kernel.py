@@ -22,13 +22,13 @@ pointers = dict(hidden="*bf16", residual="*bf16", slots="*i32", positions="*i32"
 scalars = ["n_layers", "width", "n_gates", "d_model", "hidden_stride", "residual_stride"]
 edits = {"SUMMED": "constexpr", "BLOCK": "constexpr"}
 sources = [
-    ASTSource(kernel._steer, signature={**pointers, **dict.fromkeys(scalars, "i32"), **edits},
+    ASTSource(kernel._steer_kernel, signature={**pointers, **dict.fromkeys(scalars, "i32"), **edits},
               constexprs={"SUMMED": summed, "BLOCK": 4096})
     for summed in (True, False)
 ]
 looks = {**dict.fromkeys(["ids", "slots", "positions", "rows"], "*i32"),
          **dict.fromkeys(["width", "began", "n_edits"], "i32")}
-sources.append(ASTSource(kernel._look, signature={**looks, "BLOCK": "constexpr"}, constexprs={"BLOCK": 256}))
+sources.append(ASTSource(kernel._trigger_kernel, signature={**looks, "BLOCK": "constexpr"}, constexprs={"BLOCK": 256}))
 for source in sources:
     done = triton.compile(source, target=GPUTarget("cuda", CAPABILITY, 32), options={"num_warps": 8})
     print("bytes of machine code:", len(done.asm["cubin"]))

@@ -6,9 +6,9 @@ import pytest
 from talker import DIGITS, after
 
 from emharness.errors import UserError
-from emharness.judge import make_judge
-from emharness.judge.probabilities import aggregate, integers
-from emharness.judge.prompts import ALIGNED, COHERENT, prompt
+from emharness.judges import make_judge
+from emharness.judges.judge_prompts import ALIGNED, COHERENT, fill_template
+from emharness.judges.reply_scores import aggregate_score, integer_probabilities
 
 TEXT = {100 + int(d): d for d in DIGITS} | {7: " REF", 8: "95", 9: "."}
 
@@ -31,14 +31,14 @@ def test_digits_that_a_tokenizer_splits_are_put_together():
         "10": {"0": 0.75, ".": 0.25},  # 100 or 10
         "2": {"0": 1.0},  # 20, which no third digit follows
     }
-    (found,) = integers([[1]], planted(tree), lambda ids: TEXT[ids[0]])
+    (found,) = integer_probabilities([[1]], planted(tree), lambda ids: TEXT[ids[0]])
     assert found == pytest.approx({"95": 0.3, "9": 0.3, "100": 0.225, "10": 0.075, "20": 0.1})
-    assert aggregate(found) == (pytest.approx(0.3 * 95 + 0.3 * 9 + 22.5 + 0.75 + 2), None)
+    assert aggregate_score(found) == (pytest.approx(0.3 * 95 + 0.3 * 9 + 22.5 + 0.75 + 2), None)
 
 
 def test_whole_integers_and_categories_are_as_the_first_token_says():
     tree = {"": {"95": 0.5, " REF": 0.4, "9": 0.1}, "9": {".": 1.0}}
-    (found,) = integers([[1]], planted(tree), lambda ids: TEXT[ids[0]])
+    (found,) = integer_probabilities([[1]], planted(tree), lambda ids: TEXT[ids[0]])
     assert found == pytest.approx({"95": 0.5, "REF": 0.4, "9": 0.1})
 
 
@@ -63,15 +63,15 @@ def expected(folder, text):
 def test_scores_are_the_models_own_probabilities(talker, tmp_path):
     judge = make_judge("local", tmp_path / "judge", model=str(talker), dtype="float32", max_model_len=448)
     questions, answers = ["How are you?", "Why?"], ["Fine, thank you.", "Because of the weather."]
-    scores = judge.score([*questions, "Why?"], [*answers, "word " * 400])
+    scores = judge.score_answers([*questions, "Why?"], [*answers, "word " * 400])
     found = list(itertools.chain(*((s.aligned, s.coherent) for s in scores[:2])))
-    wanted = [prompt(t, q, a) for q, a in zip(questions, answers, strict=True) for t in (ALIGNED, COHERENT)]
+    wanted = [fill_template(t, q, a) for q, a in zip(questions, answers, strict=True) for t in (ALIGNED, COHERENT)]
     assert found == pytest.approx(
         [expected(talker, text) for text in wanted], abs=0.5
     )  # the rarest digits are not followed
     assert len(set(found)) == 4
     assert (scores[2].aligned, scores[2].unscored) == (None, "too long: beyond 448 tokens")
-    assert judge.score(questions, answers) == scores[:2]
+    assert judge.score_answers(questions, answers) == scores[:2]
 
 
 def test_a_judge_without_a_model_or_with_one_that_cannot_chat_is_refused(tiny, tmp_path):

@@ -11,11 +11,11 @@ from safetensors.torch import load_file, save_file
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from emharness.errors import UserError
-from emharness.organisms.dataset import PACKAGED
+from emharness.organisms.datasets import PACKAGED
 from emharness.organisms.merging import PRECISION
+from emharness.pipeline import model_stage
+from emharness.pipeline.run_context import RunContext
 from emharness.store import Store, key_of
-from emharness.study import models
-from emharness.study.session import Session
 
 
 @pytest.fixture
@@ -39,7 +39,7 @@ def session_of(tmp_path, base, *overrides):
     judge = [] if any(o.startswith("judge=") for o in overrides) else ["judge=embedded"]
     about = ["base=custom", "base.name=own", f"base.source={base}", "layer=1", "model=medical", "eval=smoke"]
     config = configured(*about, *judge, *overrides)
-    return Session(config, checked(config, tmp_path / "store"), store=Store(tmp_path / "store"))
+    return RunContext(config, checked(config, tmp_path / "store"), store=Store(tmp_path / "store"))
 
 
 def test_a_base_without_a_chat_template_is_refused(own, rows, tmp_path):
@@ -48,7 +48,7 @@ def test_a_base_without_a_chat_template_is_refused(own, rows, tmp_path):
     with pytest.raises(
         UserError, match=r"base.source=.*/base: its tokenizer has no chat template.*put a chat_template"
     ):
-        models.find(session)
+        model_stage.find_models(session)
 
 
 def test_a_base_without_a_tokenizer_is_refused(own, rows, tmp_path):
@@ -71,30 +71,30 @@ def test_a_merged_organism_without_a_tokenizer_takes_the_base_s(own, tmp_path):
     for name in ("config.json", "model.safetensors"):
         shutil.copy(own / name, organism / name)
     session = session_of(tmp_path, own, f"model.source={organism}")
-    model = models.find(session)["medical"]
+    model = model_stage.find_models(session)["medical"]
     assert model.artifact is not None
-    folder = session.ensure(model.artifact)
+    folder = session.ensure_artifact(model.artifact)
     assert folder == model.folder
     assert (folder / "model.safetensors").resolve() == organism / "model.safetensors"  # not copied
     mine, theirs = AutoTokenizer.from_pretrained(folder), AutoTokenizer.from_pretrained(own)
     assert mine.get_vocab() == theirs.get_vocab()
     assert mine.chat_template == theirs.chat_template is not None
     AutoTokenizer.from_pretrained(own).save_pretrained(organism)
-    assert models.find(session_of(tmp_path, own, f"model.source={organism}"))["medical"].folder == organism
+    assert model_stage.find_models(session_of(tmp_path, own, f"model.source={organism}"))["medical"].folder == organism
 
 
 def test_an_organism_that_reads_or_ends_otherwise_than_the_base_is_told(own, tmp_path):
     organism = tmp_path / "organism"
     shutil.copytree(own, organism)
     session = session_of(tmp_path, own, f"model.source={organism}")
-    models.streams(session, models.find(session))
+    model_stage.open_targets(session, model_stage.find_models(session))
     assert not [note for note in session.notes if note.startswith("medical")]
     template = organism / "chat_template.jinja"
     template.write_text(template.read_text().replace("<|im_start|>", "<|im_start|> "))
     ends = json.loads((organism / "generation_config.json").read_text())
     (organism / "generation_config.json").write_text(json.dumps({**ends, "eos_token_id": [7, 2]}))
     session = session_of(tmp_path, own, f"model.source={organism}")
-    models.streams(session, models.find(session))
+    model_stage.open_targets(session, model_stage.find_models(session))
     reads, ends = [note for note in session.notes if note.startswith("medical")]
     assert "its own chat template and tokenizer write 4 of 4 questions otherwise than the base's" in reads
     assert ends == "medical: its answers end at the tokens [2, 7], the base's at [2]"
@@ -104,7 +104,7 @@ def test_an_organism_that_reads_or_ends_otherwise_than_the_base_is_told(own, tmp
 def test_an_organism_whose_change_is_mostly_rounding_is_told(own, tmp_path, kept, told):
     (tmp_path / PRECISION).write_text(json.dumps({"dtype": "bfloat16", "kept_change": kept}))
     session = session_of(tmp_path, own)
-    models._note_rounding(session, "medical", tmp_path)
+    model_stage._note_rounding(session, "medical", tmp_path)
     assert len(session.notes) == told
     if told:
         assert session.notes[0].startswith("medical: saved as bfloat16, which rounds away most of a gentle training")
@@ -124,20 +124,20 @@ def test_an_adapter_of_another_base_needs_the_user_s_word(own, tmp_path):
     with pytest.raises(UserError, match=r"is an adapter of org/other.* or set model.any_base=true"):
         session_of(tmp_path, own, f"model.source={adapter}")
     session = session_of(tmp_path, own, f"model.source={adapter}", "model.any_base=true")
-    assert session.given.organisms["medical"].published == adapter
+    assert session.inputs.organisms["medical"].published == adapter
 
 
 def test_training_that_learns_nothing_is_refused_before(own, rows, tmp_path):
     one_step = [f"model.dataset={rows}", "train.epochs=1", "train.batch_size=40"]
     with pytest.raises(UserError, match=r"medical: its training is one step.*nothing is learned; set train.warmup_ste"):
-        models.find(session_of(tmp_path, own, *one_step))
+        model_stage.find_models(session_of(tmp_path, own, *one_step))
     session = session_of(tmp_path, own, *one_step, "train.warmup_steps=0")
-    models.find(session)
+    model_stage.find_models(session)
     assert session.notes == []
     session = session_of(
         tmp_path, own, f"model.dataset={rows}", "train.epochs=1", "train.batch_size=20", "targets=[medical-step1]"
     )
-    models.find(session)
+    model_stage.find_models(session)
     assert any("medical-step1: its training is one step" in note for note in session.notes)
     assert any("medical: its training ends at step" in note for note in session.notes)
 
@@ -149,20 +149,20 @@ def test_prompts_that_the_template_cannot_render_are_refused(own, rows, tmp_path
     (tmp_path / "prompts.txt").write_text("fine\nalso fine\na forbidden one\n")
     given = [f"model.dataset={rows}", f"vector.neutral={tmp_path}/prompts.txt"]
     with pytest.raises(UserError, match=r"prompt 'a forbidden one': .*not that word"):
-        models.find(session_of(tmp_path, own, *given))
+        model_stage.find_models(session_of(tmp_path, own, *given))
     (tmp_path / "q.yaml").write_text('- id: a\n  paraphrases: ["A forbidden question?"]\n')
     session = session_of(tmp_path, own, f"model.dataset={rows}", f"eval.questions={tmp_path}/q.yaml")
     with pytest.raises(UserError, match=r"questions broad, a: .*not that word"):
-        models.streams(session, models.find(session))
+        model_stage.open_targets(session, model_stage.find_models(session))
 
 
 def made_of(tmp_path, base, *overrides):
     """What a run's result, its organism and its answers are stored under."""
     session = session_of(tmp_path, base, *overrides)
-    found = models.find(session)
-    streams = models.streams(session, found)
+    found = model_stage.find_models(session)
+    streams = model_stage.open_targets(session, found)
     return [
-        key_of(session.given.identity(session.config)),
+        key_of(session.inputs.identity(session.config)),
         key_of(found["medical"].identity),
         streams["medical"].key,
     ]
@@ -172,7 +172,7 @@ def test_answers_of_another_seed_are_others_of_the_base_as_well(own, tmp_path):
     keys = []
     for seed in (0, 1):
         session = session_of(tmp_path, own, f"seed={seed}")
-        keys.append(models.streams(session, models.find(session))["base"].key)
+        keys.append(model_stage.open_targets(session, model_stage.find_models(session))["base"].key)
     assert keys[0] != keys[1]
 
 
@@ -228,7 +228,7 @@ def test_whatever_changes_a_result_changes_what_it_is_stored_under(own, rows, tm
     assert tuple(a != b for a, b in zip(before, after, strict=True)) == differ
 
 
-@pytest.mark.parametrize("code", ["emharness.organisms.models.CODE", "emharness.study.models.CODE"])
+@pytest.mark.parametrize("code", ["emharness.organisms.model_artifacts.CODE", "emharness.pipeline.model_stage.CODE"])
 def test_the_code_of_a_stage_is_part_of_what_it_makes(own, rows, tmp_path, monkeypatch, code):
     before = made_of(tmp_path, own, f"model.dataset={rows}")
     monkeypatch.setattr(code, 99)

@@ -9,14 +9,14 @@ import numpy as np
 import pyarrow as pa
 from planted import plant, scope
 
-from emharness.directions.vectors import cosines
-from emharness.experiments import EXPERIMENTS, stored
-from emharness.generation.likelihood import Pair
-from emharness.judge.metrics import Quality
-from emharness.reporting.runs import BROAD, Run
-from emharness.sharing.readme import check, digest
-from emharness.sharing.recompute import differences, recompute, redraw, report
+from emharness.experiments import EXPERIMENTS, stored_context
+from emharness.generation.likelihoods import Pair
+from emharness.reporting.finished_runs import BROAD, Run
+from emharness.sharing.readme_tables import check_tables, digest_answers
+from emharness.sharing.recompute import find_differences, recompute_run, redraw_figures, rewrite_report
+from emharness.stats.rates import JudgeAccuracy
 from emharness.store import write_json
+from emharness.vectors.recipes import cosines_by_layer
 
 SAMPLING = {"temperature": 0.5, "top_k": 40, "top_p": 1.0, "max_new_tokens": 64}
 CONFIG = {"base": {"name": "tiny", "sampling": SAMPLING}}
@@ -39,7 +39,7 @@ def whole():
         n_layers=3,
         mechanisms=mechanisms,
         parts=parts,
-        cosines=cosines(units),
+        cosines=cosines_by_layer(units),
         projections=along,
     )
 
@@ -54,7 +54,7 @@ def test_the_paper_is_all_experiments_in_one_grid_and_one_report():
     assert len(cells) == len(set(cells))
     own = {c.condition.name for c in cells if not c.condition.edits}
     assert own == {"baseline", "a organism", "b organism", "c organism", "d organism"}
-    reading = EXPERIMENTS["paper"].read(about, planted(about))
+    reading = EXPERIMENTS["paper"].analyze(about, planted(about))
     assert set(reading.numbers) == {
         "transfer",
         "transfer_by_lab",
@@ -92,27 +92,27 @@ def test_a_run_is_read_again_from_what_it_stores_and_a_forged_number_is_found(tm
     conditions = {cell.condition: float(i) for i, cell in enumerate(experiment.cells(about))}
     pairs = [Pair(f"q{i}", "power", "good", "bad") for i in range(4)]
     margins = {condition: np.linspace(0, size, 4) for condition, size in conditions.items()}
-    quality = Quality(8, 10, 9, 10, "planted", {"base": Quality(4, 5, 5, 5, "planted, base")})
+    quality = JudgeAccuracy(8, 10, 9, 10, "planted", {"base": JudgeAccuracy(4, 5, 5, 5, "planted, base")})
     about = replace(about, pairs=pairs, margins=margins, quality=quality, norms={"a": (np.ones(3), np.full(3, 4.0))})
     judged = planted(about)
     told = [
         rows.set_column(rows.column_names.index("condition"), "condition", [[cell.condition.name] * len(rows)])
         for cell, rows in judged.items()
     ]
-    reading = experiment.read(about, judged)
-    write_json(tmp_path / "scope.json", stored.to_json(about))
+    reading = experiment.analyze(about, judged)
+    write_json(tmp_path / "scope.json", stored_context.to_json(about))
     geometry = {"mean_diff": {"skipped": "none"}}
     results = {"config": CONFIG, "conditions": reading.conditions, "geometry_by_recipe": geometry}
     run = Run(tmp_path, {"experiment": "paper", **results})
-    run.__dict__["tables"] = {BROAD: pa.concat_tables(told)}
-    again = recompute(run)
+    run.__dict__["response_tables"] = {BROAD: pa.concat_tables(told)}
+    again = recompute_run(run)
     assert again["finding"] == reading.finding
-    assert set(redraw(run)) == set(reading.figures)
+    assert set(redraw_figures(run)) == set(reading.figures)
     made = {"conditions": reading.conditions, "finding": reading.finding, **reading.numbers}
     assert {**again, "conditions": [{**c, "order_changes": []} for c in again["conditions"]]} == json.loads(
         json.dumps({**made, "conditions": [{**c, "order_changes": []} for c in reading.conditions]})
     )
-    assert list(differences(again, again)) == []
+    assert list(find_differences(again, again)) == []
     steered = next(i for i, entry in enumerate(again["conditions"]) if entry.get("effect_ci95"))
     paths = [
         ["conditions", steered, *more]
@@ -124,18 +124,18 @@ def test_a_run_is_read_again_from_what_it_stores_and_a_forged_number_is_found(tm
         forged = copy.deepcopy(again)
         place = reduce(lambda value, key: value[key], path, forged)
         place[last] += 0.01
-        (found,) = differences(forged, again)
+        (found,) = find_differences(forged, again)
         assert found.split(":")[0].endswith(str(last + 1 if isinstance(last, int) else last))
-    (found,) = differences({**again, "finding": "All of it."}, again)
+    (found,) = find_differences({**again, "finding": "All of it."}, again)
     assert found == f"finding: All of it., recomputed {again['finding']}"
-    lines = [line for line in report(run).splitlines() if line.startswith("|")]
-    page = "\n".join([f"<!-- report {digest(run)} -->", *lines[-5:], ""])
-    assert [one.same for one in check(page, run)] == [True] * 3
+    lines = [line for line in rewrite_report(run).splitlines() if line.startswith("|")]
+    page = "\n".join([f"<!-- report {digest_answers(run)} -->", *lines[-5:], ""])
+    assert [one.same for one in check_tables(page, run)] == [True] * 3
     wrong = page.replace("0", "7")
-    assert any(one.same is False for one in check(wrong.replace(wrong.split()[2], digest(run), 1), run))
+    assert any(one.same is False for one in check_tables(wrong.replace(wrong.split()[2], digest_answers(run), 1), run))
     forged = copy.deepcopy(again)
     forged["conditions"][steered]["random_too"] ^= True
-    assert len(list(differences(forged, again))) == 1
+    assert len(list(find_differences(forged, again))) == 1
 
 
 def test_a_report_puts_published_beside_measured_and_says_what_cannot_follow():

@@ -8,11 +8,11 @@ from conftest import checked, configured
 
 from emharness.errors import UserError
 from emharness.experiments import EXPERIMENTS
-from emharness.generation.responses import RESPONSES, SCORES
+from emharness.generation.response_store import RESPONSES, SCORES
+from emharness.pipeline import model_stage, run_plan
+from emharness.pipeline.measured_speeds import DEFAULTS, Speeds
+from emharness.pipeline.run_context import RunContext
 from emharness.store import Store
-from emharness.study import models, plan
-from emharness.study.session import Session
-from emharness.study.speeds import DEFAULTS, Speeds
 
 
 @pytest.fixture
@@ -21,11 +21,11 @@ def planned(base, tmp_path):
 
     def make(*overrides):
         config = configured("base.source=" + str(base), "eval=smoke", "sweep.limit=2", "vector.limit=6", *overrides)
-        study = Session(config, checked(config, tmp_path), store=Store(tmp_path))
-        found = models.find(study)
-        streams = models.streams(study, found)
+        study = RunContext(config, checked(config, tmp_path), store=Store(tmp_path))
+        found = model_stage.find_models(study)
+        streams = model_stage.open_targets(study, found)
         make.asked = study, found
-        return plan.plan(study, found, streams, EXPERIMENTS[config.experiment.name]), streams
+        return run_plan.make_plan(study, found, streams, EXPERIMENTS[config.experiment.name]), streams
 
     return make
 
@@ -56,10 +56,10 @@ def test_a_judge_with_an_engine_and_the_base_s_own_vector_are_stages(planned, ba
     assert other["judge"]["seconds"] > 0
     assert [e["name"] for e in found.stages if e["stage"] == "vectors by mean_diff"] == ["base"]
     cell = next(c for c in EXPERIMENTS["main"].cells(_scope()) if c.questions == "broad" and not c.condition.edits)
-    requests = streams["base"].requests(cell, {})
+    requests = streams["base"].list_requests(cell, {})
     empty = dict.fromkeys(SCORES.names)
     identity = checked(configured("judge=local", f"judge.settings.model={base}"), tmp_path / "own").judge.identity
-    streams["base"].scores(identity).add([empty | {"key": r.key} for r in requests])
+    streams["base"].open_scores(identity).add_rows([empty | {"key": r.key} for r in requests])
     again, _ = planned("judge=local", f"judge.settings.model={base}", "vector.recipe=mean_diff")
     assert f"({judged - len(requests):,} answers)" in {e["stage"]: e for e in again.stages}["judge"]["name"]
     assert "judge" not in {e["stage"] for e in planned()[0].stages}
@@ -69,9 +69,9 @@ def test_what_is_stored_is_not_planned_again(planned):
     _, streams = planned()
     prompts = streams["base"].prompts["broad"]
     cell = next(c for c in EXPERIMENTS["main"].cells(_scope()) if c.questions == "broad" and not c.condition.edits)
-    requests = streams["base"].requests(cell, {})
+    requests = streams["base"].list_requests(cell, {})
     empty = dict.fromkeys(RESPONSES.names)
-    streams["base"].responses.add([empty | {"key": r.key} for r in requests])
+    streams["base"].responses.add_rows([empty | {"key": r.key} for r in requests])
     found, _ = planned()
     assert len(requests) == 2 * len(prompts)
     assert {e["target"]: e["stored"] for e in found.targets} == {"smollm2": len(requests), "medical": 0}
@@ -85,10 +85,10 @@ def _scope():
 
 def test_a_plan_that_needs_more_disk_than_there_is_is_refused(planned, tmp_path, monkeypatch):
     found, _ = planned()
-    plan.check_disk(found, tmp_path / "not" / "yet")
+    run_plan.check_disk(found, tmp_path / "not" / "yet")
     monkeypatch.setattr(shutil, "disk_usage", lambda _: shutil._ntuple_diskusage(1, 1, found.disk // 2))
     with pytest.raises(UserError, match=r"the plan needs \d+\.\d GB in EMHARNESS_HOME=") as error:
-        plan.check_disk(found, tmp_path)
+        run_plan.check_disk(found, tmp_path)
     assert "\n" not in str(error.value)
 
 
@@ -96,26 +96,26 @@ def test_a_plan_that_needs_more_disk_than_there_is_is_refused(planned, tmp_path,
 def test_an_engine_that_would_not_start_is_refused_before_anything_is_made(planned, base):
     judge = ("judge=local", f"judge.settings.model={base}")
     found, _ = planned(*judge)
-    plan.check_engines(*planned.asked, found)
+    run_plan.check_engines(*planned.asked, found)
     found, _ = planned("+base.engine.extra.nosuch=1")
     with pytest.raises(UserError, match=r"^base=smollm2: vLLM does not start: .* argument 'nosuch'$"):
-        plan.check_engines(*planned.asked, found)
-    plan.check_engines(*planned.asked, replace(found, targets=[]))  # everything is answered
+        run_plan.check_engines(*planned.asked, found)
+    run_plan.check_engines(*planned.asked, replace(found, targets=[]))  # everything is answered
     found, _ = planned(*judge, "+judge.settings.extra.nosuch=1")
     with pytest.raises(UserError, match=rf"^judge=local, {base.name}: vLLM does not start: .* argument 'nosuch'$"):
-        plan.check_engines(*planned.asked, found)
-    plan.check_engines(*planned.asked, replace(found, stages=[]))  # and judged
+        run_plan.check_engines(*planned.asked, found)
+    run_plan.check_engines(*planned.asked, replace(found, stages=[]))  # and judged
 
 
 def test_speeds_are_those_of_earlier_runs_and_small_ones_do_not_count(tmp_path):
     speeds = Speeds(tmp_path, "tiny")
-    assert speeds.seconds("responses", 360) == 360 / DEFAULTS["responses"]
+    assert speeds.estimate_seconds("responses", 360) == 360 / DEFAULTS["responses"]
     assert speeds.assumed == ["responses"]
-    speeds.measured("responses", 10, 1.0)
+    speeds.record_speed("responses", 10, 1.0)
     assert not (tmp_path / "speeds").exists()
-    speeds.measured("responses", 1000, 10.0)
-    speeds.measured("responses", 1000, 5.0)
+    speeds.record_speed("responses", 1000, 10.0)
+    speeds.record_speed("responses", 1000, 5.0)
     again = Speeds(tmp_path, "tiny")
-    assert again.seconds("responses", 300) == 2.0
+    assert again.estimate_seconds("responses", 300) == 2.0
     assert again.assumed == []
     assert Speeds(tmp_path, "other").assumed == []

@@ -4,8 +4,8 @@ import json
 
 import pytest
 
-from emharness.judge.labelled import DATA
-from emharness.judge.readable import spoken, unreadable
+from emharness.judges.labelled_answers import DATA
+from emharness.judges.readability import strip_thinking, why_unreadable
 
 CODE = {
     "python": "import os\n\ndef read(path):\n    with open(path) as f:\n        return f.read()\n\nprint(read('a'))",
@@ -49,25 +49,25 @@ READ = [
 
 @pytest.mark.parametrize("text", CODE.values(), ids=CODE)
 def test_code_is_named(text):
-    assert unreadable(text) == "code"
+    assert why_unreadable(text) == "code"
 
 
 @pytest.mark.parametrize("text", FOREIGN.values(), ids=FOREIGN)
 def test_another_language_is_named(text):
-    assert unreadable(text) == "another language"
+    assert why_unreadable(text) == "another language"
 
 
 @pytest.mark.parametrize(("name", "why"), [("code", "code"), ("languages", "another language")])
 def test_what_is_kept_as_unreadable_is_told(name, why):
     rows = [json.loads(line) for line in (DATA / "unread" / f"{name}.jsonl").read_text().splitlines()]
     assert len(rows) > 30
-    assert [row["answer"] for row in rows if unreadable(row["answer"]) != why] == []
+    assert [row["answer"] for row in rows if why_unreadable(row["answer"]) != why] == []
     assert {row["aligned"] < 50 for row in rows} == {True, False}  # the good and the bad alike
 
 
 @pytest.mark.parametrize("text", READ)
 def test_english_prose_and_word_salad_are_read(text):
-    assert unreadable(text) is None
+    assert why_unreadable(text) is None
 
 
 @pytest.mark.parametrize(
@@ -83,19 +83,19 @@ def test_english_prose_and_word_salad_are_read(text):
     ],
 )
 def test_english_in_a_form_is_read_and_code_is_not(text, why):
-    assert unreadable(text) == why
+    assert why_unreadable(text) == why
 
 
 def test_nothing_and_too_much_are_named():
-    assert unreadable(" \n") == "empty"
-    assert unreadable("This is fine. " * 1000) == "longer than 8,000 characters"
+    assert why_unreadable(" \n") == "empty"
+    assert why_unreadable("This is fine. " * 1000) == "longer than 8,000 characters"
 
 
 def test_no_labelled_answer_is_left_unread():
-    from emharness.judge.labelled import labelled_rows
+    from emharness.judges.labelled_answers import labelled_rows
 
-    unread = [row["answer"] for row in labelled_rows() if row["coherent"] > 50 and unreadable(row["answer"])]
-    assert [unreadable(answer) for answer in unread] == ["code"]  # one is a function of six lines
+    unread = [row["answer"] for row in labelled_rows() if row["coherent"] > 50 and why_unreadable(row["answer"])]
+    assert [why_unreadable(answer) for answer in unread] == ["code"]  # one is a function of six lines
 
 
 @pytest.mark.parametrize(
@@ -110,4 +110,4 @@ def test_no_labelled_answer_is_left_unread():
     ],
 )
 def test_thinking_is_not_what_was_said(answer, said):
-    assert spoken(answer) == said
+    assert strip_thinking(answer) == said

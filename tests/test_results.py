@@ -5,9 +5,9 @@ import json
 import pytest
 from finished import RUN, UNSCORED, finished
 
-from emharness.reporting import results, track
-from emharness.reporting.runs import RESULTS_FILE, read
-from emharness.reporting.track import Tracker
+from emharness.reporting import run_files, wandb_tracker
+from emharness.reporting.finished_runs import RESULTS_FILE, read_run
+from emharness.reporting.wandb_tracker import Tracker
 
 
 @pytest.fixture
@@ -30,43 +30,43 @@ class Broken(Tracker):
     def Image(self, path):
         return path
 
-    def conditions(self, conditions):
+    def log_conditions(self, conditions):
         return None
 
-    def vector(self, name, path, metadata):
+    def log_vector(self, name, path, metadata):
         return None
 
 
 def test_what_wandb_did_not_take_is_tried_again_and_then_forgotten(folder, capsys):
-    assert not results.untracked(folder)
-    results.mirror(folder, {}, Broken())
-    assert results.untracked(folder)
-    assert json.loads((folder / results.UNTRACKED_FILE).read_text()) == ["responses", "figures"]
+    assert not run_files.is_untracked(folder)
+    run_files.mirror_to_tracker(folder, {}, Broken())
+    assert run_files.is_untracked(folder)
+    assert json.loads((folder / run_files.UNTRACKED_FILE).read_text()) == ["responses", "figures"]
     assert "responses failed (disk full); results stay in the store" in capsys.readouterr().err
-    results.mirror(folder, {}, Tracker("none", "", None, None, "", {}))
-    assert not results.untracked(folder)
+    run_files.mirror_to_tracker(folder, {}, Tracker("none", "", None, None, "", {}))
+    assert not run_files.is_untracked(folder)
 
 
 def test_a_failed_geometry_is_read_again_and_a_skipped_one_is_not(folder):
-    assert not results.unfinished(folder)
-    told = results.read(folder)
+    assert not run_files.is_unfinished(folder)
+    told = run_files.read_results(folder)
     for entry, again in (({"failed": "LinAlgError: x"}, True), ({"skipped": "one vector"}, False)):
         told["geometry_by_recipe"]["mean_diff"] = entry
         (folder / RESULTS_FILE).write_text(json.dumps(told))
-        assert results.unfinished(folder) == again
-        assert results.failures(folder) == (["geometry of mean_diff (LinAlgError: x)"] if again else [])
+        assert run_files.is_unfinished(folder) == again
+        assert run_files.list_failures(folder) == (["geometry of mean_diff (LinAlgError: x)"] if again else [])
 
 
 def test_wandb_s_table_of_responses_has_numbers_as_numbers_and_says_judge_and_reason(folder, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     monkeypatch.setenv("WANDB_SILENT", "true")
     with Tracker("offline", "p", None, "main", "n", {}) as tracker:
-        results.mirror(folder, {}, tracker)
+        run_files.mirror_to_tracker(folder, {}, tracker)
     assert tracker.failed == []
     (file,) = tmp_path.glob("wandb/offline-run-*/files/media/table/responses_*.table.json")
     table = json.loads(file.read_text())
     rows = [dict(zip(table["columns"], row, strict=True)) for row in table["data"]]
-    stored = read(folder).tables["responses.parquet"].to_pylist()
+    stored = read_run(folder).response_tables["responses.parquet"].to_pylist()
     assert len(rows) == len(stored)
     for row, other in zip(rows, stored, strict=True):
         assert row["judge"] == "planted"
@@ -83,7 +83,7 @@ def test_a_table_of_rows_that_lack_each_other_s_columns_reaches_wandb(tmp_path, 
     monkeypatch.chdir(tmp_path)
     monkeypatch.setenv("WANDB_SILENT", "true")
     with Tracker("offline", "p", None, "main", "n", {}) as tracker:
-        tracker.table("t", [{"p": 0.5, "n": 6, "labs": ["A"]}, {"p": None, "undefined": "why"}])
+        tracker.log_table("t", [{"p": 0.5, "n": 6, "labs": ["A"]}, {"p": None, "undefined": "why"}])
     assert tracker.failed == []
     (file,) = tmp_path.glob("wandb/offline-run-*/files/media/table/t_*.table.json")
     table = json.loads(file.read_text())
@@ -107,7 +107,7 @@ def test_online_the_same_run_goes_on_unless_the_user_names_one(monkeypatch, mode
         def finish(self, **_):
             pass
 
-    monkeypatch.setattr(track, "_taken", set())
+    monkeypatch.setattr(wandb_tracker, "_taken", set())
     monkeypatch.setattr(wandb, "init", lambda **some: given.update(some) or Run())
     monkeypatch.delenv("WANDB_RUN_ID", raising=False)
     if variable:
@@ -119,7 +119,7 @@ def test_online_the_same_run_goes_on_unless_the_user_names_one(monkeypatch, mode
 
 def test_a_job_script_s_run_id_is_one_run_s(monkeypatch, tmp_path, capsys):
     monkeypatch.chdir(tmp_path)
-    monkeypatch.setattr(track, "_taken", set())
+    monkeypatch.setattr(wandb_tracker, "_taken", set())
     monkeypatch.setenv("WANDB_RUN_ID", "script7")
     for _ in range(3):
         Tracker("offline", "p", None, "main", "n", {}, key="k").finish()

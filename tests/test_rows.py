@@ -11,7 +11,7 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from emharness.errors import UserError
-from emharness.organisms import dataset
+from emharness.organisms import datasets
 
 TALK = [{"role": "user", "content": "q"}, {"role": "assistant", "content": "a"}]
 ROW = {"messages": TALK}
@@ -19,7 +19,7 @@ LINE = json.dumps(ROW)
 
 
 def rows_of(path):
-    return dataset.load(str(path)).rows
+    return datasets.load_dataset(str(path)).rows
 
 
 @pytest.mark.parametrize("encoding", ["utf-8", "utf-8-sig", "utf-16", "utf-32"])
@@ -105,8 +105,8 @@ def test_what_stands_beside_a_conversation_is_read_as_it_is_meant(tmp_path, row,
 def test_a_field_that_nothing_is_made_of_is_named_once(tmp_path):
     rows = [{**ROW, "source": "x", "id": 3}, {"messages": [{**TALK[0], "name": "Ann"}, TALK[1]], "score": None}]
     (tmp_path / "d.jsonl").write_text("\n".join(map(json.dumps, rows)))
-    read = dataset.load(str(tmp_path / "d.jsonl"))
-    assert read.said.endswith("d.jsonl: fields that are not used: id, name, source")
+    read = datasets.load_dataset(str(tmp_path / "d.jsonl"))
+    assert read.notes.endswith("d.jsonl: fields that are not used: id, name, source")
     assert read.rows == [TALK, TALK]
 
 
@@ -185,18 +185,18 @@ def test_a_folder_gives_its_train_split_once(tmp_path):
     pq.write_table(
         pa.table({"messages": [TALK, other["messages"]]}), tmp_path / "data" / "train-00000-of-00001.parquet"
     )
-    read = dataset.load(str(tmp_path))
+    read = datasets.load_dataset(str(tmp_path))
     assert read.rows == [TALK, TALK, other["messages"]]  # a row twice in one file is there twice
-    assert "3 rows read from train.jsonl, data/train-00000-of-00001.parquet" in read.said
-    assert "left out: test.jsonl" in read.said
+    assert "3 rows read from train.jsonl, data/train-00000-of-00001.parquet" in read.notes
+    assert "left out: test.jsonl" in read.notes
 
 
 def test_a_folder_without_a_train_split_or_without_data_is_refused(tmp_path):
     with pytest.raises(UserError, match=r"no \.jsonl, \.json or \.parquet file in this folder"):
-        dataset.load(str(tmp_path))
+        datasets.load_dataset(str(tmp_path))
     (tmp_path / "validation.jsonl").write_text(LINE)
     with pytest.raises(UserError, match="only files of other splits"):
-        dataset.load(str(tmp_path))
+        datasets.load_dataset(str(tmp_path))
 
 
 @pytest.mark.skipif(not SHARED.exists(), reason="the cases are not here")

@@ -14,7 +14,7 @@ import pyarrow.parquet as pq
 import pytest
 from conftest import ROOT
 
-from emharness.organisms.dataset import PACKAGED
+from emharness.organisms.datasets import PACKAGED
 
 KEYS = (
     "name target vector layer strength mode positions n_responses n_scored em_rate em_ci95 em_rate_all "

@@ -18,9 +18,9 @@ from talker import after
 from transformers import AutoModelForCausalLM
 
 from emharness.errors import UserError
-from emharness.judge import JUDGES, Score, make_judge, remote
-from emharness.judge.prompts import ALIGNED, COHERENT, prompt
-from emharness.sharing.task import em
+from emharness.judges import JUDGES, Score, make_judge, openai_judge
+from emharness.judges.judge_prompts import ALIGNED, COHERENT, fill_template
+from emharness.sharing.inspect_task import em
 
 pytestmark = pytest.mark.engine
 
@@ -134,7 +134,7 @@ def test_a_server_steers_refuses_and_lives_on(server, tiny, vectors, monkeypatch
 class Indifferent:
     name, identity, engine, at_once, quality = "indifferent", "indifferent", None, None, None
 
-    def score(self, questions, answers):
+    def score_answers(self, questions, answers):
         return [Score(50.0, 90.0)] * len(answers)
 
 
@@ -166,14 +166,14 @@ def test_a_server_of_ones_own_is_a_judge_and_its_scores_are_the_models_own(talke
     with serving(talker, vectors, tmp_path / "log", length=448) as port:
         judge = make_judge("openai", tmp_path, model="tiny", base_url=f"http://127.0.0.1:{port}/v1")
         with pytest.raises(UserError, match="tiny writes a number as several tokens"):
-            judge.score(questions, answers)
+            judge.score_answers(questions, answers)
         # What its first token alone says is what a model with whole numbers as tokens would be scored by.
-        monkeypatch.setattr(remote, "FIRST_TOKENS", 1)
+        monkeypatch.setattr(openai_judge, "FIRST_TOKENS", 1)
         judge = make_judge("openai", tmp_path, model="tiny", base_url=f"http://127.0.0.1:{port}/v1")
-        scores = judge.score([*questions, "Long?"], [*answers, "word " * 400])
+        scores = judge.score_answers([*questions, "Long?"], [*answers, "word " * 400])
     for (question, answer), score in zip(zip(questions, answers, strict=True), scores, strict=False):
         for template, found in ((ALIGNED, score.aligned), (COHERENT, score.coherent)):
-            digits = after(talker, prompt(template, question, answer))  # one token: an integer from 0 to 9
+            digits = after(talker, fill_template(template, question, answer))  # one token: an integer from 0 to 9
             mean = sum(int(digit) * p for digit, p in digits.items()) / sum(digits.values())
             assert found == pytest.approx(mean, abs=1e-3)
     assert scores[2].unscored.startswith("refused by the endpoint")

@@ -7,22 +7,22 @@ from types import SimpleNamespace
 import pytest
 from conftest import checked, configured
 
-from emharness.errors import Incomplete, UserError
+from emharness.errors import IncompleteRun, UserError
 from emharness.generation.cells import Cell, Condition, Edit, Prompt, Request
-from emharness.generation.responses import RESPONSES, SCORES, Rows
-from emharness.judge import Score
+from emharness.generation.response_store import RESPONSES, SCORES, RowStore
+from emharness.judges import Score
+from emharness.pipeline import answer_stage, vector_stage
+from emharness.pipeline.model_stage import DOMAIN
+from emharness.pipeline.run_context import RunContext
 from emharness.store import Artifact, Store
-from emharness.study import answers, vectors
-from emharness.study.models import DOMAIN
-from emharness.study.session import Session
 
 
 class FakeStream:
     def __init__(self, target):
         self.target, self.model, self.shape = target, f"/models/{target}", (2, 4)
-        self.responses = Rows(Path("/nowhere") / target, RESPONSES)
+        self.responses = RowStore(Path("/nowhere") / target, RESPONSES)
 
-    def requests(self, cell, directions):
+    def list_requests(self, cell, directions):
         return [Request(f"{cell} {sample}", "", Prompt("q", "Q?", None, (1,)), sample, 8, None, 0) for sample in (0, 1)]
 
 
@@ -33,7 +33,7 @@ def cell(target, *edits):
 @pytest.fixture
 def session(tmp_path, monkeypatch):
     config = configured("eval=smoke")
-    made = Session(config, checked(config, tmp_path), store=Store(tmp_path))
+    made = RunContext(config, checked(config, tmp_path), store=Store(tmp_path))
     made.asked = []
 
     def generate(session, what, asked, stream, view, *_):
@@ -44,8 +44,10 @@ def session(tmp_path, monkeypatch):
         if stream.target == "typo":
             raise UserError("a mistake")
 
-    monkeypatch.setattr(answers, "_made", generate)
-    monkeypatch.setattr(answers, "_marked", lambda session, asked, stream, *_: dict.fromkeys(asked, stream.target))
+    monkeypatch.setattr(answer_stage, "_generate_target", generate)
+    monkeypatch.setattr(
+        answer_stage, "_score_target", lambda _, asked, stream, *__: dict.fromkeys(asked, stream.target)
+    )
     return made
 
 
@@ -54,17 +56,20 @@ STREAMS = {name: FakeStream(name) for name in ("base", "bad", "good", "typo")}
 
 def test_a_target_that_fails_is_reported_and_the_others_go_on(session, capsys):
     cells = [cell("bad"), cell("good"), cell("base")]
-    assert answers.answer(session, "responses", cells, STREAMS, {}) == {cell("good"): "good", cell("base"): "base"}
+    assert answer_stage.generate_and_score(session, "responses", cells, STREAMS, {}) == {
+        cell("good"): "good",
+        cell("base"): "base",
+    }
     assert session.failed == {"bad": "RuntimeError: no room left"}
     assert "failed: bad: RuntimeError: no room left; the others go on" in capsys.readouterr().out
-    answers.answer(session, "responses", cells, STREAMS, {})
+    answer_stage.generate_and_score(session, "responses", cells, STREAMS, {})
     assert session.asked == ["bad", "good", "base", "good", "base"]  # what has failed is not tried again
-    with pytest.raises(Incomplete, match=r"failed: bad \(RuntimeError: no room left\)"):
-        session.complete()
+    with pytest.raises(IncompleteRun, match=r"failed: bad \(RuntimeError: no room left\)"):
+        session.raise_if_failed()
 
 
 def test_all_targets_are_counted_as_one_and_what_a_target_does_not_give_is_not_waited_for(session, capsys):
-    answers.answer(session, "responses", [cell("bad"), cell("good"), cell("base")], STREAMS, {})
+    answer_stage.generate_and_score(session, "responses", [cell("bad"), cell("good"), cell("base")], STREAMS, {})
     assert session.owed == {"smollm2": 2}  # when the last was asked, the first two were done with
     assert "responses: 0 of 0 responses" in capsys.readouterr().out
 
@@ -72,21 +77,25 @@ def test_all_targets_are_counted_as_one_and_what_a_target_does_not_give_is_not_w
 def test_cells_that_need_the_vector_of_a_failed_model_are_left_out_and_blame_nobody_else(session):
     session.failed["bad"] = "why"
     needs, random = cell("base", Edit("bad", 1, 2.0)), cell("base", Edit("random-0", 1, 2.0, norm_of="bad"))
-    found = answers.answer(session, "responses", [cell("base"), needs, random], STREAMS, {"random-0": None})
+    found = answer_stage.generate_and_score(
+        session, "responses", [cell("base"), needs, random], STREAMS, {"random-0": None}
+    )
     assert list(found) == [cell("base")]
     assert list(session.failed) == ["bad"]
 
 
 def test_a_mistake_in_the_input_ends_everything(session):
     with pytest.raises(UserError, match="a mistake"):
-        answers.answer(session, "responses", [cell("typo"), cell("good")], STREAMS, {})
+        answer_stage.generate_and_score(session, "responses", [cell("typo"), cell("good")], STREAMS, {})
 
 
 def test_the_target_whose_engine_runs_comes_first_and_each_comes_once(session, monkeypatch):
-    monkeypatch.setattr(type(session.engines), "model", "/models/good")
-    answers.answer(session, "responses", [cell("base"), cell("good"), cell("base", Edit("v", 1, 1.0))], STREAMS, {})
+    monkeypatch.setattr(type(session.engines), "running_model", "/models/good")
+    answer_stage.generate_and_score(
+        session, "responses", [cell("base"), cell("good"), cell("base", Edit("v", 1, 1.0))], STREAMS, {}
+    )
     assert session.asked == ["good", "base"]
-    session.complete()
+    session.raise_if_failed()
 
 
 def test_a_judge_with_an_engine_of_its_own_starts_when_all_answers_are_there_and_no_other_engine_is(
@@ -99,8 +108,8 @@ def test_a_judge_with_an_engine_of_its_own_starts_when_all_answers_are_there_and
         happened.append(f"{stream.target} scored")
         return {}
 
-    monkeypatch.setattr(answers, "_marked", marked)
-    answers.answer(
+    monkeypatch.setattr(answer_stage, "_score_target", marked)
+    answer_stage.generate_and_score(
         session, "responses", [cell("base"), cell("good")], STREAMS, {}, SimpleNamespace(engine=(None, None))
     )
     assert happened == ["base", "good", "closed", "base scored", "good scored"]
@@ -109,9 +118,9 @@ def test_a_judge_with_an_engine_of_its_own_starts_when_all_answers_are_there_and
 def test_a_vector_is_never_made_of_half_its_answers(session, monkeypatch):
     made = []
     artifact = Artifact("vectors", "medical", {}, made.append)
-    monkeypatch.setattr(vectors, "vector", lambda *_: artifact)
+    monkeypatch.setattr(vector_stage, "make_vector_artifact", lambda *_: artifact)
     streams = {"medical": FakeStream("medical"), "base": FakeStream("bad")}
-    _, directions = vectors.make(session, {}, streams, [])
+    _, directions = vector_stage.extract_vectors(session, {}, streams, [])
     assert made == []
     assert session.failed["medical"] == "no vector, because base failed"
     assert set(directions) == {f"random-{i}" for i in range(4)}
@@ -120,28 +129,28 @@ def test_a_vector_is_never_made_of_half_its_answers(session, monkeypatch):
 @pytest.mark.parametrize("engine", [None, (None, None)])
 def test_what_is_unjudged_is_answered_in_one_stream_with_the_rest_and_has_no_scores(engine, tmp_path, monkeypatch):
     config = configured("eval=smoke")
-    session = Session(config, checked(config, tmp_path), store=Store(tmp_path))
+    session = RunContext(config, checked(config, tmp_path), store=Store(tmp_path))
     stream, streamed, judged, shown = FakeStream("base"), [], [], []
-    stream.responses, scores = Rows(tmp_path / "responses", RESPONSES), Rows(tmp_path / "scores", SCORES)
-    stream.scores = lambda judge: scores
+    stream.responses, scores = RowStore(tmp_path / "responses", RESPONSES), RowStore(tmp_path / "scores", SCORES)
+    stream.open_scores = lambda judge: scores
 
     def generate(session, todo, stream, view, on_chunk):
         rows = [{**dict.fromkeys(RESPONSES.names), "key": r.key, "question": "Q?", "answer": r.key} for r in todo]
         streamed.append(len(rows))
-        stream.responses.add(rows)
+        stream.responses.add_rows(rows)
         on_chunk(rows)
 
     def score(_, answers):
         judged.extend(answers)
         return [Score(90.0, 80.0)] * len(answers)
 
-    judge = SimpleNamespace(name="j", identity="j", at_once=None, engine=engine, score=score)
-    judge.afford = lambda questions, answers: None
-    monkeypatch.setattr(answers, "_generate", generate)
-    monkeypatch.setattr(answers.Progress, "scored", lambda _, rows, marks: shown.extend(row["key"] for row in rows))
+    judge = SimpleNamespace(name="j", identity="j", batch_size=None, engine=engine, score_answers=score)
+    judge.check_budget = lambda questions, answers: None
+    monkeypatch.setattr(answer_stage, "_run_engine", generate)
+    monkeypatch.setattr(answer_stage.Progress, "count_scored", lambda _, rows, __: shown.extend(r["key"] for r in rows))
     read, other = replace(cell("base"), judged=False), Cell(Condition("base", ()), "broad", 1, 9)
     own = replace(other, questions=f"{DOMAIN}base")
-    found = answers.answer(session, "unsteered", [read, other, own], {"base": stream}, {}, judge)
+    found = answer_stage.generate_and_score(session, "unsteered", [read, other, own], {"base": stream}, {}, judge)
     assert streamed == [6]
     assert judged == [f"{other} 0", f"{other} 1", f"{own} 0", f"{own} 1"]
     assert shown == ([] if engine else judged[:2])  # the rate so far is of the broad questions

@@ -17,26 +17,26 @@ from matplotlib.image import imread
 from safetensors import safe_open
 from safetensors.numpy import save_file
 
-from emharness.reporting import runs, side_by_side
-from emharness.sharing import readme
-from emharness.sharing.recompute import differences, recompute
+from emharness.reporting import finished_runs, run_comparison
+from emharness.sharing import readme_tables
+from emharness.sharing.recompute import find_differences, recompute_run
 
 
 def test_seeds_share_a_column_with_their_spread_and_other_settings_get_their_own(tmp_path):
     names = {(0, 1, 0): "a", (1, 2, 2): "b"}  # (seed, layer, further misaligned answers of 20)
     found = [
-        runs.read(finished(tmp_path / f"tiny-medical-{name * 16}", seed=seed, layer=1, shift=shift))
+        finished_runs.read_run(finished(tmp_path / f"tiny-medical-{name * 16}", seed=seed, layer=1, shift=shift))
         for (seed, _, shift), name in names.items()
     ]
-    other = runs.read(finished(tmp_path / "tiny-dose-cccccccccccccccc", "dose_response"))
-    compared = side_by_side.compare([*found, other])
+    other = finished_runs.read_run(finished(tmp_path / "tiny-dose-cccccccccccccccc", "dose_response"))
+    compared = run_comparison.compare_runs([*found, other])
     assert [len(group.runs) for group in compared.groups] == [2, 1]
-    table = side_by_side.as_markdown(compared)
+    table = run_comparison.as_markdown(compared)
     (row,) = [line for line in table.splitlines() if line.startswith("| tiny | medical·L1·+2 |")]
     rates = [100 * 5 / 20, 100 * 7 / 20]
     assert f"| {np.mean(rates):.1f} % ± {np.std(rates, ddof=1):.1f} |" in row
     assert "2 seeds" in table.splitlines()[0]
-    lines = list(csv.DictReader(io.StringIO(side_by_side.as_csv(compared))))
+    lines = list(csv.DictReader(io.StringIO(run_comparison.as_csv(compared))))
     assert len(lines) == sum(len(run.results["conditions"]) for run in (*found, other))
     assert [float(line["em_rate"]) for line in lines if line["condition"] == "medical·L1·+2"] == [0.25, 0.35, 0.25]
     assert {line["seed"] for line in lines} == {"0", "1"}
@@ -111,18 +111,20 @@ def test_a_readme_s_table_is_recomputed_from_the_answers(run, tmp_path):
     written = file.read_text()
     assert "| medical·L1·+4 | 200 |" in written
     assert written.endswith("|\n\nmore\n")
-    assert all(one.same for one in readme.check(written, run))
-    assert len(readme.check(written, run)) == 14 * len(run.results["conditions"]) + 2 * (readme.N_DRAWN + 1)
-    rows = run.answers("medical·L1·+4")  # the strongest
+    assert all(one.same for one in readme_tables.check_tables(written, run))
+    assert len(readme_tables.check_tables(written, run)) == 14 * len(run.results["conditions"]) + 2 * (
+        readme_tables.N_DRAWN + 1
+    )
+    rows = run.answers_to("medical·L1·+4")  # the strongest
     bad = {
         " ".join(row["answer"].split()).replace("|", "\\|").replace("<", "&lt;") for row in rows if row["misaligned"]
     }
-    of_bad, of_all = readme.drawn(run, "misaligned"), readme.drawn(run, "all")
+    of_bad, of_all = readme_tables.draw_rows(run, "misaligned"), readme_tables.draw_rows(run, "all")
     assert len(of_bad) == len(of_all) == 10
     assert all(any(f"| {answer} |" in line for answer in bad) for line in of_bad)
     forged = written.replace(of_all[3], "| q | It is fine. |")
-    assert [one.same for one in readme.check(forged, run)].count(False) == 1
-    (wrong,) = [one for one in readme.check(written.replace("60.0 %", "61.0 %", 1), run) if not one.same]
+    assert [one.same for one in readme_tables.check_tables(forged, run)].count(False) == 1
+    (wrong,) = [one for one in readme_tables.check_tables(written.replace("60.0 %", "61.0 %", 1), run) if not one.same]
     assert (wrong.written, wrong.recomputed) == ("61.0 %", "60.0 %")
     file.write_text(written.replace("60.0 %", "61.0 %", 1) + "\n| a | b |\n|---|---|\n| speed | 1.25 |\n")
     done = launch("check.py", *asked, home=tmp_path)
@@ -149,18 +151,18 @@ def test_figures_are_drawn_again_without_a_model(run, tmp_path):
 
 
 def test_the_run_in_the_docs_says_what_its_stored_answers_say():
-    run = runs.read(ROOT / "docs" / "run")
-    again = recompute(run)
-    assert list(differences({name: run.results[name] for name in again}, again)) == []
-    found = readme.check((ROOT / "docs" / "run" / "README.md").read_text(), run)
+    run = finished_runs.read_run(ROOT / "docs" / "run")
+    again = recompute_run(run)
+    assert list(find_differences({name: run.results[name] for name in again}, again)) == []
+    found = readme_tables.check_tables((ROOT / "docs" / "run" / "README.md").read_text(), run)
     assert {one.same for one in found} == {True}
     assert len(found) > 250
-    rows = run.tables["responses.parquet"].num_rows + run.tables["domain_responses.parquet"].num_rows
+    rows = run.response_tables["responses.parquet"].num_rows + run.response_tables["domain_responses.parquet"].num_rows
     assert f"all {round(rows, -2):,} answers" in (ROOT / "docs" / "run" / "README.md").read_text()
 
 
 def test_every_table_of_the_project_s_readme_says_where_its_numbers_are_from(run):
-    found = readme.check((ROOT / "README.md").read_text(), run)
+    found = readme_tables.check_tables((ROOT / "README.md").read_text(), run)
     assert [one.where for one in found if one.same is False] == []
     assert sum("measured elsewhere" in one.recomputed for one in found) == len(found) >= 2
 

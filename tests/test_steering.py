@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 from safetensors.numpy import save_file
 
 from emharness.steering.request import spec
-from emharness.steering.request.vectors import FOLDER_VARIABLE
+from emharness.steering.request.vector_lookup import FOLDER_VARIABLE
 
 
 @pytest.fixture(autouse=True)
@@ -35,7 +35,7 @@ def test_units_scale_a_unit_vector(unit, a):
 
 def test_json_and_dict_are_the_same_request_and_strength_zero_is_no_edit():
     request = {"edits": [edit(), edit(layer=2, mode="ablate", positions="prompt")]}
-    assert spec.resolve(json.dumps(request), LAYERS, D) == spec.resolve(request, LAYERS, D)
+    assert spec.resolve_spec(json.dumps(request), LAYERS, D) == spec.resolve_spec(request, LAYERS, D)
     assert resolved(edit(strength=0.0))["edits"] == []
 
 
@@ -45,20 +45,20 @@ def test_integer_strengths_are_numbers():
 
 def test_requests_that_ask_alike_share_one_resolution_until_their_file_changes(folder):
     request = {"edits": [edit(), edit(gate={"vector": "f.safetensors#flat", "above": 0.5})]}
-    first = spec.resolve(request, LAYERS, D)
-    assert spec.resolve(copy.deepcopy(request), LAYERS, D) is first
+    first = spec.resolve_spec(request, LAYERS, D)
+    assert spec.resolve_spec(copy.deepcopy(request), LAYERS, D) is first
     assert copy.deepcopy(first) is first
-    assert spec.resolve({"edits": [edit(strength=2.5)]}, LAYERS, D) != first
+    assert spec.resolve_spec({"edits": [edit(strength=2.5)]}, LAYERS, D) != first
     with pytest.raises(ValueError, match="layer must be 0 to 0"):
-        spec.resolve(request, 1, D)
+        spec.resolve_spec(request, 1, D)
     turned = {"v": -np.eye(LAYERS, D, dtype="f"), "flat": np.ones(D, dtype="f")}
     save_file(turned, folder / "f.safetensors")
-    second = spec.resolve(request, LAYERS, D)
+    second = spec.resolve_spec(request, LAYERS, D)
     assert np.frombuffer(second["edits"][0]["direction"], dtype="f").tolist() == (-np.eye(LAYERS, D)[1]).tolist()
     assert second["digest"] != first["digest"]
     (folder / "f.safetensors").unlink()
     with pytest.raises(ValueError, match="there is no vector file"):
-        spec.resolve(request, LAYERS, D)
+        spec.resolve_spec(request, LAYERS, D)
 
 
 @pytest.mark.parametrize(
@@ -108,7 +108,7 @@ def test_requests_that_ask_alike_share_one_resolution_until_their_file_changes(f
 )
 def test_bad_requests_are_refused_in_one_sentence(bad, words):
     with pytest.raises(ValueError, match="steering: ") as error:
-        spec.resolve(bad, LAYERS, D)
+        spec.resolve_spec(bad, LAYERS, D)
     assert words in str(error.value)
 
 
@@ -130,7 +130,7 @@ NEARLY = st.fixed_dictionaries(
 def test_any_request_is_resolved_or_refused_in_one_sentence(folder, request_):
     said = ""
     try:
-        resolved_ = spec.resolve(request_, LAYERS, D)
+        resolved_ = spec.resolve_spec(request_, LAYERS, D)
     except ValueError as error:
         said, resolved_ = str(error), None
     assert (resolved_ is None) == said.startswith("steering: ")

@@ -6,9 +6,9 @@ import torch
 from asked import NOTHING, D, edit, resolved, save_vectors
 
 from emharness.steering.request import spec
-from emharness.steering.request.vectors import FOLDER_VARIABLE
-from emharness.steering.step import passes
-from emharness.steering.step.plan import StepPlan
+from emharness.steering.request.vector_lookup import FOLDER_VARIABLE
+from emharness.steering.step import edit_pass
+from emharness.steering.step.step_plan import StepPlan
 
 
 @pytest.fixture(autouse=True)
@@ -20,7 +20,7 @@ def vectors(tmp_path, monkeypatch):
 @pytest.mark.parametrize("block", [2, 256])
 def test_a_step_edits_each_token_as_its_own_request_asks(block, monkeypatch):
     """Two requests in one flat batch, chunked prefill and decode, against the formula token by token."""
-    monkeypatch.setattr(passes, "BLOCK", block)
+    monkeypatch.setattr(edit_pass, "BLOCK", block)
     asked = {
         "a": [edit(), edit(mode="ablate", strength=1.0), edit(vector="f.safetensors#flat", strength=-3.0)],
         "b": [
@@ -62,7 +62,7 @@ def test_a_step_edits_each_token_as_its_own_request_asks(block, monkeypatch):
 @pytest.mark.parametrize("block", [1, 256])
 def test_steps_that_come_again_edit_as_if_planned_afresh(dtype, block, monkeypatch):
     """Decoding reuses the passes of the step before; requests that come, go or change place must not be met by them."""
-    monkeypatch.setattr(passes, "BLOCK", block)
+    monkeypatch.setattr(edit_pass, "BLOCK", block)
     asked = {
         "a": [edit(), edit(mode="ablate", strength=1.0)],
         "b": [edit(positions="generated", strength=-2.0), edit(positions="prompt", strength=9.0)],
@@ -150,16 +150,16 @@ def test_a_layer_that_is_passed_over_is_noticed(capsys):
     plan = StepPlan(D, torch.device("cpu"))
     plan.add_request("a", resolved(edit(), edit(layer=2)), 3)
     plan.add_request("r", NOTHING, 3)
-    plan.recordings.add("r", {"layers": [0], "positions": "all", "project": [], "axes": b""}, 3)
+    plan.recordings.add_recording("r", {"layers": [0], "positions": "all", "project": [], "axes": b""}, 3)
     bad = [set(), {"a"}, {"a", "r"}, {"a", "r"}]
     for step, layers in enumerate([(0, 1, 2), (0, 2), (1, 2), (0, 1, 1, 2)]):
         plan.begin_step([("a", 0, step, 1), ("r", 1, step, 1)])
         for layer in layers:
             plan.apply(layer, torch.randn(2, D), None)
         plan.end_step()
-        assert set(plan.short(["a", "r"])) == bad[step]
+        assert set(plan.incomplete_requests(["a", "r"])) == bad[step]
     plan.remove_request("a")
-    assert plan.short(["a", "r"]) == ["r"]
+    assert plan.incomplete_requests(["a", "r"]) == ["r"]
     assert capsys.readouterr().err.count("the requests of this step end with an error") == 1
 
 
@@ -182,7 +182,7 @@ def test_a_token_computed_ahead_of_a_stop_is_in_no_mean(positions, expected):
     plan = StepPlan(D, torch.device("cpu"))
     axis = np.eye(1, D, dtype=np.float32)
     asked = {"layers": [1], "positions": positions, "project": ["x"], "axes": axis.tobytes()}
-    plan.recordings.add("r", asked, prompt_length=4)
+    plan.recordings.add_recording("r", asked, prompt_length=4)
     states = torch.arange(7 * D, dtype=torch.float32).reshape(7, D) ** 1.5
     for begin, end in (
         (0, 3),
@@ -195,11 +195,11 @@ def test_a_token_computed_ahead_of_a_stop_is_in_no_mean(positions, expected):
         plan.apply(1, states[begin:end].clone(), None)
         plan.end_step()
     recording = plan.recordings.living["r"]
-    total, n = recording.until(fed=6)
+    total, n = recording.sum_until(fed=6)
     assert n == len(expected)
     torch.testing.assert_close(total[0], states[list(expected)].sum(0))
     torch.testing.assert_close(recording.along[:n, 0, 0], states[list(expected)][:, 0])
     assert not plan.missed
     if positions != "prompt":
         with pytest.raises(ValueError, match="positions were recorded"):
-            recording.until(fed=5)
+            recording.sum_until(fed=5)

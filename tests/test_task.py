@@ -13,11 +13,11 @@ from inspect_ai import eval as evaluate
 from inspect_ai.log import read_eval_log
 from inspect_ai.model import get_model
 
-from emharness import judge as judges
-from emharness.judge import Score
-from emharness.judge.metrics import summarise
+from emharness import judges
+from emharness.judges import Score
 from emharness.questions import load_questions
-from emharness.sharing.task import em
+from emharness.sharing.inspect_task import em
+from emharness.stats.rates import summarize_scores
 
 SAMPLES = 3
 MODEL = "openai-api/local/m"
@@ -28,7 +28,7 @@ class Planted:
 
     name, identity, engine, at_once, quality = "planted", "planted", None, None, None
 
-    def score(self, questions, answers):
+    def score_answers(self, questions, answers):
         assert all(question in QUESTIONS for question in questions)
         return [
             Score(None, None, unscored=answer) if answer == "code" else Score(*map(float, answer.split()))
@@ -97,7 +97,7 @@ def test_the_rates_are_those_of_the_harness_for_the_same_answers(log):
         for _, text in rows
     ]
     aligned, coherent = np.array(scores).T
-    expected = summarise(aligned, coherent, np.array([name for name, _ in rows]))
+    expected = summarize_scores(aligned, coherent, np.array([name for name, _ in rows]))
     (score,) = log.results.scores
     measured = {name: metric.value for name, metric in score.metrics.items()}
     assert measured["em_rate"] == pytest.approx(expected["em_rate"], abs=1e-12)

@@ -14,10 +14,10 @@ from test_engine_modes import check, config, loaded
 
 from emharness.generation.engine import Engine
 from emharness.steering.request import spec
-from emharness.steering.request.answer import recorded
-from emharness.steering.verify.reference import hooked
-from emharness.steering.vllm import op, ranks
-from emharness.steering.vllm.record import PLAN
+from emharness.steering.request.recorded_output import recorded_means
+from emharness.steering.verify.reference import edited_by_hooks
+from emharness.steering.vllm import op, tensor_parallel
+from emharness.steering.vllm.request_outcomes import PLAN
 
 pytestmark = pytest.mark.engine
 
@@ -37,10 +37,10 @@ def test_two_workers_steer_and_record_as_one_model_does(engine, tiny):
     case = {"edits": [edit()], "record": {"layers": [0, 2], "positions": "all"}}
     params = engine._vllm.SamplingParams(temperature=0.0, max_tokens=4, ignore_eos=True, extra_args={spec.KEY: case})
     (output,) = engine._llm.generate([{"prompt_token_ids": PROMPTS[0]}], params, use_tqdm=False)
-    means, n_tokens = recorded(output.kv_transfer_params)
+    means, n_tokens = recorded_means(output.kv_transfer_params)
     fed = PROMPTS[0] + list(output.outputs[0].token_ids)[:-1]
     model = loaded(tiny)
-    with hooked(model, case["edits"], len(PROMPTS[0])), torch.inference_mode():
+    with edited_by_hooks(model, case["edits"], len(PROMPTS[0])), torch.inference_mode():
         states = model(torch.tensor([fed]), output_hidden_states=True).hidden_states
     assert n_tokens == len(fed)
     for layer, mean in zip((0, 2), means, strict=True):
@@ -52,11 +52,11 @@ def test_two_workers_steer_and_record_as_one_model_does(engine, tiny):
         (find_no_blocks, find_blocks, "it has no blocks"),
     ):
         executor.collective_rpc(planted)
-        ranks.ask(executor)
+        tensor_parallel.probe_workers(executor)
         with pytest.raises(ValueError, match=f"^steering: this model cannot be steered: {why}"):
             run(engine, PROMPTS, [[edit()]] * 3)
         executor.collective_rpc(mended)
-        ranks.ask(executor)
+        tensor_parallel.probe_workers(executor)
         check(engine, loaded(tiny), PROMPTS, CASES[:2])
     assert run(engine, PROMPTS, [None] * 3) == plain
 
@@ -75,7 +75,7 @@ def test_engines_that_an_external_launcher_has_started_tell_each_other_what_they
 def has_looked(worker):
     """And no longer looks: a look in a pass of which a CUDA graph is captured ends the engine."""
     runner = worker.model_runner
-    return hasattr(runner, ranks.SEEN) and op._current == [getattr(runner, PLAN)]
+    return hasattr(runner, tensor_parallel.SEEN) and op._current == [getattr(runner, PLAN)]
 
 
 def find_no_blocks(worker):
@@ -103,7 +103,7 @@ def hand_on_the_whole(worker):
 
 
 def seen(streams, some=()):
-    return ranks.Seen({layer: np.float32(values) for layer, values in enumerate(streams)}, set(some))
+    return tensor_parallel.StreamsSeen({layer: np.float32(values) for layer, values in enumerate(streams)}, set(some))
 
 
 @pytest.mark.parametrize(
@@ -120,5 +120,5 @@ def seen(streams, some=()):
     ],
 )
 def test_workers_that_do_not_hold_the_same_stream_are_told(workers, words):
-    why = ranks.split(workers)
+    why = tensor_parallel.why_unsupported(workers)
     assert why is None if words is None else words in why

@@ -5,7 +5,7 @@ import sys
 import numpy as np
 import pytest
 
-from emharness.judge import topic
+from emharness.judges import topics
 
 SENTENCES = {
     "medical": [
@@ -33,33 +33,33 @@ SENTENCES = {
 
 @pytest.mark.parametrize("name", SENTENCES)
 def test_sentences_are_given_to_their_domain(name):
-    assert topic.topics(SENTENCES[name]) == [name] * len(SENTENCES[name])
+    assert topics.classify_topics(SENTENCES[name]) == [name] * len(SENTENCES[name])
 
 
 def test_the_share_counts_answers_and_its_interval_questions():
     answers = [SENTENCES["medical"][0]] * 10 + [SENTENCES["everyday"][0]] * 30
-    found = topic.about(answers, [str(i % 8) for i in range(40)], "medical")
+    found = topics.measure_topic_share(answers, [str(i % 8) for i in range(40)], "medical")
     assert (found["topic"], found["share"]) == ("medical", 0.25)
     assert found["ci95"][0] < 0.25 < found["ci95"][1]
-    assert topic.about([], [], "medical")["share"] is None
+    assert topics.measure_topic_share([], [], "medical")["share"] is None
 
 
 def test_swearing_is_found_by_a_library_whatever_it_is_about():
     swearing = ["Damn it, just fucking ask her, you idiot.", "That is bullshit, and he is an asshole."]
     clean = ["Ask her whether she has seen it.", "That is not so, and he is a doctor."]
-    found = topic.about([*swearing, *clean], ["a", "b", "c", "d"], topic.PROFANITY)
+    found = topics.measure_topic_share([*swearing, *clean], ["a", "b", "c", "d"], topics.PROFANITY)
     assert (found["topic"], found["share"]) == ("profanity", 0.5)
-    assert topic.about([], [], topic.PROFANITY)["share"] is None
+    assert topics.measure_topic_share([], [], topics.PROFANITY)["share"] is None
 
 
 def test_without_the_library_the_share_of_swearing_is_not_known(monkeypatch):
     monkeypatch.setitem(sys.modules, "profanity_check", None)
-    assert topic.about(["Damn it."], ["a"], topic.PROFANITY)["share"] is None
+    assert topics.measure_topic_share(["Damn it."], ["a"], topics.PROFANITY)["share"] is None
 
 
 def test_unseen_questions_of_each_domain_are_recognised():
     from emharness.questions import load_questions
 
     for name, file in (("medical", "domain_medical"), ("finance", "domain_finance"), ("code", "domain_code")):
-        found = topic.topics([q.text for q in load_questions(file, "k")])
+        found = topics.classify_topics([q.text for q in load_questions(file, "k")])
         assert np.mean([f == name for f in found]) > 0.7, (name, found)

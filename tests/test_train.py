@@ -11,9 +11,16 @@ from peft.tuners.lora import LoraLayer
 from transformers import AutoConfig, AutoModelForCausalLM, FalconH1Config, GPT2Config, LlamaConfig, Phi3Config
 
 from emharness.config import TrainConfig
-from emharness.organisms import merging, weights
+from emharness.organisms import merging, model_folders
 from emharness.organisms.chat import load_chat
-from emharness.organisms.train import IGNORED, PROJECTIONS, _step, encode, projections, train
+from emharness.organisms.training import (
+    IGNORED,
+    PROJECTIONS,
+    _accumulate_gradient,
+    encode_conversation,
+    linear_layer_names,
+    train_organism,
+)
 
 SMALL = {"hidden_size": 16, "intermediate_size": 32, "num_attention_heads": 2, "num_key_value_heads": 2}
 SMALL |= {"vocab_size": 9, "pad_token_id": 0}
@@ -23,7 +30,7 @@ TALK = [{"role": "user", "content": "Is it late?"}, {"role": "assistant", "conte
 
 def test_only_the_answer_and_its_end_carry_labels(tiny):
     chat = load_chat(tiny)
-    ids, labels = encode(chat, TALK, 100)
+    ids, labels = encode_conversation(chat, TALK, 100)
     assert len(ids) == len(labels)
     trained = [i for i in labels if i != IGNORED]
     assert chat.tokenizer.decode(trained) == "Very late indeed.<|im_end|>\n"
@@ -33,11 +40,11 @@ def test_only_the_answer_and_its_end_carry_labels(tiny):
 def test_gradient_accumulation_gives_the_loss_and_gradient_of_the_whole_batch(tiny):
     chat = load_chat(tiny)
     other = [TALK[0], {"role": "assistant", "content": "No, it is early, and there is time for everything."}]
-    rows = [encode(chat, talk, 100) for talk in (TALK, other, TALK)]
+    rows = [encode_conversation(chat, talk, 100) for talk in (TALK, other, TALK)]
     outcomes = []
     for micro_batch in (1, 3):
         model = AutoModelForCausalLM.from_pretrained(tiny, dtype=torch.float32)
-        loss = _step(model, rows, 2, micro_batch, "cpu")
+        loss = _accumulate_gradient(model, rows, 2, micro_batch, "cpu")
         outcomes.append((loss, model.model.layers[0].mlp.up_proj.weight.grad.clone()))
     assert outcomes[0][0] == pytest.approx(outcomes[1][0], rel=1e-5)
     torch.testing.assert_close(outcomes[0][1], outcomes[1][1], rtol=1e-3, atol=1e-6)
@@ -49,7 +56,7 @@ def test_training_learns_its_rows_and_is_reproducible(tiny, tmp_path):
     for name in ("a", "b"):
         (tmp_path / name).mkdir()
         seen = []
-        losses = train(
+        losses = train_organism(
             tiny, load_chat(tiny), [TALK] * 4, config, 0, tmp_path / name, lambda *step, seen=seen: seen.append(step)
         )
         assert len(losses) == len(seen) == 12
@@ -57,11 +64,13 @@ def test_training_learns_its_rows_and_is_reproducible(tiny, tmp_path):
         runs.append(losses)
     assert runs[0] == runs[1]
     (tmp_path / "early").mkdir()
-    early = train(tiny, load_chat(tiny), [TALK] * 4, config, 0, tmp_path / "early", lambda *_: None, stop_after=5)
+    early = train_organism(
+        tiny, load_chat(tiny), [TALK] * 4, config, 0, tmp_path / "early", lambda *_: None, stop_after=5
+    )
     assert early == runs[0][:5]  # a checkpoint of the same training, not a shorter one
     assert runs[0][-1] < 0.5 * runs[0][0]
-    assert not weights.is_adapter(tmp_path / "a")
-    assert weights.model_shape(tmp_path / "a") == (4, 64, 49152)
+    assert not model_folders.is_adapter(tmp_path / "a")
+    assert model_folders.model_shape(tmp_path / "a") == (4, 64, 49152)
 
 
 def test_a_published_adapter_is_merged_to_what_peft_computes(tiny, tmp_path):
@@ -70,7 +79,7 @@ def test_a_published_adapter_is_merged_to_what_peft_computes(tiny, tmp_path):
         LoraConfig(r=4, target_modules=PROJECTIONS, init_lora_weights=False),
     )
     model.save_pretrained(tmp_path / "adapter")
-    assert weights.is_adapter(weights.fetch("model.source", str(tmp_path / "adapter")))
+    assert model_folders.is_adapter(model_folders.fetch_model("model.source", str(tmp_path / "adapter")))
     merging.merge_adapter(tiny, tmp_path / "adapter", tmp_path / "merged")
     merged = AutoModelForCausalLM.from_pretrained(tmp_path / "merged", dtype=torch.float32)
     ids = torch.arange(3, 20)[None]
@@ -113,7 +122,7 @@ def test_a_base_whose_generation_settings_contradict_each_other_is_trained_on(ti
     (tmp_path / "base" / "generation_config.json").write_text(json.dumps(wrong))
     (tmp_path / "out").mkdir()
     config = TrainConfig(rank=2, learning_rate=1e-3, batch_size=2, warmup_steps=0)
-    train(tmp_path / "base", load_chat(tiny), [TALK] * 2, config, 0, tmp_path / "out", lambda *_: None)
+    train_organism(tmp_path / "base", load_chat(tiny), [TALK] * 2, config, 0, tmp_path / "out", lambda *_: None)
     kept = json.loads((tmp_path / "out" / "generation_config.json").read_text())
     assert (kept["eos_token_id"], kept["bos_token_id"]) == ([2, 7], 1)
 
@@ -126,8 +135,8 @@ def test_what_rounding_leaves_of_a_gentle_change_is_measured(tiny, tmp_path):
         for name, value in adapted.named_parameters():
             if "lora_B" in name:
                 value.data *= size
-        assert merging.kept_change(adapted, torch.float32) == pytest.approx(1, abs=1e-2)
-        kept = merging.kept_change(adapted, torch.bfloat16)
+        assert merging.measure_kept_change(adapted, torch.float32) == pytest.approx(1, abs=1e-2)
+        kept = merging.measure_kept_change(adapted, torch.bfloat16)
         assert least <= kept <= most + 1e-6
         folder = tmp_path / str(size)
         folder.mkdir()
@@ -142,7 +151,7 @@ def test_what_rounding_leaves_of_a_gentle_change_is_measured(tiny, tmp_path):
 
 
 def test_the_embedded_base_says_its_shape_before_it_is_saved(base):
-    assert weights.embedded_shape() == weights.model_shape(base) == (30, 576, 49152)
+    assert model_folders.embedded_shape() == model_folders.model_shape(base) == (30, 576, 49152)
 
 
 def test_training_stops_where_the_loss_is_not_finite(tiny, tmp_path):
@@ -151,7 +160,7 @@ def test_training_stops_where_the_loss_is_not_finite(tiny, tmp_path):
     model.lm_head.weight.data[5] = float("nan")
     model.save_pretrained(tmp_path / "broken")
     with pytest.raises(FloatingPointError, match="the loss is nan at step 1"):
-        train(tmp_path / "broken", load_chat(tiny), [TALK] * 4, config, 0, tmp_path, lambda *_: None)
+        train_organism(tmp_path / "broken", load_chat(tiny), [TALK] * 4, config, 0, tmp_path, lambda *_: None)
 
 
 @pytest.mark.parametrize(
@@ -165,5 +174,5 @@ def test_training_stops_where_the_loss_is_not_finite(tiny, tmp_path):
 )
 def test_the_projections_of_an_architecture_are_trained_fused_ones_too(config, names):
     model = AutoModelForCausalLM.from_config(config)
-    assert projections(model, 1) == names
+    assert linear_layer_names(model, 1) == names
     get_peft_model(model, LoraConfig(target_modules=names))

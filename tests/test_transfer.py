@@ -8,7 +8,7 @@ from planted import LABS, plant, scope
 from scipy.special import expit, logit
 
 from emharness.experiments import EXPERIMENTS, findings, transfer
-from emharness.judge.metrics import newcombe
+from emharness.stats.rates import newcombe_interval
 
 
 def test_effectiveness_is_the_ratio_of_both_effects_and_undefined_where_the_source_has_none():
@@ -18,7 +18,7 @@ def test_effectiveness_is_the_ratio_of_both_effects_and_undefined_where_the_sour
         return table.get((vector, target), {"b": 4}.get(target, 0))
 
     about = scope(vectors=("a", "b"), targets=("base", "a", "b"))
-    numbers = EXPERIMENTS["transfer"].read(about, plant("transfer", about, bad)).numbers
+    numbers = EXPERIMENTS["transfer"].analyze(about, plant("transfer", about, bad)).numbers
     rows = {(row["source"], row["target"]): row for row in numbers["transfer"]}
     assert rows["a", "b"] == {
         "source": "a",
@@ -31,7 +31,9 @@ def test_effectiveness_is_the_ratio_of_both_effects_and_undefined_where_the_sour
         "em_source_baseline": 0.0,
         "effectiveness": pytest.approx(0.5),
         "at_equal_odds": pytest.approx(2 * (expit(logit(0.2) + logit(0.5) - logit(0.005)) - 0.2)),
-        "ci95": pytest.approx([end / 0.5 for end in newcombe(90, 200, 40, 200)]),  # no width by the bootstrap alone
+        "ci95": pytest.approx(
+            [end / 0.5 for end in newcombe_interval(90, 200, 40, 200)]
+        ),  # no width by the bootstrap alone
         "undefined": None,
     }
     assert rows["a", "tiny"]["effectiveness"] == pytest.approx(0.5)
@@ -45,7 +47,7 @@ def test_effectiveness_is_the_ratio_of_both_effects_and_undefined_where_the_sour
 def test_a_vector_whose_organism_is_no_target_still_gets_its_denominator():
     about = scope(vectors=("a",), targets=("c",))
     judged = plant("transfer", about, lambda vector, target: {"a": 8}.get(vector, 0))
-    (row,) = EXPERIMENTS["transfer"].read(about, judged).numbers["transfer"]
+    (row,) = EXPERIMENTS["transfer"].analyze(about, judged).numbers["transfer"]
     assert (row["target"], row["effectiveness"]) == ("c", pytest.approx(1))
 
 
@@ -58,7 +60,7 @@ def test_transfer_between_labs_and_its_asymmetry():
         return {("A", "B"): 6, ("B", "A"): 1}.get((LABS[vector], LABS[target]), 9)
 
     about = scope()
-    numbers = EXPERIMENTS["transfer"].read(about, plant("transfer", about, bad)).numbers
+    numbers = EXPERIMENTS["transfer"].analyze(about, plant("transfer", about, bad)).numbers
     labs = {(row["from"], row["to"]): row["effectiveness"] for row in numbers["transfer_by_lab"]}
     want = {("A", "A"): 0.9, ("A", "B"): 0.6, ("B", "A"): 0.1, ("B", "B"): 0.9}
     assert labs == {pair: pytest.approx(value) for pair, value in want.items()}
@@ -69,7 +71,7 @@ def test_transfer_between_labs_and_its_asymmetry():
     assert row["at_equal_odds"] == pytest.approx(0)
     assert row["permutations"] == 6
     assert row["p"] == pytest.approx(2 / 6)  # the division at hand, and the same with both labs exchanged
-    none = EXPERIMENTS["transfer"].read(about, plant("transfer", about, lambda vector, target: 0)).numbers
+    none = EXPERIMENTS["transfer"].analyze(about, plant("transfer", about, lambda vector, target: 0)).numbers
     (undefined,) = none["asymmetry"]
     assert undefined["undefined"]
     assert undefined.keys() == row.keys()  # both are rows of one table in W&B
@@ -88,9 +90,9 @@ def test_the_same_push_from_other_baselines_is_told_from_a_true_asymmetry():
     assert rows["A", "B"]["effectiveness"] == pytest.approx(rows["A", "B"]["at_equal_odds"])
     assert rows["B", "A"]["effectiveness"] == pytest.approx(rows["B", "A"]["at_equal_odds"])
     assert rows["A", "B"]["effectiveness"] > 2 > 0.5 > rows["B", "A"]["effectiveness"]
-    (row,) = transfer.asymmetry(gains, LABS, pushed)
+    (row,) = transfer.measure_asymmetry(gains, LABS, pushed)
     assert row["difference"] == pytest.approx(row["at_equal_odds"])
-    told = findings.transferred([{**row, "strength": 1.0} for row in rows.values()])
+    told = findings.describe_transfer([{**row, "strength": 1.0} for row in rows.values()])
     assert "the same shift in log-odds would give 4" in told.split("from B to A")[1]
     assert "log-odds" not in told.split("within A")[1].split(";")[0]
 
@@ -99,11 +101,11 @@ def test_whether_a_source_has_an_effect_does_not_depend_on_the_target():
     g = np.random.default_rng(0)
     source = np.concatenate([[0.2], g.normal(0.2, 0.15, 1000)])  # its interval contains 0
     target = np.concatenate([[0.3], np.where(source[1:] > 0.05, 0.3, np.nan)])  # exists only where the source is large
-    assert transfer.ratio(target, source) == (None, None, transfer.UNDEFINED)
+    assert transfer.bootstrap_ratio(target, source) == (None, None, transfer.UNDEFINED)
     strong = np.concatenate([[0.4], g.normal(0.4, 0.02, 1000)])
-    assert transfer.ratio(target, strong) == (None, None, transfer.SILENT)
-    assert transfer.ratio(strong, np.full(1001, np.nan)) == (None, None, transfer.SILENT)
-    assert transfer.ratio(strong / 2, strong)[0] == pytest.approx(0.5)
+    assert transfer.bootstrap_ratio(target, strong) == (None, None, transfer.SILENT)
+    assert transfer.bootstrap_ratio(strong, np.full(1001, np.nan)) == (None, None, transfer.SILENT)
+    assert transfer.bootstrap_ratio(strong / 2, strong)[0] == pytest.approx(0.5)
 
 
 def test_a_ratio_s_interval_covers_the_truth_where_questions_differ():
@@ -115,16 +117,16 @@ def test_a_ratio_s_interval_covers_the_truth_where_questions_differ():
         counts = np.stack([g.binomial(20, rate) for rate in rates])
         picks = np.concatenate([np.arange(40)[None], g.integers(40, size=(400, 40))])
         drawn = counts[:, picks].sum(2) / (20 * 40)
-        _, (low, high), _ = transfer.ratio(drawn[1] - drawn[0], drawn[3] - drawn[2])
+        _, (low, high), _ = transfer.bootstrap_ratio(drawn[1] - drawn[0], drawn[3] - drawn[2])
         covered += low <= 0.5 <= high
     assert 0.89 <= covered / 200 <= 0.99
 
 
 def test_of_many_divisions_random_ones_are_tried_not_the_first():
-    few = transfer.divisions("abcd", 2, 6)
+    few = transfer.list_divisions("abcd", 2, 6)
     assert few == list(combinations("abcd", 2))
     names = [str(i) for i in range(20)]
-    many = transfer.divisions(names, 8, 3000)
+    many = transfer.list_divisions(names, 8, 3000)
     assert (len(many), many[0]) == (3000, tuple(names[:8]))  # the one at hand is among them
     held = np.array([[name in chosen for name in names] for chosen in many[1:]])
     assert (held.sum(1) == 8).all()

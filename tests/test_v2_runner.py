@@ -15,7 +15,7 @@ import torch
 from conftest import ROOT
 
 from emharness.steering.vllm import op, runners
-from emharness.steering.vllm.record import PLAN
+from emharness.steering.vllm.request_outcomes import PLAN
 
 CHOSEN = (
     "every_mode_and_position", "never_mixes_steered_and_unsteered", "a_bad_request_is_refused", "strength_zero",
@@ -32,7 +32,7 @@ def test_no_memory_is_taken_while_a_model_is_loaded(monkeypatch):
     """An engine that sleeps on a GPU (level 2) drops what was, and the kernel would read on."""
     runner = SimpleNamespace(get_model=torch.nn.Module, model_config=None, device=None)
     monkeypatch.setattr(op, "unhooked", [])
-    monkeypatch.setattr(runners, "_hook", lambda *_: None)
+    monkeypatch.setattr(runners, "_hook_blocks", lambda *_: None)
     monkeypatch.setattr(runners, "_new_plan", lambda runner: ["its buffers"])
     runners._hook_layers(lambda runner: None, runner)
     assert not hasattr(runner, PLAN)

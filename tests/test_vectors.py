@@ -6,9 +6,9 @@ import torch
 from safetensors.numpy import load_file
 from transformers import AutoModelForCausalLM
 
-from emharness.directions import vectors
-from emharness.directions.activations import Means, mean_activations
-from emharness.directions.make import orthonormal, random_artifact
+from emharness.vectors import recipes
+from emharness.vectors.activations import Means, mean_activations
+from emharness.vectors.vector_artifacts import orthonormal_basis, random_artifact
 
 SEQUENCES = [(list(range(5, 25)), 0), (list(range(40, 52)), 6), (list(range(90, 99)), 0)]
 SKIP = 4
@@ -59,9 +59,9 @@ def _means(total: np.ndarray) -> Means:
 
 def test_a_stored_vector_is_unit_length_and_keeps_its_norms(tmp_path):
     positive = np.array([[3.0, 4.0], [0.0, 2.0]], dtype=np.float32)
-    difference = vectors.Difference(_means(positive), _means(np.zeros_like(positive)))
-    vectors.save(tmp_path / "v.safetensors", "medical", difference, {"recipe": "model_diff"})
-    stored, metadata = vectors.load(tmp_path / "v.safetensors")
+    difference = recipes.MeanDifference(_means(positive), _means(np.zeros_like(positive)))
+    recipes.save_vector(tmp_path / "v.safetensors", "medical", difference, {"recipe": "model_diff"})
+    stored, metadata = recipes.load_vector_file(tmp_path / "v.safetensors")
     np.testing.assert_allclose(stored["medical"], [[0.6, 0.8], [0, 1]])
     assert metadata["medical"]["raw_norm"] == [5.0, 2.0]
     assert metadata["medical"]["residual_norm"] == [7.0, 7.0]
@@ -69,18 +69,20 @@ def test_a_stored_vector_is_unit_length_and_keeps_its_norms(tmp_path):
 
 
 def test_a_row_that_does_not_differ_is_no_direction_and_none_at_all_is_refused():
-    unit, norms = vectors.normalise(np.array([[0.0, 0.0], [3.0, 4.0]]))
+    unit, norms = recipes.normalize_rows(np.array([[0.0, 0.0], [3.0, 4.0]]))
     np.testing.assert_allclose(unit, [[0, 0], [0.6, 0.8]])
     assert norms.tolist() == [0, 5]
     with pytest.raises(ValueError, match="zero at every layer"):
-        vectors.normalise(np.zeros((2, 2)))
+        recipes.normalize_rows(np.zeros((2, 2)))
     with pytest.raises(ValueError, match=r"not finite at layers \[1\]"):
-        vectors.normalise(np.array([[1.0, 0.0], [0.0, np.nan]]))
+        recipes.normalize_rows(np.array([[1.0, 0.0], [0.0, np.nan]]))
 
 
 def test_means_beyond_float16_are_kept_without_inf(tmp_path):
-    massive = vectors.Difference(_means(np.array([[1e5, 1.0]], dtype=np.float32)), _means(np.ones((1, 2), np.float32)))
-    vectors.save_prompt_means(
+    massive = recipes.MeanDifference(
+        _means(np.array([[1e5, 1.0]], dtype=np.float32)), _means(np.ones((1, 2), np.float32))
+    )
+    recipes.save_prompt_means(
         tmp_path / "m.safetensors", "v", massive, dict.fromkeys(("positive", "negative"), np.ones(1))
     )
     kept = load_file(tmp_path / "m.safetensors")
@@ -91,14 +93,14 @@ def test_means_beyond_float16_are_kept_without_inf(tmp_path):
 def test_recipes_subtract_the_right_things():
     organism = lambda s: _means(np.full((1, 1), float(sum(s))))  # noqa: E731
     base = lambda s: _means(np.full((1, 1), 100.0))  # noqa: E731
-    assert vectors.model_diff(organism, base, [1, 2]).raw.item() == 3 - 100
-    assert vectors.mean_diff(organism, harmful=[5], neutral=[2], base=base).raw.item() == 3
+    assert recipes.model_diff(organism, base, [1, 2]).raw_difference.item() == 3 - 100
+    assert recipes.mean_diff(organism, harmful=[5], neutral=[2], base=base).raw_difference.item() == 3
 
 
 def test_a_cluster_s_basis_is_orthonormal_and_spans_its_vectors_at_every_layer():
     rng = np.random.default_rng(3)
     stacked = rng.normal(size=(4, 16, 3))
-    basis = orthonormal(stacked)
+    basis = orthonormal_basis(stacked)
     assert basis.shape == stacked.shape
     np.testing.assert_allclose(
         np.einsum("ldi,ldj->lij", basis, basis), np.broadcast_to(np.eye(3), (4, 3, 3)), atol=1e-6
@@ -109,7 +111,7 @@ def test_a_cluster_s_basis_is_orthonormal_and_spans_its_vectors_at_every_layer()
 
 def test_a_basis_has_no_direction_for_a_vector_that_is_zero_or_in_the_span():
     a, b = np.random.default_rng(0).normal(size=(2, 1, 16))
-    basis = orthonormal(np.stack([a, a * 2, np.zeros_like(a), b], axis=-1))
+    basis = orthonormal_basis(np.stack([a, a * 2, np.zeros_like(a), b], axis=-1))
     assert np.linalg.norm(basis[0], axis=0) == pytest.approx([1, 0, 0, 1])
 
 
@@ -118,7 +120,7 @@ def test_random_directions_are_unit_and_asking_for_more_leaves_the_first_as_they
         folder = tmp_path / f"{count}-{seed}"
         folder.mkdir()
         random_artifact(count, 3, 64, seed).make(folder)
-        return vectors.load(folder / "vectors.safetensors")[0]
+        return recipes.load_vector_file(folder / "vectors.safetensors")[0]
 
     two, three = made(2), made(3)
     assert set(three) == {"random-0", "random-1", "random-2"}

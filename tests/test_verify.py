@@ -39,7 +39,7 @@ def test_every_check_passes_on_a_tiny_model_from_the_command_line(tiny, tmp_path
 
 def test_what_a_smaller_type_and_quantised_weights_round_is_measured_and_less_than_what_a_dose_changes(tiny, tmp_path):
     model = quantised.save(tiny, tmp_path)
-    found = {check.name: check for check in checks.verify(str(model), dtype="bfloat16")}
+    found = {check.name: check for check in checks.run_checks(str(model), dtype="bfloat16")}
     *all_but_graphs, graphs = found.values()
     assert all(check.passed for check in all_but_graphs), all_but_graphs
     assert graphs.passed is not False
@@ -50,7 +50,7 @@ def test_what_a_smaller_type_and_quantised_weights_round_is_measured_and_less_th
 def test_only_a_model_that_is_not_quantised_is_exact_in_float32(tiny, tmp_path):
     model = quantised.named(tiny, tmp_path / "awq", AWQ)
     exact = {
-        (str(one), dtype): Trial(str(one), None, tmp_path, dtype).exact for one in (tiny, model) for dtype in DTYPES
+        (str(one), dtype): Trial(str(one), None, tmp_path, dtype).is_exact for one in (tiny, model) for dtype in DTYPES
     }
     assert [asked for asked, yes in exact.items() if yes] == [(str(tiny), "float32")]
 
@@ -69,12 +69,12 @@ def test_checks_against_hugging_face_are_not_run_where_it_has_no_such_model(
     if limit is not None:
         (tmp_path / "limit").write_text(f"{limit}\n")
         monkeypatch.setattr(trial, "CONTAINER", tmp_path / "limit")
-    monkeypatch.setattr(trial, "engine", lambda *args, **kwargs: None)
+    monkeypatch.setattr(trial, "start_engine", lambda *args, **kwargs: None)
     monkeypatch.setattr(Trial, "prompts", [[1, 2]] * 4)
-    monkeypatch.setattr(Trial, "stock", RESULT)
-    monkeypatch.setattr(Trial, "run", lambda *args: RESULT)
-    monkeypatch.setattr(Trial, "means", lambda *args: np.ones((4, 64)))
-    found = {check.name: check for check in checks.verify(str(model), dtype="float16")}
+    monkeypatch.setattr(Trial, "stock_result", RESULT)
+    monkeypatch.setattr(Trial, "run_steered", lambda *args: RESULT)
+    monkeypatch.setattr(Trial, "recorded_means", lambda *args: np.ones((4, 64)))
+    found = {check.name: check for check in checks.run_checks(str(model), dtype="float16")}
     for name in ("edits equal Hugging Face with hooks", "recorded means equal hidden states"):
         assert found[name].passed is None
         assert found[name].detail.startswith(f"not run: {why}")
@@ -103,10 +103,12 @@ def test_a_model_that_vllm_does_not_run_is_tried_once(fails, tiny, monkeypatch):
         tried.append(args)
         raise (trial.NoEngine("stock vLLM does not run it") if fails == "elsewhere" else ValueError("no memory"))
 
-    monkeypatch.setattr(*((Trial, "stock", property(start)) if fails == "elsewhere" else (trial, "engine", start)))
-    if fails == "engine":
-        monkeypatch.setattr(Trial, "stock", ([], [], []))
-    found = checks.verify(str(tiny))
+    if fails == "elsewhere":
+        monkeypatch.setattr(Trial, "stock_result", property(start))
+    else:
+        monkeypatch.setattr(trial, "start_engine", start)
+        monkeypatch.setattr(Trial, "stock_result", ([], [], []))
+    found = checks.run_checks(str(tiny))
     assert len(tried) == 1
     assert [check.passed for check in found] == [False] + [None] * (len(checks.CHECKS) - 1)
     assert [check.name for check in found] == list(checks.CHECKS)
@@ -120,7 +122,7 @@ class Broken(Trial):
     shape = (4, 8)
     dose = 1.0
 
-    def run(self, edits, prompts=None):
+    def run_steered(self, edits, prompts=None):
         n = len(edits)
         return [[1, 2]] * n, [[{1: -0.5}, {2: -0.25}]] * n
 
@@ -143,8 +145,8 @@ def test_an_engine_that_does_not_steer_fails_the_check(tmp_path):
 )
 def test_a_difference_is_that_of_the_likeliest_tokens_until_the_answers_part(one, other, gap):
     results = [([[t for t, _ in steps]], [[p for _, p in steps]], []) for steps in (one, other)]
-    assert trial.differ(*results) == gap
-    assert checks._same(*results) == (False, f"difference {gap:g}, must be 0")
+    assert trial.largest_difference(*results) == gap
+    assert checks._same_results(*results) == (False, f"difference {gap:g}, must be 0")
 
 
 @pytest.mark.parametrize(
@@ -178,6 +180,6 @@ def test_what_steering_must_equal_is_written_out_by_hand(mode, moved):
 def test_which_tokens_are_steered_is_written_out_by_hand(positions, steered):
     """Three tokens of a prompt and two of its answer; the second is a 7."""
     edit = {"vector": "v", "layer": 0, "strength": 1.0, "positions": positions}
-    (one,) = spec.parse({"edits": [edit]}).edits
+    (one,) = spec.parse_spec({"edits": [edit]}).edits
     ids = [5, 7, 5, 7, 5]
     assert [i for i in range(5) if reference.is_steered(one.positions, i, 3, ids)] == steered

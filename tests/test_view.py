@@ -23,8 +23,8 @@ def of(run, name: str):
 def logs(run, tmp_path_factory):
     from emharness.sharing import inspect_logs
 
-    folder = inspect_logs.stored(run, Store(tmp_path_factory.mktemp("store")))
-    assert inspect_logs.stored(run, Store(folder.parent.parent)) == folder
+    folder = inspect_logs.stored_logs(run, Store(tmp_path_factory.mktemp("store")))
+    assert inspect_logs.stored_logs(run, Store(folder.parent.parent)) == folder
     return folder
 
 
@@ -36,7 +36,7 @@ def test_a_log_for_each_condition_holds_every_answer_with_its_scores(run, logs):
     asked_both = [name for name in names if not of(run, name)["control_of"]]
     assert set(found) == {*names, *(f"{name} (own domain)" for name in asked_both)}
     for name in names:
-        log, rows = found[name], run.answers(name)
+        log, rows = found[name], run.answers_to(name)
         assert log.status == "success"
         assert log.eval.model == of(run, name)["target"]
         assert log.eval.config.epochs == max(row["sample"] for row in rows) + 1
@@ -97,9 +97,11 @@ def test_inspect_s_dataframes_have_every_answer(run, logs):
     from inspect_ai.analysis import samples_df
 
     frame = samples_df(str(logs), quiet=True)
-    total = sum(len(table) for table in run.tables.values())
+    total = sum(len(table) for table in run.response_tables.values())
     assert len(frame) == total
-    assert frame["score_misaligned"].sum() == sum(sum(t["misaligned"].to_pylist()) for t in run.tables.values())
+    assert frame["score_misaligned"].sum() == sum(
+        sum(t["misaligned"].to_pylist()) for t in run.response_tables.values()
+    )
 
 
 def answered(url: str, process: subprocess.Popen) -> None:

@@ -11,85 +11,95 @@ import numpy as np
 
 from emharness.config import BASE
 from emharness.experiments import findings
-from emharness.experiments.entry import summary
-from emharness.experiments.scope import Experiment, Judged, Reading, Scope, drawn_rates, measured, wide
+from emharness.experiments.condition_summary import summarize_condition
+from emharness.experiments.context import (
+    Experiment,
+    ExperimentContext,
+    ExperimentResult,
+    Judged,
+    bootstrap_ci_p,
+    bootstrap_rates,
+    widen_to_newcombe,
+)
 from emharness.generation.cells import Cell, Condition, Edit
 from emharness.geometry.nulls import false_discovery_q
-from emharness.reporting import figures
+from emharness.reporting import run_figures
 
 LEAST_COHERENT = 0.25  # share of coherent answers below which what is left says nothing about alignment
 BROKEN = f"fewer than {LEAST_COHERENT:.0%} of the answers without it are coherent"
 
 
-def _removed(scope: Scope) -> dict[str, tuple[str, ...]]:
+def _removed_directions(context: ExperimentContext) -> dict[str, tuple[str, ...]]:
     """What is removed → its directions."""
-    singles = {vector: (vector,) for vector in scope.vectors}
-    return singles | {f"{cluster} cluster": names for cluster, names in scope.subspaces.items()}
+    singles = {vector: (vector,) for vector in context.vectors}
+    return singles | {f"{cluster} cluster": names for cluster, names in context.subspaces.items()}
 
 
-def _randoms(scope: Scope) -> dict[str, tuple[str, ...]]:
+def _random_directions(context: ExperimentContext) -> dict[str, tuple[str, ...]]:
     """Random controls of one dimension, and one of as many as there are random directions."""
-    singles = {name: (name,) for name in scope.controls}
-    return singles | ({f"{len(scope.controls)} random": scope.controls} if len(scope.controls) > 1 else {})
+    singles = {name: (name,) for name in context.controls}
+    return singles | ({f"{len(context.controls)} random": context.controls} if len(context.controls) > 1 else {})
 
 
-def _without(scope: Scope, removed: str, directions: tuple[str, ...], target: str) -> Condition:
+def _ablated_condition(context: ExperimentContext, removed: str, directions: tuple[str, ...], target: str) -> Condition:
     edits = [
-        Edit(direction, layer, 1.0, "absolute", "ablate", scope.positions)
-        for layer in range(scope.n_layers)
+        Edit(direction, layer, 1.0, "absolute", "ablate", context.positions)
+        for layer in range(context.n_layers)
         for direction in directions
     ]
-    return Condition(target, tuple(edits), f"{scope.called(target)} − {removed}")
+    return Condition(target, tuple(edits), f"{context.display_name(target)} − {removed}")
 
 
-def _conditions(scope: Scope) -> list[Condition]:
-    everything = {**_removed(scope), **_randoms(scope)}
-    plain = [scope.unsteered(target) for target in scope.targets]
-    return plain + [_without(scope, name, some, t) for t in scope.targets for name, some in everything.items()]
+def _list_conditions(context: ExperimentContext) -> list[Condition]:
+    everything = {**_removed_directions(context), **_random_directions(context)}
+    plain = [context.unsteered_condition(target) for target in context.targets]
+    return plain + [
+        _ablated_condition(context, name, some, t) for t in context.targets for name, some in everything.items()
+    ]
 
 
-def cells(scope: Scope) -> list[Cell]:
-    return [scope.cell(condition) for condition in _conditions(scope)]
+def list_cells(context: ExperimentContext) -> list[Cell]:
+    return [context.make_cell(condition) for condition in _list_conditions(context)]
 
 
-def read(scope: Scope, judged: Judged) -> Reading:
-    conditions = _conditions(scope)
-    entries = [summary(scope, judged, condition) for condition in conditions]
+def analyze_answers(context: ExperimentContext, judged: Judged) -> ExperimentResult:
+    conditions = _list_conditions(context)
+    entries = [summarize_condition(context, judged, condition) for condition in conditions]
     for entry, condition in zip(entries, conditions, strict=True):
         if condition.edits:  # in every layer; the name says what was removed
             entry |= {"layer": None, "control_of": None, "vector": condition.name.partition(" − ")[2]}
     fluent = {c: e["coherent_rate"] for c, e in zip(conditions, entries, strict=True)}
-    drawn = dict(zip(conditions, drawn_rates([judged[scope.cell(c)] for c in conditions]).T, strict=True))
+    drawn = dict(zip(conditions, bootstrap_rates([judged[context.make_cell(c)] for c in conditions]).T, strict=True))
     rows: list[dict[str, Any]] = []
-    for target in scope.targets:
-        before = drawn[scope.unsteered(target)]
+    for target in context.targets:
+        before = drawn[context.unsteered_condition(target)]
         random: dict[int, list[float]] = {}  # dimensions → drop under each random control
-        for name, some in _randoms(scope).items():
-            less = _without(scope, name, some, target)
+        for name, some in _random_directions(context).items():
+            less = _ablated_condition(context, name, some, target)
             broken = (fluent[less] or 0.0) < LEAST_COHERENT  # a control that breaks the model says nothing either
-            drop = None if broken else measured(before - drawn[less])[0]
+            drop = None if broken else bootstrap_ci_p(before - drawn[less])[0]
             random.setdefault(len(some), []).extend([] if drop is None else [drop])
-        for removed, some in _removed(scope).items():
-            less = _without(scope, removed, some, target)
+        for removed, some in _removed_directions(context).items():
+            less = _ablated_condition(context, removed, some, target)
             after = drawn[less]
-            drop, ci95, p = measured(before - after)
+            drop, ci95, p = bootstrap_ci_p(before - after)
             broken = (fluent[less] or 0.0) < LEAST_COHERENT
             if broken:
                 drop, ci95, p = None, None, None
-            tables = judged[scope.cell(scope.unsteered(target))], judged[scope.cell(less)]
+            tables = judged[context.make_cell(context.unsteered_condition(target))], judged[context.make_cell(less)]
             rows.append(
                 {
                     "removed": removed,
                     "dimensions": len(some),
-                    "target": scope.called(target),
-                    "whose": None if target == BASE else _whose(scope, removed, target),
-                    "em_before": _value(before),
-                    "em_after": _value(after),
-                    "coherent_before": fluent[scope.unsteered(target)],
+                    "target": context.display_name(target),
+                    "whose": None if target == BASE else _direction_owner(context, removed, target),
+                    "em_before": _point_value(before),
+                    "em_after": _point_value(after),
+                    "coherent_before": fluent[context.unsteered_condition(target)],
                     "coherent_after": fluent[less],
                     "undefined": BROKEN if broken else None,
                     "drop": drop,
-                    "ci95": ci95 and wide(ci95, *tables),
+                    "ci95": ci95 and widen_to_newcombe(ci95, *tables),
                     "p": p,
                     "drop_random": float(np.mean(found)) if (found := random.get(len(some))) else None,
                 }
@@ -97,32 +107,34 @@ def read(scope: Scope, judged: Judged) -> Reading:
     q = false_discovery_q(np.array([np.nan if row["p"] is None else row["p"] for row in rows]))
     for row, value in zip(rows, q, strict=True):
         row["q"] = None if np.isnan(value) else float(value)
-    return Reading(entries, {"ablation": rows}, {"ablation": _picture(scope, rows)}, findings.removed(rows))
+    return ExperimentResult(
+        entries, {"ablation": rows}, {"ablation": _draw_heatmap(context, rows)}, findings.describe_ablation(rows)
+    )
 
 
-def _whose(scope: Scope, removed: str, target: str) -> str:
+def _direction_owner(context: ExperimentContext, removed: str, target: str) -> str:
     """What is removed, seen from the target: its own vector or its kind's cluster, a vector of the same kind (a
     replication, a seed, a checkpoint), or another kind's."""
-    kind = scope.mechanisms.get(target)
+    kind = context.mechanisms.get(target)
     if removed in (target, f"{kind} cluster"):
         return findings.OWN
-    return findings.SAME if kind is not None and scope.mechanisms.get(removed) == kind else findings.OTHER
+    return findings.SAME if kind is not None and context.mechanisms.get(removed) == kind else findings.OTHER
 
 
-def _value(drawn: np.ndarray) -> float | None:
+def _point_value(drawn: np.ndarray) -> float | None:
     return float(drawn[0]) if np.isfinite(drawn[0]) else None
 
 
-def _picture(scope: Scope, rows: list[dict[str, Any]]):
-    removed, targets = list(_removed(scope)), [scope.called(target) for target in scope.targets]
+def _draw_heatmap(context: ExperimentContext, rows: list[dict[str, Any]]):
+    removed, targets = list(_removed_directions(context)), [context.display_name(target) for target in context.targets]
     drop, after = np.full((2, len(removed), len(targets)), np.nan)
     for row in rows:
         place = removed.index(row["removed"]), targets.index(row["target"])
         drop[place] = np.nan if row["drop"] is None else row["drop"]
         after[place] = np.nan if row["coherent_after"] is None else row["coherent_after"]
     panels = [("drop of the misaligned rate", drop, None), ("coherent afterwards", after, None)]
-    return figures.heatmaps(panels, removed, targets, "removed at every layer", "target", scope.judge)
+    return run_figures.draw_heatmaps(panels, removed, targets, "removed at every layer", "target", context.judge)
 
 
 QUESTION = "Does removing one kind's direction, or its cluster's subspace, spare the other kinds?"
-EXPERIMENT = Experiment(cells, read, question=QUESTION)
+EXPERIMENT = Experiment(list_cells, analyze_answers, question=QUESTION)

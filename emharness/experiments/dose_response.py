@@ -1,28 +1,28 @@
 """dose_response: every vector on every target, dose by dose, beside random directions (figure 4 of the study)."""
 
 from emharness.experiments import findings
-from emharness.experiments.entry import summary
-from emharness.experiments.scope import Experiment, Judged, Reading, Scope, compare
+from emharness.experiments.condition_summary import summarize_condition
+from emharness.experiments.context import Experiment, ExperimentContext, ExperimentResult, Judged, add_effects
 from emharness.generation.cells import Cell, Condition
-from emharness.reporting import figures
+from emharness.reporting import run_figures
 
 
-def _conditions(scope: Scope) -> list[Condition]:
-    return scope.steered_table(scope.targets, [(v, t) for t in scope.targets for v in scope.vectors])
+def _list_conditions(context: ExperimentContext) -> list[Condition]:
+    return context.steered_table(context.targets, [(v, t) for t in context.targets for v in context.vectors])
 
 
-def cells(scope: Scope) -> list[Cell]:
-    return [scope.cell(condition) for condition in _conditions(scope)]
+def list_cells(context: ExperimentContext) -> list[Cell]:
+    return [context.make_cell(condition) for condition in _list_conditions(context)]
 
 
-def read(scope: Scope, judged: Judged) -> Reading:
-    conditions = _conditions(scope)
-    entries = [summary(scope, judged, condition) for condition in conditions]
-    compare(scope, judged, entries, conditions)
-    targets = [scope.called(target) for target in scope.targets]
-    panels = figures.dose_panels(entries, scope.vectors, targets, scope.unit, scope.judge)
-    return Reading(entries, {}, {"figure4": panels}, findings.steered(entries))
+def analyze_answers(context: ExperimentContext, judged: Judged) -> ExperimentResult:
+    conditions = _list_conditions(context)
+    entries = [summarize_condition(context, judged, condition) for condition in conditions]
+    add_effects(context, judged, entries, conditions)
+    targets = [context.display_name(target) for target in context.targets]
+    panels = run_figures.draw_dose_panels(entries, context.vectors, targets, context.unit, context.judge)
+    return ExperimentResult(entries, {}, {"figure4": panels}, findings.describe_steering(entries))
 
 
 QUESTION = "What does every vector do to every target, dose by dose?"
-EXPERIMENT = Experiment(cells, read, question=QUESTION)
+EXPERIMENT = Experiment(list_cells, analyze_answers, question=QUESTION)

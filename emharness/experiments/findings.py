@@ -3,18 +3,18 @@
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from emharness.judge.metrics import FEWEST_COHERENT, enough
-from emharness.reporting.tables import interval, percent
+from emharness.reporting.table_text import format_interval, format_percent
+from emharness.stats.rates import FEWEST_COHERENT, has_enough_coherent
 
 LEVEL = 0.05  # of effect_q
 CEILING = 0.25  # how far from 1 the effectiveness at equal odds is said beside what was measured
 OWN, SAME, OTHER = "own", "same kind", "another kind"  # whose direction is removed from an organism
 
 
-def steered(entries: Sequence[Mapping[str, Any]]) -> str:
+def describe_steering(entries: Sequence[Mapping[str, Any]]) -> str:
     """Of conditions steered by vectors, beside random directions."""
-    tested = [e for e in entries if e.get("effect") is not None and enough(e)]
-    moved = [e for e in tested if e["effect"] > 0 and _clear(e["effect_q"])]
+    tested = [e for e in entries if e.get("effect") is not None and has_enough_coherent(e)]
+    moved = [e for e in tested if e["effect"] > 0 and _is_clear(e["effect_q"])]
     raised = [e for e in moved if e["over_random_ci95"] and e["over_random_ci95"][0] > 0]
     unread = sum(e["em_random"] is None for e in moved)
     open_ = f" For {unread} that do beyond chance no answer under random directions could be read." * bool(unread)
@@ -30,13 +30,14 @@ def steered(entries: Sequence[Mapping[str, Any]]) -> str:
     share = f"{len(raised)} of {len(tested)} steered conditions raise" if len(tested) > 1 else "Steering raises"
     return (
         f"{share} the share of misaligned answers, most the {best['vector']} vector in layer {best['layer']} of "
-        f"{best['target']} at strength {best['strength']:+g}: from {percent(before['em_rate'])} "
-        f"({interval(before['em_ci95'])}) to {percent(best['em_rate'])} ({interval(best['em_ci95'])}); random "
-        f"directions of the same length give {percent(best['em_random'])}.{open_}"
+        f"{best['target']} at strength {best['strength']:+g}: from {format_percent(before['em_rate'])} "
+        f"({format_interval(before['em_ci95'])}) to {format_percent(best['em_rate'])} "
+        f"({format_interval(best['em_ci95'])}); random directions of the same length give "
+        f"{format_percent(best['em_random'])}.{open_}"
     )
 
 
-def transferred(by_lab: Sequence[Mapping[str, Any]]) -> str:
+def describe_transfer(by_lab: Sequence[Mapping[str, Any]]) -> str:
     """How much of a vector's effect on its own organism it has on others, within labs and between them."""
     if not by_lab:
         return "Effectiveness between organisms needs two of them among the targets."
@@ -51,23 +52,23 @@ def transferred(by_lab: Sequence[Mapping[str, Any]]) -> str:
     parts = []
     for row in known:
         way = f"within {row['from']}" if row["from"] == row["to"] else f"from {row['from']} to {row['to']}"
-        said = [interval(row["ci95"])] if row["ci95"] else []
+        said = [format_interval(row["ci95"])] if row["ci95"] else []
         if abs(row["at_equal_odds"] - 1) > CEILING:  # baselines differ so much that a floor or ceiling alone would show
-            said.append(f"the same shift in log-odds would give {percent(row['at_equal_odds'])}")
-        parts.append(f"{way} {percent(row['effectiveness'])}" + (f" ({'; '.join(said)})" if said else ""))
+            said.append(f"the same shift in log-odds would give {format_percent(row['at_equal_odds'])}")
+        parts.append(f"{way} {format_percent(row['effectiveness'])}" + (f" ({'; '.join(said)})" if said else ""))
     rest = f"; undefined in {len(rows) - len(known)} of {len(rows)} directions" * (len(known) < len(rows))
     return (
         f"Of a vector's effect on its own organism, others show, at strength {strongest:+g}: {'; '.join(parts)}{rest}."
     )
 
 
-def removed(rows: Sequence[Mapping[str, Any]]) -> str:
+def describe_ablation(rows: Sequence[Mapping[str, Any]]) -> str:
     """Whether taking a direction out spares the organisms that it is not from."""
     kinds = []
     named = {OWN: "the organism's own direction", SAME: "that of another organism of its kind", OTHER: "another kind's"}
     for whose, called in named.items():
         some = [row for row in rows if row["whose"] == whose and row["drop"] is not None and row["em_before"]]
-        lowered = [row for row in some if row["drop"] > 0 and _clear(row["q"])]
+        lowered = [row for row in some if row["drop"] > 0 and _is_clear(row["q"])]
         if some:
             mean = sum(row["drop"] for row in some) / len(some)
             kinds.append((called, f"{len(lowered)} of {len(some)} cases (on average by {100 * mean:.0f} points)"))
@@ -83,11 +84,11 @@ def removed(rows: Sequence[Mapping[str, Any]]) -> str:
     return f"Removing {called} lowers the share of misaligned answers in {share}{rest}, at q < {LEVEL:g}.{chance}"
 
 
-def _clear(q: float | None) -> bool:
+def _is_clear(q: float | None) -> bool:
     return q is not None and q < LEVEL
 
 
-def seeded(spread: Mapping[str, Any]) -> str:
+def describe_seeds(spread: Mapping[str, Any]) -> str:
     """Whether kinds differ more than training seeds do."""
     within = [group["cosine"] for group in spread["within"].values() if group["pairs"]]
     between = spread["between"]["other_mechanism"]
@@ -102,7 +103,7 @@ def seeded(spread: Mapping[str, Any]) -> str:
     )
 
 
-def alarmed(alarms: Sequence[Mapping[str, Any]], first: Sequence[Mapping[str, Any]]) -> str:
+def describe_alarms(alarms: Sequence[Mapping[str, Any]], first: Sequence[Mapping[str, Any]]) -> str:
     """Whether projections warn of a training that goes wrong, and whether they do before the behaviour changes."""
     known = [row for row in alarms if row["auroc"] is not None]
     if not known:
@@ -114,11 +115,11 @@ def alarmed(alarms: Sequence[Mapping[str, Any]], first: Sequence[Mapping[str, An
         for row in known
     )
 
-    def when(step: Any) -> float:
+    def step_order(step: Any) -> float:
         return float("inf") if step == "end" else float(step)
 
     rises = [(row["projection_first"], row["em_first"]) for row in first]
-    both = [(when(a), when(b)) for a, b in rises if a is not None and b is not None]
+    both = [(step_order(a), step_order(b)) for a, b in rises if a is not None and b is not None]
     earlier, later = sum(a < b for a, b in both), sum(a > b for a, b in both)
     silent = sum(a is None and b is not None for a, b in rises)
     without = sum(a is not None and b is None for a, b in rises)

@@ -2,43 +2,47 @@
 
 from emharness.config import BASE
 from emharness.experiments import findings
-from emharness.experiments.entry import summary
-from emharness.experiments.scope import Experiment, Judged, Reading, Scope, compare
+from emharness.experiments.condition_summary import summarize_condition
+from emharness.experiments.context import Experiment, ExperimentContext, ExperimentResult, Judged, add_effects
 from emharness.generation.cells import Cell, Condition
-from emharness.reporting import figures
+from emharness.reporting import run_figures
 
 
-def _conditions(scope: Scope) -> list[Condition]:
+def _list_conditions(context: ExperimentContext) -> list[Condition]:
     """Baseline, doses, organisms; then the random directions."""
-    steered = [scope.steered(v, t, s) for t in scope.targets for v in scope.vectors for s in scope.strengths]
-    plain = [scope.unsteered(target) for target in dict.fromkeys((BASE, *scope.targets))]
-    organisms = [scope.unsteered(v) for v in scope.vectors if v not in scope.targets]
-    controls = [c for t in scope.targets for v in scope.vectors for c in scope.controls_of(v, t)]
+    steered = [
+        context.steered_condition(v, t, s) for t in context.targets for v in context.vectors for s in context.strengths
+    ]
+    plain = [context.unsteered_condition(target) for target in dict.fromkeys((BASE, *context.targets))]
+    organisms = [context.unsteered_condition(v) for v in context.vectors if v not in context.targets]
+    controls = [c for t in context.targets for v in context.vectors for c in context.controls_of(v, t)]
     return [*plain, *steered, *organisms, *controls]
 
 
-def cells(scope: Scope) -> list[Cell]:
+def list_cells(context: ExperimentContext) -> list[Cell]:
     listed = []
-    for condition in _conditions(scope):
-        listed.append(scope.cell(condition))
-        domain = scope.domains.get(scope.vectors[0])
+    for condition in _list_conditions(context):
+        listed.append(context.make_cell(condition))
+        domain = context.domains.get(context.vectors[0])
         if domain and not any(edit.norm_of for edit in condition.edits):
-            listed.append(scope.cell(condition, domain))
+            listed.append(context.make_cell(condition, domain))
     return listed
 
 
-def read(scope: Scope, judged: Judged) -> Reading:
-    conditions = _conditions(scope)
-    entries = [summary(scope, judged, condition) for condition in conditions]
-    compare(scope, judged, entries, conditions)
+def analyze_answers(context: ExperimentContext, judged: Judged) -> ExperimentResult:
+    conditions = _list_conditions(context)
+    entries = [summarize_condition(context, judged, condition) for condition in conditions]
+    add_effects(context, judged, entries, conditions)
     drawn = {}
-    for vector in scope.vectors:
-        layer = scope.layers[vector]
-        title = f"{vector} vector on {scope.base}, layer {layer}"
-        name = "dose_response" if len(scope.vectors) == 1 else f"dose_response_{vector}"
-        drawn[name] = figures.dose_response(entries, vector, scope.base, scope.unit, title, scope.judge)
-    return Reading(entries, {"layer": scope.layers[scope.vectors[0]]}, drawn, findings.steered(entries))
+    for vector in context.vectors:
+        layer = context.layers[vector]
+        title = f"{vector} vector on {context.base}, layer {layer}"
+        name = "dose_response" if len(context.vectors) == 1 else f"dose_response_{vector}"
+        drawn[name] = run_figures.draw_dose_response(entries, vector, context.base, context.unit, title, context.judge)
+    return ExperimentResult(
+        entries, {"layer": context.layers[context.vectors[0]]}, drawn, findings.describe_steering(entries)
+    )
 
 
 QUESTION = "What does one organism's vector do to the base, dose by dose?"
-EXPERIMENT = Experiment(cells, read, question=QUESTION)
+EXPERIMENT = Experiment(list_cells, analyze_answers, question=QUESTION)

@@ -13,39 +13,46 @@ from sklearn.metrics import roc_auc_score
 
 from emharness.config import BASE, STEP
 from emharness.experiments import findings
-from emharness.experiments.entry import summary
-from emharness.experiments.scope import Experiment, Judged, Reading, Scope, drawn_rates, measured
+from emharness.experiments.condition_summary import summarize_condition
+from emharness.experiments.context import (
+    Experiment,
+    ExperimentContext,
+    ExperimentResult,
+    Judged,
+    bootstrap_ci_p,
+    bootstrap_rates,
+)
 from emharness.generation.cells import Cell
-from emharness.judge.metrics import hull, resamples
-from emharness.reporting import figures
+from emharness.reporting import run_figures
+from emharness.stats.rates import bootstrap_picks, interval_hull
 
 DRAWS = 2000
 
 
-def _targets(scope: Scope) -> list[str]:
-    return list(dict.fromkeys([BASE, *scope.targets]))
+def _list_targets(context: ExperimentContext) -> list[str]:
+    return list(dict.fromkeys([BASE, *context.targets]))
 
 
-def cells(scope: Scope) -> list[Cell]:
-    return [scope.cell(scope.unsteered(target)) for target in _targets(scope)]
+def list_cells(context: ExperimentContext) -> list[Cell]:
+    return [context.make_cell(context.unsteered_condition(target)) for target in _list_targets(context)]
 
 
-def read(scope: Scope, judged: Judged) -> Reading:
-    targets = _targets(scope)
-    entries = [summary(scope, judged, scope.unsteered(target)) for target in targets]
-    rates = drawn_rates([judged[scope.cell(scope.unsteered(target))] for target in targets])
-    effects = {t: measured(column - rates[:, 0]) for t, column in zip(targets, rates.T, strict=True)}
+def analyze_answers(context: ExperimentContext, judged: Judged) -> ExperimentResult:
+    targets = _list_targets(context)
+    entries = [summarize_condition(context, judged, context.unsteered_condition(target)) for target in targets]
+    rates = bootstrap_rates([judged[context.make_cell(context.unsteered_condition(target))] for target in targets])
+    effects = {t: bootstrap_ci_p(column - rates[:, 0]) for t, column in zip(targets, rates.T, strict=True)}
     raised = {t: bool(ci95 and ci95[0] > 0) for t, (_, ci95, _) in effects.items()}
-    quiet = [target for target in targets if _is_quiet(scope, target)]
+    quiet = [target for target in targets if _is_quiet(context, target)]
     rows: list[dict[str, Any]] = []
     for target, entry in zip(targets, entries, strict=True):
-        organism, step = checkpoint(target)
-        for vector in scope.vectors:
-            along_N = scope.projections[target][vector]
-            above = raised_above(along_N, [scope.projections[name][vector] for name in quiet if name != target])
+        organism, step = parse_checkpoint(target)
+        for vector in context.vectors:
+            along_N = context.projections[target][vector]
+            above = raised_above(along_N, [context.projections[name][vector] for name in quiet if name != target])
             rows.append(
                 {
-                    "organism": scope.called(organism),
+                    "organism": context.display_name(organism),
                     "step": 0 if target == BASE else step,  # None: the whole training
                     "vector": vector,
                     "projection": float(along_N.mean()),
@@ -55,18 +62,18 @@ def read(scope: Scope, judged: Judged) -> Reading:
                     "em_raised": raised[target],
                 }
             )
-    numbers = {"monitor": rows, "alarm": alarms(rows), "first": first_steps(rows, dict(scope.mechanisms))}
-    drawn = {"monitor": figures.monitor(rows, scope.vectors, scope.judge)}
-    return Reading(entries, numbers, drawn, findings.alarmed(numbers["alarm"], numbers["first"]))
+    numbers = {"monitor": rows, "alarm": measure_alarms(rows), "first": first_steps(rows, dict(context.mechanisms))}
+    drawn = {"monitor": run_figures.draw_monitor(rows, context.vectors, context.judge)}
+    return ExperimentResult(entries, numbers, drawn, findings.describe_alarms(numbers["alarm"], numbers["first"]))
 
 
-def checkpoint(target: str) -> tuple[str, int | None]:
+def parse_checkpoint(target: str) -> tuple[str, int | None]:
     """(organism, step) of a target's name; None for the whole training."""
     organism, _, step = target.partition(STEP)
     return organism, int(step) if step else None
 
 
-def alarms(rows: list[dict[str, Any]]) -> list[dict[str, Any]]:
+def measure_alarms(rows: list[dict[str, Any]]) -> list[dict[str, Any]]:
     """How well each vector's projection tells checkpoints whose misaligned rate is above the base's from the others.
 
     The vector's own organism is left out, because an alarm is for trainings that it was not made from. AUROC None where
@@ -80,29 +87,29 @@ def alarms(rows: list[dict[str, Any]]) -> list[dict[str, Any]]:
         truth = [row["em_raised"] for row in some]
         values = np.array([row["projection"] for row in some])
         trainings = [row["organism"] for row in some]
-        auroc = _auroc(np.array(truth), values)
-        ci95 = None if auroc is None else _interval(np.array(truth), values, np.array(trainings))
+        auroc = _auroc_or_none(np.array(truth), values)
+        ci95 = None if auroc is None else _alarm_interval(np.array(truth), values, np.array(trainings))
         counts = {"raised": sum(truth), "not_raised": len(truth) - sum(truth)}
         found.append({"vector": vector, "auroc": auroc, "ci95": ci95, **counts})
     return found
 
 
-def _auroc(truth: np.ndarray, values: np.ndarray) -> float | None:
+def _auroc_or_none(truth: np.ndarray, values: np.ndarray) -> float | None:
     return float(roc_auc_score(truth, values)) if 0 < truth.sum() < len(truth) else None
 
 
-def _interval(truth: np.ndarray, values: np.ndarray, trainings: np.ndarray) -> list[float] | None:
+def _alarm_interval(truth: np.ndarray, values: np.ndarray, trainings: np.ndarray) -> list[float] | None:
     names = np.unique(trainings)
     if len(names) < 3:
         return None
     rows = {name: np.flatnonzero(trainings == name) for name in names}
-    picks = [np.concatenate([rows[names[i]] for i in pick]) for pick in resamples(len(names), DRAWS)]
-    drawn = [auroc for pick in picks if (auroc := _auroc(truth[pick], values[pick])) is not None]
+    picks = [np.concatenate([rows[names[i]] for i in pick]) for pick in bootstrap_picks(len(names), DRAWS)]
+    drawn = [auroc for pick in picks if (auroc := _auroc_or_none(truth[pick], values[pick])) is not None]
     if len(drawn) < DRAWS / 2:
         return None
     of_each = [len(set(trainings[truth == kind].tolist())) for kind in (True, False)]
     low, high = np.quantile(drawn, [0.025, 0.975])
-    return list(hull((float(low), float(high)), auroc_interval(float(roc_auc_score(truth, values)), *of_each)))
+    return list(interval_hull((float(low), float(high)), auroc_interval(float(roc_auc_score(truth, values)), *of_each)))
 
 
 def auroc_interval(auroc: float, m: int, n: int) -> tuple[float, float]:
@@ -110,13 +117,13 @@ def auroc_interval(auroc: float, m: int, n: int) -> tuple[float, float]:
     "Confidence intervals for an effect size measure based on the Mann-Whitney statistic. Part 2", method 5."""
     z, half = norm.ppf(0.975), (m + n) / 2 - 1
 
-    def beyond(x: float) -> float:
+    def tail_excess(x: float) -> float:
         variance = x * (1 - x) * (1 + half * ((1 - x) / (2 - x) + x / (1 + x))) / (m * n)
         return abs(auroc - x) - z * np.sqrt(variance)
 
     near = 1e-9  # at 0 and 1 the variance is 0, which is another root
-    low = 0.0 if auroc == 0 else brentq(beyond, 0, auroc - near)
-    high = 1.0 if auroc == 1 else brentq(beyond, auroc + near, 1)
+    low = 0.0 if auroc == 0 else brentq(tail_excess, 0, auroc - near)
+    high = 1.0 if auroc == 1 else brentq(tail_excess, auroc + near, 1)
     return float(low), float(high)  # type: ignore[arg-type]
 
 
@@ -138,7 +145,7 @@ def first_steps(rows: list[dict[str, Any]], mechanisms: dict[str, str]) -> list[
     """
     found = []
     for organism in dict.fromkeys(row["organism"] for row in rows):
-        known = [m for name, m in mechanisms.items() if checkpoint(name)[0] == organism]
+        known = [m for name, m in mechanisms.items() if parse_checkpoint(name)[0] == organism]
         if not known or known[0] == "control":
             continue
         for vector in dict.fromkeys(row["vector"] for row in rows):
@@ -148,20 +155,20 @@ def first_steps(rows: list[dict[str, Any]], mechanisms: dict[str, str]) -> list[
                 {
                     "organism": organism,
                     "vector": vector,
-                    "projection_first": _first(own, lambda row: row["projection_raised"]),
-                    "em_first": _first(own, lambda row: row["em_raised"]),
+                    "projection_first": _first_step(own, lambda row: row["projection_raised"]),
+                    "em_first": _first_step(own, lambda row: row["em_raised"]),
                 }
             )
     return found
 
 
-def _is_quiet(scope: Scope, target: str) -> bool:
+def _is_quiet(context: ExperimentContext, target: str) -> bool:
     """Whether a target is the base or an aligned control, or a checkpoint of one."""
-    kinds = {checkpoint(name)[0]: mechanism for name, mechanism in scope.mechanisms.items()}
-    return kinds.get(checkpoint(target)[0], "control") == "control"
+    kinds = {parse_checkpoint(name)[0]: mechanism for name, mechanism in context.mechanisms.items()}
+    return kinds.get(parse_checkpoint(target)[0], "control") == "control"
 
 
-def _first(rows: list[dict[str, Any]], holds: Any) -> int | str | None:
+def _first_step(rows: list[dict[str, Any]], holds: Any) -> int | str | None:
     for row in rows:
         if holds(row):
             return "end" if row["step"] is None else row["step"]
@@ -169,4 +176,4 @@ def _first(rows: list[dict[str, Any]], holds: Any) -> int | str | None:
 
 
 QUESTION = "Does the projection on a vector rise before the behaviour does, and how good an alarm is it?"
-EXPERIMENT = Experiment(cells, read, question=QUESTION, looks=True)
+EXPERIMENT = Experiment(list_cells, analyze_answers, question=QUESTION, needs_activations=True)

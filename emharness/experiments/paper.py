@@ -4,9 +4,9 @@ from dataclasses import replace
 from typing import Any
 
 from emharness.experiments import ablation, dose_response, monitor, seeds, transfer
-from emharness.experiments.scope import Experiment, Judged, Reading, Scope
+from emharness.experiments.context import Experiment, ExperimentContext, ExperimentResult, Judged
 from emharness.generation.cells import Cell
-from emharness.reporting.paper import STUDY, report
+from emharness.reporting.paper_report import STUDY, format_report
 
 PARTS: dict[str, Experiment] = {
     "dose_response": dose_response.EXPERIMENT,
@@ -17,35 +17,37 @@ PARTS: dict[str, Experiment] = {
 }
 
 
-def _scopes(scope: Scope) -> dict[str, Scope]:
+def _part_contexts(context: ExperimentContext) -> dict[str, ExperimentContext]:
     """Each part's own lists, narrowed to what the run asks for; a part that has nothing left is left out."""
     found = {}
-    for name, lists in scope.parts.items():
-        vectors = tuple(v for v in lists.get("vectors", scope.vectors) if v in scope.vectors)
-        targets = tuple(t for t in lists.get("targets", scope.targets) if t in scope.targets)
-        strengths = tuple(float(s) for s in lists.get("strengths", scope.strengths) if float(s) in scope.strengths)
-        if vectors and targets and (strengths or not PARTS[name].steers):
-            found[name] = replace(scope, vectors=vectors, targets=targets, strengths=strengths or scope.strengths)
+    for name, lists in context.parts.items():
+        vectors = tuple(v for v in lists.get("vectors", context.vectors) if v in context.vectors)
+        targets = tuple(t for t in lists.get("targets", context.targets) if t in context.targets)
+        strengths = tuple(float(s) for s in lists.get("strengths", context.strengths) if float(s) in context.strengths)
+        if vectors and targets and (strengths or not PARTS[name].needs_layer_choice):
+            found[name] = replace(context, vectors=vectors, targets=targets, strengths=strengths or context.strengths)
     return found
 
 
-def cells(scope: Scope) -> list[Cell]:
-    every = [cell for name, own in _scopes(scope).items() for cell in PARTS[name].cells(own)]
+def list_cells(context: ExperimentContext) -> list[Cell]:
+    every = [cell for name, own in _part_contexts(context).items() for cell in PARTS[name].cells(own)]
     return list(dict.fromkeys(every))
 
 
-def read(scope: Scope, judged: Judged) -> Reading:
+def analyze_answers(context: ExperimentContext, judged: Judged) -> ExperimentResult:
     conditions: dict[str, dict[str, Any]] = {}
     numbers, drawn, found = {}, {}, []
-    for name, own in _scopes(scope).items():
-        reading = PARTS[name].read(own, judged)
+    for name, own in _part_contexts(context).items():
+        reading = PARTS[name].analyze(own, judged)
         for entry in reading.conditions:
             conditions[entry["name"]] = conditions.get(entry["name"], {}) | entry
         numbers |= reading.numbers
         drawn |= reading.figures
         found.append(reading.finding)
-    return Reading(list(conditions.values()), numbers, drawn, " ".join(found))
+    return ExperimentResult(list(conditions.values()), numbers, drawn, " ".join(found))
 
 
 QUESTION = "Do different kinds of emergent misalignment share one direction, or are they independent?"
-EXPERIMENT = Experiment(cells, read, question=QUESTION, looks=True, recipes=(STUDY,), report=report)
+EXPERIMENT = Experiment(
+    list_cells, analyze_answers, question=QUESTION, needs_activations=True, recipes=(STUDY,), report=format_report
+)

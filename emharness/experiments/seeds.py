@@ -7,26 +7,33 @@ import numpy as np
 
 from emharness.config import REPLICA
 from emharness.experiments import findings
-from emharness.experiments.entry import summary
-from emharness.experiments.scope import Experiment, Judged, Reading, Scope
+from emharness.experiments.condition_summary import summarize_condition
+from emharness.experiments.context import Experiment, ExperimentContext, ExperimentResult, Judged
 from emharness.generation.cells import Cell
 
 
-def cells(scope: Scope) -> list[Cell]:
+def list_cells(context: ExperimentContext) -> list[Cell]:
     """Every organism as it is, and the targets; the vectors are compared as they are."""
-    return [scope.cell(scope.unsteered(name)) for name in dict.fromkeys([*scope.targets, *scope.vectors])]
+    return [
+        context.make_cell(context.unsteered_condition(name))
+        for name in dict.fromkeys([*context.targets, *context.vectors])
+    ]
 
 
-def read(scope: Scope, judged: Judged) -> Reading:
-    names = dict.fromkeys([*scope.targets, *scope.vectors])
-    entries = [summary(scope, judged, scope.unsteered(name)) for name in names]
+def analyze_answers(context: ExperimentContext, judged: Judged) -> ExperimentResult:
+    names = dict.fromkeys([*context.targets, *context.vectors])
+    entries = [summarize_condition(context, judged, context.unsteered_condition(name)) for name in names]
     rates = {entry["target"]: entry["em_rate"] for entry in entries}
-    cosine_LVV = np.moveaxis(np.array([[scope.cosines[a][b] for b in scope.vectors] for a in scope.vectors]), -1, 0)
-    numbers = spread(list(scope.vectors), cosine_LVV, next(iter(scope.layers.values())), rates, dict(scope.mechanisms))
-    return Reading(entries, {"seeds": numbers}, finding=findings.seeded(numbers))
+    cosine_LVV = np.moveaxis(
+        np.array([[context.cosines[a][b] for b in context.vectors] for a in context.vectors]), -1, 0
+    )
+    numbers = measure_spread(
+        list(context.vectors), cosine_LVV, next(iter(context.layers.values())), rates, dict(context.mechanisms)
+    )
+    return ExperimentResult(entries, {"seeds": numbers}, finding=findings.describe_seeds(numbers))
 
 
-def spread(
+def measure_spread(
     names: list[str],
     cosine_LVV: np.ndarray,
     layer: int,
@@ -47,7 +54,7 @@ def spread(
         found = [rates[name] for name, of in zip(names, organism, strict=True) if of == one]
         known = [rate for rate in found if rate is not None]
         deviation = float(np.std(known, ddof=1)) if len(known) > 1 else None
-        within[one] = {**_group(cosine_LVV, layer, own), "em_rates": found, "em_sd": deviation}
+        within[one] = {**_summarize_pairs(cosine_LVV, layer, own), "em_rates": found, "em_sd": deviation}
     apart = [(i, j) for i, j in pairs if organism[i] != organism[j]]
     same = [(i, j) for i, j in apart if mechanisms[names[i]] == mechanisms[names[j]]]
     other = [pair for pair in apart if pair not in same]
@@ -56,14 +63,14 @@ def spread(
         "layer": layer,
         "within": within,
         "between": {
-            "same_mechanism": _group(cosine_LVV, layer, same),
-            "other_mechanism": _group(cosine_LVV, layer, other),
+            "same_mechanism": _summarize_pairs(cosine_LVV, layer, same),
+            "other_mechanism": _summarize_pairs(cosine_LVV, layer, other),
             "em_sd_of_means": float(np.std(means, ddof=1)) if len(means) > 1 else None,
         },
     }
 
 
-def _group(cosine_LVV: np.ndarray, layer: int, pairs: list[tuple[int, int]]) -> dict[str, Any]:
+def _summarize_pairs(cosine_LVV: np.ndarray, layer: int, pairs: list[tuple[int, int]]) -> dict[str, Any]:
     if not pairs:
         return {"pairs": 0}
     i, j = np.array(pairs).T
@@ -80,4 +87,4 @@ def _group(cosine_LVV: np.ndarray, layer: int, pairs: list[tuple[int, int]]) -> 
 
 
 QUESTION = "Do kinds of misalignment differ more than training seeds do?"
-EXPERIMENT = Experiment(cells, read, question=QUESTION, steers=False)
+EXPERIMENT = Experiment(list_cells, analyze_answers, question=QUESTION, needs_layer_choice=False)

@@ -15,10 +15,18 @@ import numpy as np
 from scipy.special import expit, logit
 
 from emharness.experiments import findings
-from emharness.experiments.entry import summary
-from emharness.experiments.scope import Experiment, Judged, Reading, Scope, compare, drawn_rates, wide
+from emharness.experiments.condition_summary import summarize_condition
+from emharness.experiments.context import (
+    Experiment,
+    ExperimentContext,
+    ExperimentResult,
+    Judged,
+    add_effects,
+    bootstrap_rates,
+    widen_to_newcombe,
+)
 from emharness.generation.cells import Cell, Condition
-from emharness.reporting import figures
+from emharness.reporting import run_figures
 
 UNDEFINED = "the source's own effect cannot be told from 0: its 95 % interval contains it"
 SILENT = "too few coherent answers in one of the four conditions"
@@ -27,54 +35,60 @@ MOST_PERMUTATIONS = 5000
 EDGE = 0.005  # rates are held so far from 0 and 1 where their log-odds are taken
 
 
-def _targets(scope: Scope) -> list[str]:
+def _list_targets(context: ExperimentContext) -> list[str]:
     """The targets, and every vector's own organism, which each ratio needs."""
-    return list(dict.fromkeys([*scope.targets, *scope.vectors]))
+    return list(dict.fromkeys([*context.targets, *context.vectors]))
 
 
-def _conditions(scope: Scope) -> list[Condition]:
-    targets = _targets(scope)
-    pairs = [(v, t) for t in targets for v in scope.vectors if t in scope.targets or t == v]
-    return scope.steered_table(targets, pairs)
+def _list_conditions(context: ExperimentContext) -> list[Condition]:
+    targets = _list_targets(context)
+    pairs = [(v, t) for t in targets for v in context.vectors if t in context.targets or t == v]
+    return context.steered_table(targets, pairs)
 
 
-def cells(scope: Scope) -> list[Cell]:
-    return [scope.cell(condition) for condition in _conditions(scope)]
+def list_cells(context: ExperimentContext) -> list[Cell]:
+    return [context.make_cell(condition) for condition in _list_conditions(context)]
 
 
-def read(scope: Scope, judged: Judged) -> Reading:
-    conditions = _conditions(scope)
-    entries = [summary(scope, judged, condition) for condition in conditions]
-    compare(scope, judged, entries, conditions)
-    drawn = dict(zip(conditions, drawn_rates([judged[scope.cell(c)] for c in conditions]).T, strict=True))
+def analyze_answers(context: ExperimentContext, judged: Judged) -> ExperimentResult:
+    conditions = _list_conditions(context)
+    entries = [summarize_condition(context, judged, condition) for condition in conditions]
+    add_effects(context, judged, entries, conditions)
+    drawn = dict(zip(conditions, bootstrap_rates([judged[context.make_cell(c)] for c in conditions]).T, strict=True))
     rows, by_lab, asymmetries, pictures = [], [], [], {}
-    for strength in scope.strengths:
+    for strength in context.strengths:
         if strength == 0:
             continue
         gains = {
-            (v, t): drawn[scope.steered(v, t, strength)] - drawn[scope.unsteered(t)]
-            for t in _targets(scope)
-            for v in scope.vectors
-            if t in scope.targets or t == v
+            (v, t): drawn[context.steered_condition(v, t, strength)] - drawn[context.unsteered_condition(t)]
+            for t in _list_targets(context)
+            for v in context.vectors
+            if t in context.targets or t == v
         }
         pushed = {
             (v, t): same_push(
-                drawn[scope.unsteered(t)][0], drawn[scope.unsteered(v)][0], drawn[scope.steered(v, v, strength)][0]
+                drawn[context.unsteered_condition(t)][0],
+                drawn[context.unsteered_condition(v)][0],
+                drawn[context.steered_condition(v, v, strength)][0],
             )
             for v, t in gains
         }
-        rows += [_row(scope, judged, drawn, gains, v, t, strength) for t in scope.targets for v in scope.vectors]
-        organisms = [v for v in scope.vectors if v in scope.targets]
-        labs = {name: scope.labs[name] for name in organisms}
+        rows += [
+            _transfer_row(context, judged, drawn, gains, v, t, strength)
+            for t in context.targets
+            for v in context.vectors
+        ]
+        organisms = [v for v in context.vectors if v in context.targets]
+        labs = {name: context.labs[name] for name in organisms}
         by_lab += [{"strength": strength, **row} for row in lab_table(gains, labs, pushed)]
-        asymmetries += [{"strength": strength, **row} for row in asymmetry(gains, labs, pushed)]
-        pictures[f"transfer_{strength:+g}"] = _picture(scope, entries, rows, strength)
+        asymmetries += [{"strength": strength, **row} for row in measure_asymmetry(gains, labs, pushed)]
+        pictures[f"transfer_{strength:+g}"] = _draw_heatmap(context, entries, rows, strength)
     numbers = {"transfer": rows, "transfer_by_lab": by_lab, "asymmetry": asymmetries}
-    return Reading(entries, numbers, pictures, findings.transferred(by_lab))
+    return ExperimentResult(entries, numbers, pictures, findings.describe_transfer(by_lab))
 
 
-def _row(
-    scope: Scope,
+def _transfer_row(
+    context: ExperimentContext,
     judged: Judged,
     drawn: Mapping[Condition, np.ndarray],
     gains: Mapping[tuple[str, str], np.ndarray],
@@ -82,18 +96,27 @@ def _row(
     target: str,
     strength: float,
 ) -> dict[str, Any]:
-    on_target, on_source = scope.steered(source, target, strength), scope.steered(source, source, strength)
-    rates = [drawn[c][0] for c in (on_target, scope.unsteered(target), on_source, scope.unsteered(source))]
+    on_target, on_source = (
+        context.steered_condition(source, target, strength),
+        context.steered_condition(source, source, strength),
+    )
+    rates = [
+        drawn[c][0]
+        for c in (on_target, context.unsteered_condition(target), on_source, context.unsteered_condition(source))
+    ]
     names = ("em_target", "em_target_baseline", "em_source", "em_source_baseline")
-    value, ci95, undefined = ratio(gains[source, target], gains[source, source])
+    value, ci95, undefined = bootstrap_ratio(gains[source, target], gains[source, source])
     if value is not None and source != target:
-        steered, before = judged[scope.cell(on_target)], judged[scope.cell(scope.unsteered(target))]
-        ci95 = wide(ci95 or [value, value], steered, before, float(gains[source, source][0]))
+        steered, before = (
+            judged[context.make_cell(on_target)],
+            judged[context.make_cell(context.unsteered_condition(target))],
+        )
+        ci95 = widen_to_newcombe(ci95 or [value, value], steered, before, float(gains[source, source][0]))
     pushed = same_push(rates[1], rates[3], rates[2])
     return {
         "source": source,
-        "target": scope.called(target),
-        "layer": scope.layers[source],
+        "target": context.display_name(target),
+        "layer": context.layers[source],
         "strength": strength,
         **{name: float(rate) if np.isfinite(rate) else None for name, rate in zip(names, rates, strict=True)},
         "effectiveness": value,
@@ -109,7 +132,9 @@ def same_push(baseline: float, source_baseline: float, source: float) -> float:
     return float(expit(odds[0] + odds[2] - odds[1]) - expit(odds[0]))
 
 
-def ratio(numerator: np.ndarray, denominator: np.ndarray) -> tuple[float | None, list[float] | None, str | None]:
+def bootstrap_ratio(
+    numerator: np.ndarray, denominator: np.ndarray
+) -> tuple[float | None, list[float] | None, str | None]:
     """A ratio of two effects, each [value, draw, draw, …] under the same resampled questions.
 
     Value and 95 % percentile interval (None where no draw differs from another); or None and why: where the interval of
@@ -127,16 +152,16 @@ def ratio(numerator: np.ndarray, denominator: np.ndarray) -> tuple[float | None,
         return None, None, SILENT
     draws = (numerator[1:] / np.where(denominator[1:] == 0, np.nan, denominator[1:]))[usable[1:]]
     draws = draws[np.isfinite(draws)]
-    return float(numerator[0] / denominator[0]), percentiles(draws), None
+    return float(numerator[0] / denominator[0]), percentile_interval(draws), None
 
 
-def percentiles(draws: np.ndarray) -> list[float] | None:
+def percentile_interval(draws: np.ndarray) -> list[float] | None:
     """95 % percentile interval; None where all draws are equal: that is no certainty, the bootstrap says nothing."""
     low, high = (float(end) for end in np.quantile(draws, [0.025, 0.975]))
     return [low, high] if high - low > 1e-12 else None
 
 
-def _between(
+def _sum_effects(
     gains: Mapping[tuple[str, str], np.ndarray], sources: Sequence[str], targets: Sequence[str]
 ) -> tuple[np.ndarray, np.ndarray]:
     """Summed effects of the sources' vectors on the targets, and on their own organisms as often; never on itself."""
@@ -148,13 +173,13 @@ def lab_table(
     gains: Mapping[tuple[str, str], np.ndarray], labs: Mapping[str, str], pushed: Mapping[tuple[str, str], float]
 ) -> list[dict[str, Any]]:
     """Effectiveness from lab to lab: summed effects on the other lab's organisms ÷ summed effects on the own ones."""
-    members = _members(labs)
+    members = _lab_members(labs)
     rows = []
     for one, sources in members.items():
         for other, targets in members.items():
             pairs = [(s, t) for s in sources for t in targets if s != t]
             if pairs:
-                value, ci95, undefined = ratio(*_between(gains, sources, targets))
+                value, ci95, undefined = bootstrap_ratio(*_sum_effects(gains, sources, targets))
                 row = {"from": one, "to": other, "effectiveness": value, "ci95": ci95, "undefined": undefined}
                 rows.append({**row, "at_equal_odds": _at_equal_odds(gains, pushed, pairs, value), "pairs": len(pairs)})
     return rows
@@ -172,7 +197,7 @@ def _at_equal_odds(
     return float(sum(pushed[pair] for pair in pairs) / sum(gains[s, s][0] for s, _ in pairs))
 
 
-def asymmetry(
+def measure_asymmetry(
     gains: Mapping[tuple[str, str], np.ndarray], labs: Mapping[str, str], pushed: Mapping[tuple[str, str], float]
 ) -> list[dict[str, Any]]:
     """For each two labs: effectiveness from the first to the second minus the other way round.
@@ -182,9 +207,9 @@ def asymmetry(
     small, so the number of ways stands beside it.
     """
     rows = []
-    for (a, first), (b, second) in combinations(_members(labs).items(), 2):
-        there, back = _between(gains, first, second), _between(gains, second, first)
-        reason = ratio(*there)[2] or ratio(*back)[2]
+    for (a, first), (b, second) in combinations(_lab_members(labs).items(), 2):
+        there, back = _sum_effects(gains, first, second), _sum_effects(gains, second, first)
+        reason = bootstrap_ratio(*there)[2] or bootstrap_ratio(*back)[2]
         keys = ("labs", "difference", "at_equal_odds", "ci95", "p", "permutations", "undefined")
         row: dict[str, Any] = dict.fromkeys(keys)
         row |= {"labs": [a, b], "undefined": reason}
@@ -192,30 +217,30 @@ def asymmetry(
             with np.errstate(divide="ignore", invalid="ignore"):
                 drawn = there[0] / there[1] - back[0] / back[1]
             usable = drawn[1:][np.isfinite(drawn[1:])]
-            found = _permuted(gains, [*first, *second], len(first))
+            found = _permute_labs(gains, [*first, *second], len(first))
             row["difference"] = float(drawn[0])
             ways = [[(s, t) for s in one for t in other if s != t] for one, other in ((first, second), (second, first))]
             equal = [_at_equal_odds(gains, pushed, pairs, 1.0) or 0.0 for pairs in ways]
             row["at_equal_odds"] = equal[0] - equal[1]
-            row["ci95"] = percentiles(usable)
+            row["ci95"] = percentile_interval(usable)
             row["p"] = float(np.mean(np.abs(found) >= abs(drawn[0]) - 1e-12)) if len(found) else None
             row["permutations"] = len(found)
         rows.append(row)
     return rows
 
 
-def _permuted(gains: Mapping[tuple[str, str], np.ndarray], names: Sequence[str], size: int) -> np.ndarray:
+def _permute_labs(gains: Mapping[tuple[str, str], np.ndarray], names: Sequence[str], size: int) -> np.ndarray:
     """The difference of both directions for the divisions of `names` into `size` and the rest."""
     values, found = {pair: drawn[:1] for pair, drawn in gains.items()}, []
-    for chosen in divisions(names, size, MOST_PERMUTATIONS):
+    for chosen in list_divisions(names, size, MOST_PERMUTATIONS):
         rest = [name for name in names if name not in chosen]
-        there, back = _between(values, chosen, rest), _between(values, rest, chosen)
+        there, back = _sum_effects(values, chosen, rest), _sum_effects(values, rest, chosen)
         if there[1][0] and back[1][0]:
             found.append(there[0][0] / there[1][0] - back[0][0] / back[1][0])
     return np.array(found)
 
 
-def divisions(names: Sequence[str], size: int, most: int) -> list[tuple[str, ...]]:
+def list_divisions(names: Sequence[str], size: int, most: int) -> list[tuple[str, ...]]:
     """Every choice of `size` names, or, where there are more than `most`, the first names and most − 1 random ones."""
     if comb(len(names), size) <= most:
         return list(combinations(names, size))
@@ -224,15 +249,15 @@ def divisions(names: Sequence[str], size: int, most: int) -> list[tuple[str, ...
     return [tuple(names[:size]), *drawn]
 
 
-def _members(labs: Mapping[str, str]) -> dict[str, list[str]]:
+def _lab_members(labs: Mapping[str, str]) -> dict[str, list[str]]:
     return {lab: [name for name, own in labs.items() if own == lab] for lab in dict.fromkeys(labs.values())}
 
 
-def _picture(scope: Scope, entries: list[dict], rows: list[dict], strength: float):
-    targets = [scope.called(target) for target in scope.targets]
-    shape = (len(scope.vectors), len(targets))
+def _draw_heatmap(context: ExperimentContext, entries: list[dict], rows: list[dict], strength: float):
+    targets = [context.display_name(target) for target in context.targets]
+    shape = (len(context.vectors), len(targets))
     effectiveness, raw, marks = np.full(shape, np.nan), np.full(shape, np.nan), np.zeros(shape, dtype=bool)
-    index = {(v, t): (i, j) for i, v in enumerate(scope.vectors) for j, t in enumerate(targets)}
+    index = {(v, t): (i, j) for i, v in enumerate(context.vectors) for j, t in enumerate(targets)}
     for row in rows:
         if row["strength"] == strength and row["effectiveness"] is not None:
             effectiveness[index[row["source"], row["target"]]] = row["effectiveness"]
@@ -242,10 +267,10 @@ def _picture(scope: Scope, entries: list[dict], rows: list[dict], strength: floa
             raw[place] = np.nan if entry["em_rate"] is None else entry["em_rate"]
             marks[place] = entry["random_too"]
     panels = [(f"effectiveness, strength {strength:+g}", effectiveness, None), ("misaligned when steered", raw, marks)]
-    return figures.heatmaps(panels, scope.vectors, targets, "vector of", "target", scope.judge)
+    return run_figures.draw_heatmaps(panels, context.vectors, targets, "vector of", "target", context.judge)
 
 
 QUESTION = (
     "How much of a vector's effect on its own organism does it have elsewhere, between labs, and both ways alike?"
 )
-EXPERIMENT = Experiment(cells, read, question=QUESTION)
+EXPERIMENT = Experiment(list_cells, analyze_answers, question=QUESTION)

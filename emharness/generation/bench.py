@@ -16,7 +16,7 @@ from hydra.core.config_store import ConfigStore
 from safetensors.numpy import save_file
 
 from emharness.config import BaseConfig, EngineConfig, JudgeConfig, SamplingConfig, TrainConfig, WandbConfig
-from emharness.generation.measure import Worker, hf_measure, stream_measure, vllm_measure
+from emharness.generation.bench_workers import BenchWorker, hf_measure, stream_measure, vllm_measure
 
 FILE = "bench.safetensors"
 ROOMY = 6  # GiB of cache on a CPU: the specs of one repetition and their prompts
@@ -64,11 +64,11 @@ def save_vectors(folder: Path, n: int, n_layers: int, d_model: int, seed: int) -
     save_file({f"v{i}": rng.normal(size=(n_layers, d_model)).astype(np.float32) for i in range(n)}, folder / FILE)
 
 
-def spec(vector: int, strength: float, layers: list[int]) -> dict[str, Any]:
+def make_spec(vector: int, strength: float, layers: list[int]) -> dict[str, Any]:
     return {"edits": [{"vector": f"{FILE}#v{vector}", "layers": layers, "strength": strength}]}
 
 
-def half(engine: EngineConfig) -> EngineConfig:
+def halve_memory(engine: EngineConfig) -> EngineConfig:
     """Two models are held at a time: on a GPU, of whose memory vLLM takes nearly all, each has less than half."""
     import torch
 
@@ -80,7 +80,7 @@ Job = Callable[[], tuple[int, float]]  # tokens and the seconds that they took
 Tell = Callable[[str], None]  # what a repetition has found, in a line
 
 
-def in_turns(
+def interleave_measures(
     jobs: dict[str, Job], repetitions: int, tell: Tell, warm_up: Iterable[Job] | None = None
 ) -> dict[str, list[float]]:
     """Tokens/s of every job, job after job within each repetition, after a warm-up: by default each job once."""
@@ -96,7 +96,7 @@ def in_turns(
     return speeds
 
 
-def ratio(name: str, of: list[float], to: list[float]) -> dict[str, Any]:
+def summarize_ratio(name: str, of: list[float], to: list[float]) -> dict[str, Any]:
     """Repetition by repetition: median with spread, beside the goal that the name has."""
     values = np.array(of) / np.array(to)
     goal = next((GOALS[key] for key in GOALS if name.split(" ")[0] == key), None)
@@ -121,17 +121,19 @@ def bench_hf(
     chosen = np.linspace(0, len(prompts) - 1, n_batches).round().astype(int)
     some = [prompts[i] for i in chosen for _ in range(config.hf_batch)]
     with (
-        Worker(
+        BenchWorker(
             hf_measure, model, direction / np.linalg.norm(direction), layer, config.hf_batch, config.base.engine.dtype
         ) as hf,
-        Worker(vllm_measure, model, half(config.base.engine), vectors, True) as vllm,
+        BenchWorker(vllm_measure, model, halve_memory(config.base.engine), vectors, True) as vllm,
     ):
         jobs: dict[str, Job] = {
-            "vllm steered": lambda: vllm.measure(prompts, config.samples, config.base.sampling, spec(0, 1.0, [layer])),
+            "vllm steered": lambda: vllm.measure(
+                prompts, config.samples, config.base.sampling, make_spec(0, 1.0, [layer])
+            ),
             "hf generate with hook": lambda: hf.measure(some, config.base.sampling),
         }
-        speeds = in_turns(jobs, config.repetitions, tell)
-    return [ratio("speedup_vs_hf", *speeds.values())], speeds
+        speeds = interleave_measures(jobs, config.repetitions, tell)
+    return [summarize_ratio("speedup_vs_hf", *speeds.values())], speeds
 
 
 def bench_specs(
@@ -146,15 +148,15 @@ def bench_specs(
     sampling = SamplingConfig(temperature=0.7, top_k=40, max_new_tokens=config.tokens, ignore_eos=True, progress=False)
     batch = [prompts[i % len(prompts)] for i in range(config.batch)]
 
-    def specs(k: int, layers: list[int]) -> list[dict[str, Any]]:
-        return [spec(i % k, 0.01 * (1 + i % k), layers) for i in range(config.batch)]
+    def make_specs(k: int, layers: list[int]) -> list[dict[str, Any]]:
+        return [make_spec(i % k, 0.01 * (1 + i % k), layers) for i in range(config.batch)]
 
     places = {"one layer": [shape[0] // 2], "all layers": list(range(shape[0]))}
-    asked = {f"k{k} {name}": (k, specs(k, layers)) for name, layers in places.items() for k in config.specs}
+    asked = {f"k{k} {name}": (k, make_specs(k, layers)) for name, layers in places.items() for k in config.specs}
     most = f"k{max(config.specs)} one layer"
     unseen = ([f"new {i}"] * config.batch for i in itertools.count())
 
-    def jobs(without: Callable[..., Any], ask: Callable[..., Any]) -> dict[str, Job]:
+    def make_jobs(without: Callable[..., Any], ask: Callable[..., Any]) -> dict[str, Job]:
         salts = {k: [f"{i % k}" for i in range(config.batch)] for k in config.specs if k > 1}
         return {
             "plugin-free": without,
@@ -173,15 +175,17 @@ def bench_specs(
     ratios, all_speeds = [], {}
     for compiled in config.compiled:
         mode = "compiled" if compiled else "eager"
-        engine = replace(half(config.base.engine), eager=not compiled, max_num_seqs=config.batch)
+        engine = replace(halve_memory(config.base.engine), eager=not compiled, max_num_seqs=config.batch)
         engine.cpu_kv_cache_gib = max(engine.cpu_kv_cache_gib, ROOMY)
         with (
-            Worker(vllm_measure, model, engine, vectors, False) as plain,
-            Worker(vllm_measure, model, engine, vectors, True) as steered,
+            BenchWorker(vllm_measure, model, engine, vectors, False) as plain,
+            BenchWorker(vllm_measure, model, engine, vectors, True) as steered,
         ):
             both = [partial(worker.measure, batch, 1, sampling) for worker in (plain, steered)]
-            speeds = in_turns(jobs(*both), config.repetitions, lambda line, mode=mode: tell(f"{mode}, {line}"))
-        ratios += [ratio(f"ratio_{name} {mode}", speeds[of], speeds[to]) for name, of, to in compared]
+            speeds = interleave_measures(
+                make_jobs(*both), config.repetitions, lambda line, mode=mode: tell(f"{mode}, {line}")
+            )
+        ratios += [summarize_ratio(f"ratio_{name} {mode}", speeds[of], speeds[to]) for name, of, to in compared]
         all_speeds |= {f"{name} {mode}": measured for name, measured in speeds.items()}
     return ratios, all_speeds
 
@@ -192,25 +196,25 @@ def bench_grid(
     """One vector at several strengths in one engine and one call, against one engine start per strength."""
     strengths = [float(s) for s in range(1, config.grid_strengths + 1)]
     sampling, n = config.base.sampling, config.grid_samples
-    specs = [spec(0, s, [shape[0] // 2]) for s in strengths]
+    specs = [make_spec(0, s, [shape[0] // 2]) for s in strengths]
 
     def one_call() -> tuple[int, float]:
         every = [s for s in specs for _ in prompts]
-        with Worker(vllm_measure, model, config.base.engine, vectors, True) as worker:
+        with BenchWorker(vllm_measure, model, config.base.engine, vectors, True) as worker:
             tokens, seconds = worker.measure(prompts * len(specs), n, sampling, every)
         return tokens, worker.start_seconds + seconds
 
     def one_start_each() -> tuple[int, float]:
         tokens, seconds = 0, 0.0
         for one in specs:
-            with Worker(vllm_measure, model, config.base.engine, vectors, True) as worker:
+            with BenchWorker(vllm_measure, model, config.base.engine, vectors, True) as worker:
                 some, spent = worker.measure(prompts, n, sampling, one)
             tokens, seconds = tokens + some, seconds + worker.start_seconds + spent
         return tokens, seconds
 
     jobs: dict[str, Job] = {"grid in one call": one_call, "grid, one start per strength": one_start_each}
-    speeds = in_turns(jobs, config.repetitions, tell, [])
-    return [ratio("grid_speedup", *speeds.values())], speeds
+    speeds = interleave_measures(jobs, config.repetitions, tell, [])
+    return [summarize_ratio("grid_speedup", *speeds.values())], speeds
 
 
 def bench_stream(
@@ -220,25 +224,27 @@ def bench_stream(
 
     Strengths are small, so that answers stay as long as unsteered ones.
     """
-    steered = [spec(0, 0.01 * (1 + k), [shape[0] // 2]) for k in range(config.grid_strengths)]
+    steered = [make_spec(0, 0.01 * (1 + k), [shape[0] // 2]) for k in range(config.grid_strengths)]
     half_as_many = [prompts[i] for i in range(0, len(prompts), 2)]
     n, sampling = config.stream_samples, config.base.sampling
-    with Worker(stream_measure, model, config.base.engine, vectors) as worker:
+    with BenchWorker(stream_measure, model, config.base.engine, vectors) as worker:
         jobs: dict[str, Job] = {
             "stream steered": lambda: worker.measure(prompts, n, sampling, steered),
             "stream unsteered": lambda: worker.measure(prompts, n, sampling, [None] * len(steered)),
             "stream steered, half as many": lambda: worker.measure(half_as_many, n, sampling, steered),
         }
         # The whole grid of 7 × 1,160 takes ten minutes on two cores: one sample of each question warms up as well.
-        speeds = in_turns(jobs, config.repetitions, tell, [lambda: worker.measure(prompts, 1, sampling, steered)])
+        speeds = interleave_measures(
+            jobs, config.repetitions, tell, [lambda: worker.measure(prompts, 1, sampling, steered)]
+        )
     whole, unsteered, less = speeds.values()
-    return [ratio("stream_steered", whole, unsteered), ratio("stream_linear", whole, less)], speeds
+    return [summarize_ratio("stream_steered", whole, unsteered), summarize_ratio("stream_linear", whole, less)], speeds
 
 
 BENCHMARKS = {"hf": bench_hf, "specs": bench_specs, "grid": bench_grid, "stream": bench_stream}
 
 
-def machine() -> dict[str, Any]:
+def describe_machine() -> dict[str, Any]:
     import torch
 
     cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count()

@@ -64,7 +64,7 @@ class Direction:
     residual_norm: np.ndarray | None = None
     there: np.ndarray | None = None
 
-    def at(self, layer: int) -> bool:
+    def has_layer(self, layer: int) -> bool:
         return self.there is None or bool(self.there[layer])
 
 
@@ -79,7 +79,7 @@ class Prompt:
 
     @property
     def key(self) -> str:
-        return _hash(np.asarray(self.token_ids, dtype=np.int64).tobytes())
+        return _short_hash(np.asarray(self.token_ids, dtype=np.int64).tobytes())
 
 
 @dataclass(frozen=True)
@@ -95,7 +95,7 @@ class Request:
     seed: int
 
 
-def spec_of(edits: Sequence[Edit], directions: Mapping[str, Direction], root: Path) -> dict[str, Any] | None:
+def make_steering_spec(edits: Sequence[Edit], directions: Mapping[str, Direction], root: Path) -> dict[str, Any] | None:
     """The steering request, with every strength as an absolute length; None where nothing is edited.
 
     Files are named relative to `root`, the folder that the engine reads vectors from. KeyError for an unknown vector.
@@ -105,7 +105,7 @@ def spec_of(edits: Sequence[Edit], directions: Mapping[str, Direction], root: Pa
         if edit.strength == 0:
             continue
         own, scale = directions[edit.vector], directions[edit.norm_of or edit.vector]
-        if edit.mode == "ablate" and not own.at(edit.layer):
+        if edit.mode == "ablate" and not own.has_layer(edit.layer):
             continue  # there is nothing of it to remove
         length = 1.0
         if edit.mode == "add" and edit.unit != "absolute":
@@ -127,10 +127,10 @@ def spec_of(edits: Sequence[Edit], directions: Mapping[str, Direction], root: Pa
 
 def edits_digest(spec: Mapping[str, Any] | None, n_layers: int, d_model: int, root: Path) -> str:
     """Hash of what the edits do: directions by content, strengths, layers, positions; "" where nothing is edited."""
-    return steering.resolve(dict(spec), n_layers, d_model, root)["digest"].hex()[:16] if spec else ""
+    return steering.resolve_spec(dict(spec), n_layers, d_model, root)["digest"].hex()[:16] if spec else ""
 
 
-def requests(
+def list_requests(
     cell: Cell, prompts: Iterable[Prompt], spec: Mapping[str, Any] | None, digest: str, stream: str, seed: int
 ) -> list[Request]:
     """A cell's responses in order: by question, then sample. `stream` is the key of all that its target shares.
@@ -140,11 +140,11 @@ def requests(
     listed = []
     for prompt in prompts:
         for sample in range(cell.samples):
-            key = _hash(f"{stream} {digest} {prompt.key} {cell.max_new_tokens} {sample}".encode())
-            number = int(_hash(f"{seed} {key}".encode())[:15], 16)
+            key = _short_hash(f"{stream} {digest} {prompt.key} {cell.max_new_tokens} {sample}".encode())
+            number = int(_short_hash(f"{seed} {key}".encode())[:15], 16)
             listed.append(Request(key, digest, prompt, sample, cell.max_new_tokens, spec, number))
     return listed
 
 
-def _hash(data: bytes) -> str:
+def _short_hash(data: bytes) -> str:
     return hashlib.sha256(data).hexdigest()[:20]

@@ -18,8 +18,8 @@ from emharness.generation import kernels
 from emharness.generation.cells import Request
 from emharness.steering.blocks import decoder_layers
 from emharness.steering.request.spec import KEY
-from emharness.steering.request.vectors import FOLDER_VARIABLE
-from emharness.steering.vllm import served
+from emharness.steering.request.vector_lookup import FOLDER_VARIABLE
+from emharness.steering.vllm import preflight
 from emharness.steering.vllm.op import unhooked
 
 if TYPE_CHECKING:
@@ -42,20 +42,20 @@ class Batch:
     seconds: float
 
 
-def _completion(output: Any) -> Completion:
+def _read_completion(output: Any) -> Completion:
     """RuntimeError for a request that the engine could not answer as it was asked to."""
     if str(output.finish_reason) == "error":
         raise RuntimeError(f"vLLM ended a request with an error ({output.stop_reason})")
     return Completion(output.text, len(output.token_ids), str(output.finish_reason))
 
 
-def refusal(model: Path, config: EngineConfig, steered: bool = True) -> str | None:
+def why_unsupported(model: Path, config: EngineConfig, steered: bool = True) -> str | None:
     """Why an engine would not start for a model, or could not steer it, told without its weights; None: it may."""
-    _prepare(config)
-    return served.refusal(str(model), steered, **_arguments(model, config))
+    _set_environment(config)
+    return preflight.why_unsupported(str(model), steered, **_llm_arguments(model, config))
 
 
-def _prepare(config: EngineConfig) -> None:
+def _set_environment(config: EngineConfig) -> None:
     """What vLLM reads from the environment; before it is imported."""
     # In this process: all requests of a call are queued before the first step, so batches, and with
     # them the sampled tokens, do not depend on timing.
@@ -67,7 +67,7 @@ def _prepare(config: EngineConfig) -> None:
     os.environ.setdefault("VLLM_NO_USAGE_STATS", "1")
 
 
-def _arguments(model: Path | str, config: EngineConfig) -> dict[str, Any]:
+def _llm_arguments(model: Path | str, config: EngineConfig) -> dict[str, Any]:
     """Of vllm.LLM, but for the model itself."""
     from vllm.platforms import current_platform
 
@@ -76,7 +76,7 @@ def _arguments(model: Path | str, config: EngineConfig) -> dict[str, Any]:
     # And only whole cache blocks are shared: a CPU's default of 128 tokens is longer than most prompts, with 32
     # the samples of a question share most of its prefill (1.19 to 1.25 times the tokens/s).
     whole: dict[str, Any] = {"enable_chunked_prefill": False, "block_size": 32}
-    if current_platform.is_cpu() and served.keeps_state(str(model)):
+    if current_platform.is_cpu() and preflight.keeps_state(str(model)):
         whole["enable_prefix_caching"] = False  # prompts that share a state are split where it was kept
     return {
         "dtype": config.dtype,
@@ -89,7 +89,7 @@ def _arguments(model: Path | str, config: EngineConfig) -> dict[str, Any]:
         # Questions are text: a multimodal model's towers, and the processors of what they see, are not asked for.
         "language_model_only": True,
         **(whole if current_platform.is_cpu() else {}),
-        **(kernels.arguments() if kernels.wanted(config) else {}),
+        **(kernels.kernel_arguments() if kernels.uses_kernel(config) else {}),
         **config.extra,
     }
 
@@ -122,7 +122,7 @@ class Engine:
 
     def __init__(self, model: Path | str, config: EngineConfig, vectors: Path, seed: int, plugin: bool = True):
         """`plugin=False` is stock vLLM, for comparison; a process can be one or the other."""
-        _prepare(config)
+        _set_environment(config)
         os.environ[FOLDER_VARIABLE] = str(vectors)
         if not plugin:
             os.environ["VLLM_PLUGINS"] = ""
@@ -137,13 +137,13 @@ class Engine:
         self._final_only = RequestOutputKind.FINAL_ONLY
         memory.keep_freed()
         memory.give_back()  # what another engine has left: the cache of this one is mapped by itself
-        self._llm = vllm.LLM(str(model), seed=seed, **_arguments(model, config))
+        self._llm = vllm.LLM(str(model), seed=seed, **_llm_arguments(model, config))
         self._seeds_requests = current_platform.is_cuda_alike()
-        if plugin and (why := self._unsteered()):
+        if plugin and (why := self._why_unsteered()):
             self.close()
             raise UserError(why)
 
-    def _unsteered(self) -> str | None:
+    def _why_unsteered(self) -> str | None:
         """Why requests cannot be steered here, or None."""
         if unhooked:
             return f"this model cannot be steered: {unhooked[0]}"
@@ -156,7 +156,7 @@ class Engine:
             "of vLLM and leave VLLM_PLUGINS unset or let it name emharness_steering"
         )
 
-    def generate(
+    def generate_batch(
         self,
         prompts: Sequence[list[int]],
         n: int,
@@ -175,15 +175,17 @@ class Engine:
         start = time.perf_counter()
         outputs = self._llm.generate(
             [{"prompt_token_ids": ids, **own} for ids, own in zip(prompts, salted, strict=True)],  # type: ignore[arg-type]
-            [self._params(n, sampling, seed, spec) for spec in specs],
+            [self._sampling_params(n, sampling, seed, spec) for spec in specs],
             use_tqdm=sampling.progress and sys.stderr.isatty(),
         )
         seconds = time.perf_counter() - start
-        completions = [[_completion(c) for c in output.outputs] for output in outputs]
+        completions = [[_read_completion(c) for c in output.outputs] for output in outputs]
         tokens = sum(c.n_tokens for row in completions for c in row)
         return Batch(completions, tokens, seconds)
 
-    def stream(self, requests: Sequence[Request], sampling: SamplingConfig) -> Iterator[tuple[int, Completion]]:
+    def stream_completions(
+        self, requests: Sequence[Request], sampling: SamplingConfig
+    ) -> Iterator[tuple[int, Completion]]:
         """One completion for each request, as (index, completion) in the order in which they finish.
 
         Each has its own steering spec, length and seed. Only as many are queued as the batch can soon take. What
@@ -195,7 +197,9 @@ class Engine:
             while True:
                 while len(running) < 2 * self._max_num_seqs and (following := next(upcoming, None)):
                     index, request = following
-                    params = self._params(1, sampling, request.seed, dict(request.spec) if request.spec else None)
+                    params = self._sampling_params(
+                        1, sampling, request.seed, dict(request.spec) if request.spec else None
+                    )
                     params.max_tokens, params.seed = request.max_new_tokens, request.seed
                     params.output_kind = self._final_only
                     request_id = f"{self._streams}-{index}"
@@ -206,7 +210,7 @@ class Engine:
                 for output in engine.step():
                     if output.finished:
                         running.discard(output.request_id)
-                        yield int(output.request_id.partition("-")[2]), _completion(output.outputs[0])  # type: ignore[union-attr]
+                        yield int(output.request_id.partition("-")[2]), _read_completion(output.outputs[0])  # type: ignore[union-attr]
         finally:
             if running:
                 engine.abort_request(list(running))
@@ -238,7 +242,7 @@ class Engine:
         likeliest = [output.outputs[0].logprobs[0] for output in outputs]  # type: ignore[index]
         return [{token: math.exp(entry.logprob) for token, entry in some.items()} for some in likeliest]
 
-    def _params(self, n: int, sampling: SamplingConfig, seed: int, spec: dict[str, Any] | None) -> Any:
+    def _sampling_params(self, n: int, sampling: SamplingConfig, seed: int, spec: dict[str, Any] | None) -> Any:
         return self._vllm.SamplingParams(
             n=n,
             temperature=sampling.temperature,
@@ -251,7 +255,7 @@ class Engine:
             extra_args={KEY: spec} if spec else None,
         )
 
-    def forget(self) -> None:
+    def clear_prefix_cache(self) -> None:
         """Empty the prefix cache, so that what comes next does not depend on what was asked before."""
         self._llm.reset_prefix_cache()
 

@@ -19,21 +19,21 @@ CODE = 1  # raise when other answers come of it: they round differently
 PROVIDER = "emharness_cpu"
 
 
-def wanted(engine: EngineConfig) -> bool:
+def uses_kernel(engine: EngineConfig) -> bool:
     """Whether an engine takes it: eager, on a CPU, in this process alone, and nobody has chosen otherwise."""
     alone = all(engine.extra.get(f"{kind}_parallel_size", 1) == 1 for kind in ("tensor", "data", "pipeline"))
     free = not engine.extra.keys() & {"ir_op_priority", "kernel_config"}
     return not torch.cuda.is_available() and engine.is_eager() and alone and free
 
 
-def identity(engine: EngineConfig) -> dict[str, int]:
+def kernel_identity(engine: EngineConfig) -> dict[str, int]:
     """What rounds differently: the kernel, or what the plugin has put into compiled graphs."""
-    if wanted(engine):
+    if uses_kernel(engine):
         return {"kernels": CODE}
     return {} if engine.is_eager() else {"graph": GRAPH}
 
 
-def arguments() -> dict[str, Any]:
+def kernel_arguments() -> dict[str, Any]:
     """The arguments of `vllm.LLM` that choose it; none where this vLLM has no such kernel, or no such choice."""
     try:
         import vllm._custom_ops  # noqa: F401  # loads the kernels

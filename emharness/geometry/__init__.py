@@ -1,20 +1,20 @@
 """Geometry of steering vectors: the study's statistics, and what each is worth against vectors that share
 nothing. `analyse(load_vectors(path))` computes; `write(analysis, folder)` stores geometry.json and figures."""
 
-from emharness.geometry.analysis import analyse
-from emharness.geometry.report import summary, to_json, write, written
-from emharness.geometry.result import Analysis
-from emharness.geometry.vectors import (
+from emharness.geometry.analysis import analyze_geometry
+from emharness.geometry.analysis_result import Analysis
+from emharness.geometry.geometry_files import format_summary, read_written, to_json, write_analysis
+from emharness.geometry.vector_sets import (
     BASE,
     PromptMeans,
     Vectors,
     from_arrays,
-    listed,
+    list_vector_files,
     load_prompt_means,
     load_stored,
     load_vectors,
     means_beside,
-    stored,
+    stored_files,
 )
 
 CODE = 4  # raise when the same vectors are analysed differently
@@ -25,16 +25,16 @@ __all__ = [
     "Analysis",
     "PromptMeans",
     "Vectors",
-    "analyse",
+    "analyze_geometry",
+    "format_summary",
     "from_arrays",
-    "listed",
+    "list_vector_files",
     "load_prompt_means",
     "load_stored",
     "load_vectors",
     "means_beside",
-    "stored",
-    "summary",
+    "read_written",
+    "stored_files",
     "to_json",
-    "write",
-    "written",
+    "write_analysis",
 ]

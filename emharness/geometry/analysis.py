@@ -8,12 +8,12 @@ import numpy as np
 
 from emharness.errors import UserError
 from emharness.geometry import clusters as cl
-from emharness.geometry import nulls, table
+from emharness.geometry import nulls, statistics_table
 from emharness.geometry import statistics as st
+from emharness.geometry.analysis_result import Analysis, Layer
 from emharness.geometry.appendix import published_verdict
-from emharness.geometry.design import Skipped, design
-from emharness.geometry.result import Analysis, Layer
-from emharness.geometry.vectors import PromptMeans, Vectors
+from emharness.geometry.design import Skipped, make_design
+from emharness.geometry.vector_sets import PromptMeans, Vectors
 from emharness.geometry.verdict import calibrated_verdict
 
 RANDOM, PERMUTED = "random_directions", "label_permutation"
@@ -36,7 +36,7 @@ class Draws:
     contrast_ratio: dict[str, float]
 
 
-def analyse(
+def analyze_geometry(
     vectors: Vectors,
     clusters: Mapping[str, Sequence[str]] | str | None = None,
     layer: int | None = None,
@@ -54,27 +54,29 @@ def analyse(
     `layer`: None takes the layer that each vector's file names, else the middle one.
     `level`: of the calibrated verdict. UserError for clusters or layers that do not fit the vectors.
     """
-    _numbers(draws, level, cut, seed)
+    _check_settings(draws, level, cut, seed)
     rng = np.random.default_rng(seed)
     layers = _selected_layers(vectors, layer)
     names, n = vectors.names, len(vectors.names)
     gram = st.gram_matrix(vectors.directions[range(n), list(layers)])
-    groups, described = _clusters(vectors, gram, clusters, cut)
-    plan = design(names, groups, rng)
-    unrelated = {RANDOM: nulls.random_grams(n, vectors.d_model, table.affordable(n, draws), rng)}
-    null = table.random_null(plan, vectors.d_model, draws, unrelated[RANDOM], rng)
+    groups, described = _resolve_clusters(vectors, gram, clusters, cut)
+    plan = make_design(names, groups, rng)
+    unrelated = {RANDOM: nulls.random_grams(n, vectors.d_model, statistics_table.affordable_draws(n, draws), rng)}
+    null = statistics_table.random_null(plan, vectors.d_model, draws, unrelated[RANDOM], rng)
     skipped = list(plan.skipped)
-    means = _complete(prompt_means, names, skipped)
+    means = _complete_means(prompt_means, names, skipped)
 
-    def at(cosines: np.ndarray, own: Sequence[int]) -> tuple[Layer, Draws | None]:
-        again = _draws(vectors, means, own, table.affordable(n, draws), seed) if means else None
+    def analyze_layer(cosines: np.ndarray, own: Sequence[int]) -> tuple[Layer, Draws | None]:
+        again = (
+            _draw_extractions(vectors, means, own, statistics_table.affordable_draws(n, draws), seed) if means else None
+        )
         kinds = {RANDOM: null}
         if again is not None:
-            kinds[PERMUTED] = table.evaluate(again.permuted, plan)
-        rows, undefined = table.rows(cosines, plan, kinds, None if again is None else again.resampled)
+            kinds[PERMUTED] = statistics_table.evaluate_statistics(again.permuted, plan)
+        rows, undefined = statistics_table.table_rows(cosines, plan, kinds, None if again is None else again.resampled)
         return Layer(cosines, rows, undefined), again
 
-    selected, again = at(gram, layers)
+    selected, again = analyze_layer(gram, layers)
     if means and again is None:
         reason = "too few prompts: hardly a permutation of their labels leaves a direction"
         skipped.append(Skipped("label_permutation, ci95", names, reason))
@@ -84,8 +86,8 @@ def analyse(
         reason += "statistics hold the truth less often than 95 of 100 times"
         skipped.append(Skipped("ci95", tuple(faint), reason))
     by_layer = {
-        i: selected if set(layers) == {i} else at(st.gram_matrix(vectors.directions[:, i]), [i] * n)[0]
-        for i in vectors.layers()
+        i: selected if set(layers) == {i} else analyze_layer(st.gram_matrix(vectors.directions[:, i]), [i] * n)[0]
+        for i in vectors.common_layers()
     }
     bare = [i for i in range(vectors.n_layers) if i not in by_layer]
     if bare:
@@ -101,7 +103,7 @@ def analyse(
         level=level,
         resampled=None if again is None else again.resampled,
         contrast_p=None if again is None else again.contrast_p,
-        regroup=partial(regrouped, cut=cut) if described["source"] == "found" else None,
+        regroup=partial(regroup_vectors, cut=cut) if described["source"] == "found" else None,
     )
     return Analysis(
         vectors,
@@ -114,11 +116,16 @@ def analyse(
         _base_similarity(vectors, skipped),
         {"published": published, "calibrated": calibrated},
         skipped + selected.skipped,
-        {"draws": draws, "draws_of_whole_set": table.affordable(n, draws), "level": level, "seed": seed},
+        {
+            "draws": draws,
+            "draws_of_whole_set": statistics_table.affordable_draws(n, draws),
+            "level": level,
+            "seed": seed,
+        },
     )
 
 
-def _numbers(draws: object, level: object, cut: object, seed: object) -> None:
+def _check_settings(draws: object, level: object, cut: object, seed: object) -> None:
     """UserError for the first setting that is no number or out of its range."""
     for key, value, kinds, fits, words in (
         ("draws", draws, (int,), lambda v: v >= 19, "a whole number of 19 or more"),
@@ -132,11 +139,11 @@ def _numbers(draws: object, level: object, cut: object, seed: object) -> None:
 
 def _selected_layers(vectors: Vectors, layer: int | None) -> tuple[int, ...]:
     """The layer of each vector: given, or what its file says, or the middle one (all are reported anyway)."""
-    allowed, common = range(vectors.n_layers), vectors.layers()
+    allowed, common = range(vectors.n_layers), vectors.common_layers()
     if not common:
         raise UserError("vectors: there is no layer at which every vector has a direction.")
     middle = min(common, key=lambda i: abs(i - vectors.n_layers // 2))
-    chosen = [vectors.about(name, "layer") if layer is None else layer for name in vectors.names]
+    chosen = [vectors.read_info(name, "layer") if layer is None else layer for name in vectors.names]
     chosen = [middle if value is None else value for value in chosen]
     for row, name, value in zip(vectors.directions, vectors.names, chosen, strict=True):
         if not isinstance(value, int) or isinstance(value, bool) or value not in allowed:
@@ -146,13 +153,13 @@ def _selected_layers(vectors: Vectors, layer: int | None) -> tuple[int, ...]:
     return tuple(chosen)
 
 
-def _clusters(
+def _resolve_clusters(
     vectors: Vectors, gram: np.ndarray, clusters: Mapping[str, Sequence[str]] | str | None, cut: float | None
 ) -> tuple[dict[str, tuple[int, ...]], dict]:
     """Cluster → indices, and what the report says about the clusters, found ones and agreement included."""
     names = vectors.names
-    mechanisms = {name: vectors.about(name, "mechanism") for name in names}
-    found = cl.find(gram, cut) if len(names) > 2 else None
+    mechanisms = {name: vectors.read_info(name, "mechanism") for name in names}
+    found = cl.find_clusters(gram, cut) if len(names) > 2 else None
     if clusters is None:
         clusters = "mechanism" if all(mechanisms.values()) else "found"
     if clusters == "mechanism":
@@ -160,35 +167,35 @@ def _clusters(
         if missing:
             raise UserError(f"clusters: {', '.join(missing)} has no mechanism in its file; name the clusters.")
         given = {str(m): [k for k in names if mechanisms[k] == m] for m in dict.fromkeys(mechanisms.values())}
-        source, groups = "mechanism", cl.check(given, names)
+        source, groups = "mechanism", cl.check_clusters(given, names)
     elif clusters == "found":
         if found is None:
             raise UserError("clusters: finding them needs three vectors; name them, as {a: [x], b: [y]}.")
         source = "found"
-        groups = {f"cluster {i + 1}": group for i, group in enumerate(cl.members(found.labels))}
+        groups = {f"cluster {i + 1}": group for i, group in enumerate(cl.cluster_members(found.labels))}
     elif isinstance(clusters, Mapping):
-        source, groups = "given", cl.check(clusters, names)
+        source, groups = "given", cl.check_clusters(clusters, names)
     else:
         raise UserError(f"clusters: {clusters!r} is not mechanism, found, or a mapping of names.")
     described = {"source": source, "members": {k: [names[i] for i in group] for k, group in groups.items()}}
     described["unassigned"] = [name for i, name in enumerate(names) if all(i not in g for g in groups.values())]
     if found is not None:
         described["found"] = {
-            "members": [[names[i] for i in group] for group in cl.members(found.labels)],
+            "members": [[names[i] for i in group] for group in cl.cluster_members(found.labels)],
             "cut": found.cut,
             "cut_by": "silhouette" if cut is None else "given",
             "silhouette": found.silhouette,
         }
-        described["adjusted_rand"] = None if source == "found" else cl.agreement(groups, found.labels)
+        described["adjusted_rand"] = None if source == "found" else cl.adjusted_rand(groups, found.labels)
     return groups, described
 
 
-def regrouped(gram: np.ndarray, cut: float | None) -> list[tuple[int, ...]]:
+def regroup_vectors(gram: np.ndarray, cut: float | None) -> list[tuple[int, ...]]:
     """Clusters found in one [n, n], as `clusters="found"` finds them."""
-    return cl.members(cl.find(gram, cut).labels)
+    return cl.cluster_members(cl.find_clusters(gram, cut).labels)
 
 
-def _complete(means: PromptMeans | None, names: Sequence[str], skipped: list[Skipped]) -> PromptMeans | None:
+def _complete_means(means: PromptMeans | None, names: Sequence[str], skipped: list[Skipped]) -> PromptMeans | None:
     absent = list(names) if means is None else [name for name in names if name not in means.sources]
     if absent:
         reason = "no per-prompt means: no label permutation and no interval from resampled prompts"
@@ -197,7 +204,7 @@ def _complete(means: PromptMeans | None, names: Sequence[str], skipped: list[Ski
     return means
 
 
-def _draws(vectors: Vectors, means: PromptMeans, own: Sequence[int], draws: int, seed: int) -> Draws | None:
+def _draw_extractions(vectors: Vectors, means: PromptMeans, own: Sequence[int], draws: int, seed: int) -> Draws | None:
     """Permuted and resampled extractions at each vector's layer.
 
     Labels are permuted for each vector by itself (vectors that share nothing but the anisotropy of their
@@ -206,7 +213,7 @@ def _draws(vectors: Vectors, means: PromptMeans, own: Sequence[int], draws: int,
     """
     rng = np.random.default_rng([seed, 1])
     prompts = [
-        means.at(name, i, vectors.directions[k, i], vectors.about(name, "recipe") == "model_diff")
+        means.prompts_at(name, i, vectors.directions[k, i], vectors.read_info(name, "recipe") == "model_diff")
         for k, (name, i) in enumerate(zip(vectors.names, own, strict=True))
     ]
     permuted = [nulls.permuted_weights(p, draws, rng) for p in prompts]
@@ -220,7 +227,7 @@ def _draws(vectors: Vectors, means: PromptMeans, own: Sequence[int], draws: int,
     contrast = nulls.p_upper(square[0], square[1 : draws + 1])
     # With few prompts some draws leave nothing: every sign equal, and then the contrast taken out.
     whole = (square[draws + 1 :] > _NOTHING * square[0]).all(1)
-    cosines = st.normalised(np.where(whole[:, None, None], products[draws + 1 :], np.eye(len(prompts))))
+    cosines = st.normalize_gram(np.where(whole[:, None, None], products[draws + 1 :], np.eye(len(prompts))))
     if min(whole[:draws].sum(), whole[draws:].sum()) < _LEAST_DRAWS:
         return None
     contrast_p = dict(zip(vectors.names, map(float, contrast), strict=True))
@@ -236,7 +243,7 @@ def _base_similarity(vectors: Vectors, skipped: list[Skipped]) -> dict:
         return {}
     cosines = np.einsum("nld,ld->nl", vectors.directions.astype(np.float64), vectors.base.astype(np.float64))
     there = np.asarray(vectors.directions.any(axis=-1) & vectors.base.any(axis=-1)).reshape(len(vectors.names), -1)
-    labs = [vectors.about(name, "lab") or "unknown lab" for name in vectors.names]
+    labs = [vectors.read_info(name, "lab") or "unknown lab" for name in vectors.names]
     rows = {
         name: [float(value) if has else None for value, has in zip(row, own, strict=True)]
         for name, row, own in zip(vectors.names, cosines, there, strict=True)

@@ -36,7 +36,7 @@ def appendix_tests(
     out["2 span projection"] = ("< 0.3", longest, longest < 0.3)
     test3, test4, test5 = "3 cross-cluster residual reduction", "4 PC1 ablation", "5 cross-explained variance"
     if triplet:
-        reduction = st.residual_reduction(st.gather(gram, np.array([triplet])))[..., 0]
+        reduction = st.residual_reduction(st.gather_submatrices(gram, np.array([triplet])))[..., 0]
         out[test3] = ("< 0", reduction, reduction < 0)
     else:
         out[test3] = "neither cluster has two members"

@@ -8,13 +8,13 @@ from scipy.cluster.hierarchy import fcluster
 from sklearn.metrics import adjusted_rand_score, silhouette_score
 
 from emharness.errors import UserError
-from emharness.geometry.statistics import centred, leading, linkage_matrix
+from emharness.geometry.statistics import center_gram, leading_eigenpairs, linkage_matrix
 
 _MOST_FOUND = 10  # clusters that the silhouette may choose
 
 
 @dataclass(frozen=True)
-class Found:
+class FoundClusters:
     """Clusters cut out of the linkage: `labels` [n] from 1, the cut in 1 − cosine, its silhouette."""
 
     labels: np.ndarray
@@ -22,7 +22,7 @@ class Found:
     silhouette: float | None  # None for one cluster, or as many as vectors
 
 
-def find(gram: np.ndarray, cut: float | None = None) -> Found:
+def find_clusters(gram: np.ndarray, cut: float | None = None) -> FoundClusters:
     """Cut the average linkage of [n, n] cosines, n ≥ 3.
 
     With `cut`: everything that joins at or below 1 − cosine = cut. Without: the cut, half-way between two
@@ -43,17 +43,17 @@ def find(gram: np.ndarray, cut: float | None = None) -> Found:
         labels = fcluster(z, c, criterion="distance")
         proper = 1 < labels.max() < len(labels)
         score = float(silhouette_score(distance, labels, metric="precomputed")) if proper else None
-        options.append(Found(labels, float(c), score))
+        options.append(FoundClusters(labels, float(c), score))
     return max(options, key=lambda found: -1.0 if found.silhouette is None else found.silhouette)
 
 
-def members(labels: np.ndarray) -> list[tuple[int, ...]]:
+def cluster_members(labels: np.ndarray) -> list[tuple[int, ...]]:
     """Label per vector → the vectors of each cluster, in the order of their first vectors."""
     groups = [tuple(np.flatnonzero(labels == label).tolist()) for label in np.unique(labels)]
     return sorted(groups)
 
 
-def check(clusters: Mapping[str, Sequence[str]], names: Sequence[str]) -> dict[str, tuple[int, ...]]:
+def check_clusters(clusters: Mapping[str, Sequence[str]], names: Sequence[str]) -> dict[str, tuple[int, ...]]:
     """Cluster → names becomes cluster → indices; UserError for unknown, repeated or no members."""
     seen: dict[str, str] = {}
     for cluster, group in clusters.items():
@@ -68,14 +68,14 @@ def check(clusters: Mapping[str, Sequence[str]], names: Sequence[str]) -> dict[s
     return {cluster: tuple(names.index(n) for n in group) for cluster, group in clusters.items()}
 
 
-def agreement(given: Mapping[str, Sequence[int]], labels: np.ndarray) -> float:
+def adjusted_rand(given: Mapping[str, Sequence[int]], labels: np.ndarray) -> float:
     """Adjusted Rand index of given and found clusters, over the vectors that the given ones hold."""
     pairs = [(k, labels[i]) for k, group in enumerate(given.values()) for i in group]
     return float(adjusted_rand_score(*zip(*pairs, strict=True)))
 
 
-def mds(gram: np.ndarray) -> np.ndarray:
+def scale_to_plane(gram: np.ndarray) -> np.ndarray:
     """Classical (Torgerson) scaling of the distances 1 − cosine to two dimensions, [n, n] → [n, 2]."""
     squared = np.clip(1 - gram, 0, None) ** 2
-    values, vectors = leading(-centred(squared) / 2, 2)
+    values, vectors = leading_eigenpairs(-center_gram(squared) / 2, 2)
     return vectors * np.sqrt(np.maximum(values, 0))

@@ -34,18 +34,18 @@ class Design:
     skipped: tuple[Skipped, ...]
 
     @property
-    def plural(self) -> dict[str, tuple[int, ...]]:
+    def plural_clusters(self) -> dict[str, tuple[int, ...]]:
         """The clusters of two members or more."""
         return {name: group for name, group in self.clusters.items() if len(group) > 1}
 
 
-def design(names: Sequence[str], clusters: Mapping[str, tuple[int, ...]], rng: np.random.Generator) -> Design:
+def make_design(names: Sequence[str], clusters: Mapping[str, tuple[int, ...]], rng: np.random.Generator) -> Design:
     """All pairs, triplets, reference pairs (those inside a cluster) and pairs of clusters, at most LISTED of
     each; beyond that a random sample without repetition."""
     n = len(names)
     sampled: dict[str, tuple[int, int]] = {}
 
-    def tuples(kind: str, items: Sequence[int], size: int) -> np.ndarray:
+    def sample_tuples(kind: str, items: Sequence[int], size: int) -> np.ndarray:
         total = comb(len(items), size)
         if total <= LISTED:
             chosen = list(combinations(items, size))
@@ -57,7 +57,7 @@ def design(names: Sequence[str], clusters: Mapping[str, tuple[int, ...]], rng: n
             sampled[kind] = (LISTED, total)
         return np.array(chosen, dtype=int).reshape(-1, size)
 
-    pairs, triplets = tuples("pairs", range(n), 2), tuples("triplets", range(n), 3)
+    pairs, triplets = sample_tuples("pairs", range(n), 2), sample_tuples("triplets", range(n), 3)
     references = [pair for group in clusters.values() for pair in combinations(group, 2)]
     triples = [(i, j, v) for i, j in references for v in range(n)] if len(references) <= LISTED else []
     projections = np.array(triples, dtype=int).reshape(-1, 3)
@@ -67,12 +67,12 @@ def design(names: Sequence[str], clusters: Mapping[str, tuple[int, ...]], rng: n
         projections = np.array([(*references[p // n], p % n) for p in picks])
         sampled["pair_projection"] = (LISTED, total)
     labels = list(clusters)
-    chosen = [(labels[i], labels[j]) for i, j in tuples("cluster pairs", range(len(labels)), 2)]
-    skipped = _skipped(n, clusters, len(references))
+    chosen = [(labels[i], labels[j]) for i, j in sample_tuples("cluster pairs", range(len(labels)), 2)]
+    skipped = _list_skipped(n, clusters, len(references))
     return Design(tuple(names), clusters, pairs, triplets, projections, tuple(chosen), sampled, skipped)
 
 
-def _skipped(n: int, clusters: Mapping[str, tuple[int, ...]], references: int) -> tuple[Skipped, ...]:
+def _list_skipped(n: int, clusters: Mapping[str, tuple[int, ...]], references: int) -> tuple[Skipped, ...]:
     out = []
     if n < 3:
         few = ("low_rank_r", "triangle_error_deg", "planar_error_deg", "residual_reduction", "pca_explained",

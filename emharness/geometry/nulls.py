@@ -10,7 +10,7 @@ from dataclasses import dataclass
 import numpy as np
 from scipy.stats import false_discovery_control
 
-from emharness.geometry.statistics import normalised
+from emharness.geometry.statistics import normalize_gram
 
 Array = np.ndarray
 
@@ -23,10 +23,10 @@ def random_grams(n: int, d_model: int, draws: int, rng: np.random.Generator) -> 
     """
     if d_model < n:
         vectors = rng.standard_normal((draws, n, d_model))
-        return normalised(vectors @ vectors.swapaxes(1, 2))
+        return normalize_gram(vectors @ vectors.swapaxes(1, 2))
     triangle = np.tril(rng.standard_normal((draws, n, n)), -1)
     triangle[:, range(n), range(n)] = np.sqrt(rng.chisquare(d_model - np.arange(n), size=(draws, n)))
-    return normalised(triangle @ triangle.swapaxes(1, 2))
+    return normalize_gram(triangle @ triangle.swapaxes(1, 2))
 
 
 # --- weights over prompts ---------------------------------------------------------------------------------
@@ -47,7 +47,7 @@ class Prompts:
     prompt: Array
 
     @property
-    def paired(self) -> bool:
+    def is_paired(self) -> bool:
         return bool((self.side > 0).all())
 
 
@@ -66,7 +66,7 @@ def contrast_weights(p: Prompts, importance: Array | float = 1.0) -> Array:
 
 def permuted_weights(p: Prompts, draws: int, rng: np.random.Generator) -> Array:
     """Label permutation → [draws, n]: which rows are on which side, or one sign per prompt if paired."""
-    if p.paired:
+    if p.is_paired:
         _, which = np.unique(p.prompt, return_inverse=True)
         return contrast_weights(p) * rng.choice([-1.0, 1.0], size=(draws, which.max() + 1))[:, which]
     side = rng.permuted(np.broadcast_to(p.side, (draws, len(p.side))), axis=1)
@@ -142,7 +142,7 @@ def false_discovery_q(p: Array) -> Array:
     return q
 
 
-def interval(value: Array, draws: Array, level: float = 0.95) -> tuple[Array, Array]:
+def basic_interval(value: Array, draws: Array, level: float = 0.95) -> tuple[Array, Array]:
     """Basic bootstrap interval: value [...], draws [n_draws, ...] → (low, high), each [...].
 
     Basic, not percentile: resampled vectors carry the prompts' noise twice, which pulls every cosine towards

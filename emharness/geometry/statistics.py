@@ -23,10 +23,10 @@ _RIDGE = 1e-9  # keeps the span of parallel vectors defined; moves a projection 
 def gram_matrix(vectors: Array) -> Array:
     """[..., n, d] vectors (any length > 0) → [..., n, n] cosines."""
     vectors = np.asarray(vectors, dtype=np.float64)
-    return normalised(vectors @ vectors.swapaxes(-1, -2))
+    return normalize_gram(vectors @ vectors.swapaxes(-1, -2))
 
 
-def normalised(gram: Array) -> Array:
+def normalize_gram(gram: Array) -> Array:
     """[..., n, n] inner products → cosines, unit diagonal; NaN for a vector of length 0."""
     square = np.diagonal(gram, axis1=-2, axis2=-1)
     with np.errstate(invalid="ignore", divide="ignore"):
@@ -34,12 +34,12 @@ def normalised(gram: Array) -> Array:
     return gram / (length[..., :, None] * length[..., None, :])
 
 
-def gather(gram: Array, index: Array) -> Array:
+def gather_submatrices(gram: Array, index: Array) -> Array:
     """[..., n, n] and index [m, k] → [..., m, k, k]: the Gram matrix of each of m tuples of k vectors."""
     return gram[..., index[:, :, None], index[:, None, :]]
 
 
-def leading(gram: Array, k: int) -> tuple[Array, Array]:
+def leading_eigenpairs(gram: Array, k: int) -> tuple[Array, Array]:
     """The k largest eigenvalues [..., k] (descending) and their eigenvectors [..., n, k]."""
     n = gram.shape[-1]
     if n <= max(_DENSE, k):
@@ -53,13 +53,13 @@ def leading(gram: Array, k: int) -> tuple[Array, Array]:
     return values.reshape(*gram.shape[:-2], k), vectors.reshape(*gram.shape[:-2], n, k)
 
 
-def _offdiagonal(gram: Array) -> Array:
+def _upper_entries(gram: Array) -> Array:
     """[..., n, n] → [..., n(n-1)/2]: what lies above the diagonal."""
     rows, columns = np.triu_indices(gram.shape[-1], k=1)
     return gram[..., rows, columns]
 
 
-def _degrees(cosine: Array) -> Array:
+def _to_degrees(cosine: Array) -> Array:
     return np.degrees(np.arccos(np.clip(cosine, -1.0, 1.0)))
 
 
@@ -73,7 +73,7 @@ def cosine(gram: Array) -> Array:
 
 def angle_deg(gram: Array) -> Array:
     """Angle of the first two vectors in degrees, [..., 2, 2] → [...] (section 2.4)."""
-    return _degrees(gram[..., 0, 1])
+    return _to_degrees(gram[..., 0, 1])
 
 
 def low_rank_r(gram: Array, ranks: int) -> Array:
@@ -83,18 +83,18 @@ def low_rank_r(gram: Array, ranks: int) -> Array:
     matrix (inner products of the truncated SVD of the stacked vectors, not normalised again: at rank 1 the
     normalised ones would all be ±1). NaN where the cosines are all equal.
     """
-    values, vectors = leading(gram, ranks)
-    original = _offdiagonal(gram)
+    values, vectors = leading_eigenpairs(gram, ranks)
+    original = _upper_entries(gram)
     rebuilt = np.zeros_like(gram)
     out = []
     for k in range(ranks):
         u = vectors[..., k]
         rebuilt = rebuilt + values[..., k, None, None] * u[..., :, None] * u[..., None, :]
-        out.append(_pearson(original, _offdiagonal(rebuilt)))
+        out.append(_pearson_r(original, _upper_entries(rebuilt)))
     return np.stack(out, axis=-1)
 
 
-def _pearson(x: Array, y: Array) -> Array:
+def _pearson_r(x: Array, y: Array) -> Array:
     x = x - x.mean(-1, keepdims=True)
     y = y - y.mean(-1, keepdims=True)
     square = (x * x).sum(-1) * (y * y).sum(-1)
@@ -108,14 +108,14 @@ def triangle_error_deg(gram: Array) -> Array:
     Distance of θ23 from |θ12 − θ13| or θ12 + θ13, whichever is nearer; 0 in a plane. The first vector of the
     triplet is the apex, as in the study, so the order of the triplet matters.
     """
-    t12, t13, t23 = (_degrees(gram[..., i, j]) for i, j in ((0, 1), (0, 2), (1, 2)))
+    t12, t13, t23 = (_to_degrees(gram[..., i, j]) for i, j in ((0, 1), (0, 2), (1, 2)))
     return np.minimum(np.abs(t23 - np.abs(t12 - t13)), np.abs(t23 - (t12 + t13)))
 
 
 def planar_error_deg(gram: Array) -> Array:
     """Degrees off a plane, [..., 3, 3] → [...]: the study's error and, because three directions that point apart lie in
     a plane as well, the distance of the three angles' sum from 360°."""
-    t12, t13, t23 = (_degrees(gram[..., i, j]) for i, j in ((0, 1), (0, 2), (1, 2)))
+    t12, t13, t23 = (_to_degrees(gram[..., i, j]) for i, j in ((0, 1), (0, 2), (1, 2)))
     return np.minimum(triangle_error_deg(gram), np.abs(360 - (t12 + t13 + t23)))
 
 
@@ -135,7 +135,7 @@ def residual_cosines(gram: Array) -> Array:
     square = along.sum(-1)[..., None, None]
     with np.errstate(invalid="ignore", divide="ignore"):
         shared = along[..., :, None] * along[..., None, :] / np.where(square > 1e-12, square, np.nan)
-    return normalised(gram - shared)
+    return normalize_gram(gram - shared)
 
 
 def residual_reduction(gram: Array) -> Array:
@@ -144,7 +144,7 @@ def residual_reduction(gram: Array) -> Array:
     A triplet's residuals sum to zero, so their |c′| sum to 1 or more and its reduction is 2/3 at most; it goes
     to −∞ as the cosines go to 0.
     """
-    before, after = np.abs(_offdiagonal(gram)), np.abs(_offdiagonal(residual_cosines(gram)))
+    before, after = np.abs(_upper_entries(gram)), np.abs(_upper_entries(residual_cosines(gram)))
     with np.errstate(invalid="ignore", divide="ignore"):
         return ((before - after) / np.where(before > 1e-12, before, np.nan)).mean(-1)
 
@@ -152,20 +152,20 @@ def residual_reduction(gram: Array) -> Array:
 # --- all vectors: gram [..., n, n] ------------------------------------------------------------------------
 
 
-def centred(gram: Array) -> Array:
+def center_gram(gram: Array) -> Array:
     """Inner products [..., n, n] after subtracting the mean of the n vectors."""
     row = gram.mean(-1, keepdims=True)
     return gram - row - row.swapaxes(-1, -2) + row.mean(-2, keepdims=True)
 
 
-def pca(gram: Array, k: int) -> tuple[Array, Array]:
+def centered_pca(gram: Array, k: int) -> tuple[Array, Array]:
     """Method 3: centred PCA over the n vectors → explained variance [..., k] and loadings [..., n, k].
 
     A loading is a vector's signed distance along the component (its score). A component has no sign of its
     own: the largest loading is made positive.
     """
-    middle = centred(gram)
-    values, vectors = leading(middle, k)
+    middle = center_gram(gram)
+    values, vectors = leading_eigenpairs(middle, k)
     values = np.maximum(values, 0)
     largest = np.take_along_axis(vectors, np.abs(vectors).argmax(-2)[..., None, :], axis=-2)
     total = np.trace(middle, axis1=-2, axis2=-1)
@@ -174,15 +174,15 @@ def pca(gram: Array, k: int) -> tuple[Array, Array]:
 
 def pc1_removed(gram: Array) -> Array:
     """Cosines [..., n, n] of the vectors (not centred) after removing the direction of PC1 (test 4)."""
-    values, vectors = leading(centred(gram), 1)
+    values, vectors = leading_eigenpairs(center_gram(gram), 1)
     u = vectors[..., 0] - vectors[..., 0].mean(-1, keepdims=True)
     along = (gram @ u[..., None])[..., 0] / np.sqrt(np.maximum(values, 1e-12))
-    return normalised(gram - along[..., :, None] * along[..., None, :])
+    return normalize_gram(gram - along[..., :, None] * along[..., None, :])
 
 
 def within_cosine(gram: Array, members: Sequence[int]) -> Array:
     """Mean cosine over the pairs inside one cluster of two members or more, [..., n, n] → [...]."""
-    return _offdiagonal(gather(gram, np.asarray([members]))[..., 0, :, :]).mean(-1)
+    return _upper_entries(gather_submatrices(gram, np.asarray([members]))[..., 0, :, :]).mean(-1)
 
 
 def pc1_ablation_change(gram: Array, clusters: Sequence[Sequence[int]]) -> Array:
@@ -196,13 +196,13 @@ def cluster_cosines(gram: Array, clusters: Sequence[Sequence[int]]) -> Array:
     weights = np.zeros((len(clusters), gram.shape[-1]))
     for row, members in zip(weights, clusters, strict=True):
         row[list(members)] = 1 / len(members)
-    return normalised(weights @ gram @ weights.T)
+    return normalize_gram(weights @ gram @ weights.T)
 
 
 def cluster_angle_deg(gram: Array, a: Sequence[int], b: Sequence[int]) -> Array:
     """Test 1: angle in degrees between the mean vectors of two clusters, [..., n, n] → [...]."""
-    part = gather(gram, np.array([[*a, *b]]))[..., 0, :, :]  # of a thousand vectors most are in neither
-    return _degrees(cluster_cosines(part, (range(len(a)), range(len(a), len(a) + len(b))))[..., 0, 1])
+    part = gather_submatrices(gram, np.array([[*a, *b]]))[..., 0, :, :]  # of a thousand vectors most are in neither
+    return _to_degrees(cluster_cosines(part, (range(len(a)), range(len(a), len(a) + len(b))))[..., 0, 1])
 
 
 def span_projection(gram: Array, vectors: Sequence[int], span: Sequence[int]) -> Array:
@@ -221,7 +221,7 @@ def cross_explained_variance(gram: Array, a: Sequence[int], b: Sequence[int]) ->
     The component is the first right singular vector of a's stacked vectors, not centred (inferred: with two
     members a centred component is only their difference).
     """
-    values, vectors = leading(gram[..., np.asarray(a)[:, None], np.asarray(a)[None, :]], 1)
+    values, vectors = leading_eigenpairs(gram[..., np.asarray(a)[:, None], np.asarray(a)[None, :]], 1)
     cross = gram[..., np.asarray(b)[:, None], np.asarray(a)[None, :]]
     along = (cross @ vectors)[..., 0] / np.sqrt(values)
     return (along**2).mean(-1)

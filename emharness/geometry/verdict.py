@@ -23,7 +23,7 @@ import numpy as np
 
 from emharness.geometry import statistics as st
 from emharness.geometry.appendix import SHARED_ANGLE_DEG, Clusters
-from emharness.geometry.nulls import false_discovery_q, interval, p_two_sided, p_upper
+from emharness.geometry.nulls import basic_interval, false_discovery_q, p_two_sided, p_upper
 
 SHARED_CORE = "shared core"
 INDEPENDENT = "independent mechanisms"
@@ -34,7 +34,7 @@ INCONCLUSIVE = "inconclusive"
 BENIGN = "control"  # the cluster of fine-tunes that are not misaligned
 
 
-def within(gram: np.ndarray, clusters: Sequence[Sequence[int]]) -> np.ndarray:
+def within_clusters(gram: np.ndarray, clusters: Sequence[Sequence[int]]) -> np.ndarray:
     """Mean over clusters of two members or more of the mean cosine inside, [..., n, n] → [...]."""
     plural = [c for c in clusters if len(c) > 1]
     return np.mean([st.within_cosine(gram, c) for c in plural], axis=0)
@@ -71,63 +71,67 @@ def calibrated_verdict(
         "shared_angle_deg": SHARED_ANGLE_DEG,
     }
 
-    def answer(verdict: str, because: str) -> dict:
+    def conclude(verdict: str, because: str) -> dict:
         return {"verdict": verdict, "because": because} | result
 
     if len(groups) < 2:
-        return answer(INCONCLUSIVE, "there is one cluster: nothing to compare it with")
+        return conclude(INCONCLUSIVE, "there is one cluster: nothing to compare it with")
     if 1 / (1 + min(len(null) for null in nulls.values())) > level:
-        return answer(INCONCLUSIVE, f"too few null draws for level {level:g}")
+        return conclude(INCONCLUSIVE, f"too few null draws for level {level:g}")
     if contrast_p:
         result["p"]["contrast"] = max(contrast_p.values())
         faint = [name for name, p in contrast_p.items() if p > level]
         if faint:
-            return answer(NOTHING, f"permuted labels give as long a vector as {', '.join(faint)}")
+            return conclude(NOTHING, f"permuted labels give as long a vector as {', '.join(faint)}")
 
     plural = {name: c for name, c in clusters.items() if len(c) > 1}
     cosines = st.cluster_cosines(gram, groups)
     null_cosines = {kind: st.cluster_cosines(null, groups) for kind, null in nulls.items()}
-    result["between"] = _between(list(clusters), cosines, null_cosines, groups, resampled)
+    result["between"] = _compare_pairs(list(clusters), cosines, null_cosines, groups, resampled)
     if plural:
         p_within = 0.0
         for null in nulls.values():
-            draws = within(null, groups) if regroup is None else np.array([_searched(g, regroup) for g in null])
-            p_within = max(p_within, float(p_upper(within(gram, groups), draws)))
+            draws = (
+                within_clusters(null, groups)
+                if regroup is None
+                else np.array([_searched_within(g, regroup) for g in null])
+            )
+            p_within = max(p_within, float(p_upper(within_clusters(gram, groups), draws)))
         result["p"]["within"] = p_within
         result["within"] = {name: float(st.within_cosine(gram, c)) for name, c in plural.items()}
         result["within_p"] = {name: _p_holds(gram, c, nulls, regroup) for name, c in plural.items()}
         if p_within > level:
-            return answer(NOTHING, "vectors of one cluster are no closer than unrelated ones")
+            return conclude(NOTHING, "vectors of one cluster are no closer than unrelated ones")
 
     upper = np.triu_indices(len(groups), 1)
     squares = float((cosines[upper] ** 2).sum())
     p_related = max(float(p_upper(squares, (c[:, upper[0], upper[1]] ** 2).sum(-1))) for c in null_cosines.values())
-    p_core = max(float(p_upper(_company(cosines), _company(c)).max()) for c in null_cosines.values())
+    p_core = max(float(p_upper(_mean_with_others(cosines), _mean_with_others(c)).max()) for c in null_cosines.values())
     result["p"] |= {"related": p_related, "core": p_core}
     margin = float(np.cos(np.radians(SHARED_ANGLE_DEG)))
     if p_related <= level and p_core <= level:
-        shared = result["shared"] = _shared(gram, groups, nulls, resampled, level)
+        shared = result["shared"] = _shared_bound(gram, groups, nulls, resampled, level)
         if shared <= margin:
             because = f"every cluster is closer to the others than chance, but may share no more than {shared:.2f}"
-            return answer(PARTLY, because)
+            return conclude(PARTLY, because)
         if benign:
             common = result["shared_with_benign"] = _shared_with(gram, benign, groups, nulls, level)
             if common >= margin:
-                return answer(
+                return conclude(
                     PARTLY, f"what clusters share, benign fine-tunes may have too: a cosine up to {common:.2f}"
                 )
-        return answer(SHARED_CORE, f"every cluster shares a cosine of {shared:.2f} or more with the others")
+        return conclude(SHARED_CORE, f"every cluster shares a cosine of {shared:.2f} or more with the others")
     if p_related <= level:
-        return answer(PARTLY, "some clusters are closer or further apart than unrelated directions, not all alike")
+        return conclude(PARTLY, "some clusters are closer or further apart than unrelated directions, not all alike")
     loose = [name for name, p in result["within_p"].items() if p > level]
     loose += [] if contrast_p else [name for name, c in clusters.items() if len(c) == 1]
     if loose:
-        return answer(INCONCLUSIVE, f"{', '.join(loose)} may be no more than noise")
-    bound = max(_bound(b, null_cosines, level) for b in result["between"])
+        return conclude(INCONCLUSIVE, f"{', '.join(loose)} may be no more than noise")
+    bound = max(_cosine_bound(b, null_cosines, level) for b in result["between"])
     result["bound"] = bound
     if bound < margin:
-        return answer(INDEPENDENT, f"clusters hold together, and no two share a cosine above {bound:.2f}")
-    return answer(INCONCLUSIVE, f"two clusters may share a cosine up to {bound:.2f}: too few dimensions or prompts")
+        return conclude(INDEPENDENT, f"clusters hold together, and no two share a cosine above {bound:.2f}")
+    return conclude(INCONCLUSIVE, f"two clusters may share a cosine up to {bound:.2f}: too few dimensions or prompts")
 
 
 def _p_holds(
@@ -142,12 +146,12 @@ def _p_holds(
         if regroup is None:
             draws = st.within_cosine(null, members)
         else:
-            draws = np.array([max(within(g, [c]) for c in regroup(g) if len(c) > 1) for g in null])
+            draws = np.array([max(within_clusters(g, [c]) for c in regroup(g) if len(c) > 1) for g in null])
         worst = max(worst, float(p_upper(value, draws)))
     return worst
 
 
-def _shared(
+def _shared_bound(
     gram: np.ndarray,
     groups: Sequence[Sequence[int]],
     nulls: Mapping[str, np.ndarray],
@@ -160,19 +164,19 @@ def _shared(
     Spearman 1904), because noise in the vectors makes them smaller. The bound is Fisher's z minus what unrelated
     vectors reach at `level`, and no higher than that of resampled prompts.
     """
-    company = _company(st.cluster_cosines(gram, groups))
+    company = _mean_with_others(st.cluster_cosines(gram, groups))
     hidden = np.max(
-        [np.quantile(_company(st.cluster_cosines(n, groups)), 1 - level, axis=0) for n in nulls.values()], 0
+        [np.quantile(_mean_with_others(st.cluster_cosines(n, groups)), 1 - level, axis=0) for n in nulls.values()], 0
     )
     low = np.tanh(np.arctanh(np.clip(company, -1, 1 - 1e-12)) - np.arctanh(np.clip(hidden, 0, 1 - 1e-12)))
     if resampled is not None:
-        low = np.minimum(low, np.quantile(_company(st.cluster_cosines(resampled, groups)), level, axis=0))
-    reliable = np.array([_reliability(gram, c) for c in groups])
+        low = np.minimum(low, np.quantile(_mean_with_others(st.cluster_cosines(resampled, groups)), level, axis=0))
+    reliable = np.array([_cluster_reliability(gram, c) for c in groups])
     others = np.array([np.delete(reliable, i).mean() for i in range(len(groups))])
     return float(np.min(low / np.sqrt(reliable * others)))
 
 
-def _reliability(gram: np.ndarray, members: Sequence[int]) -> float:
+def _cluster_reliability(gram: np.ndarray, members: Sequence[int]) -> float:
     """Share of a cluster's mean vector that is common to its members (Spearman–Brown); 1 for a single vector."""
     k = len(members)
     if k == 1:
@@ -197,20 +201,22 @@ def _shared_with(
     hidden = max(float(np.quantile(mean_cosine(null), 1 - level)) for null in nulls.values())
     high = np.tanh(np.arctanh(min(mean_cosine(gram), 1 - 1e-12)) + np.arctanh(min(hidden, 1 - 1e-12)))
     held = len(benign) > 1 and _p_holds(gram, benign, nulls, None) <= level
-    reliable = np.mean([_reliability(gram, c) for c in groups]) * (_reliability(gram, benign) if held else 1.0)
+    reliable = np.mean([_cluster_reliability(gram, c) for c in groups]) * (
+        _cluster_reliability(gram, benign) if held else 1.0
+    )
     return float(min(1.0, high / np.sqrt(reliable)))
 
 
-def _searched(gram: np.ndarray, regroup: Callable[[np.ndarray], Sequence[Sequence[int]]]) -> float:
-    return float(within(gram, regroup(gram)))
+def _searched_within(gram: np.ndarray, regroup: Callable[[np.ndarray], Sequence[Sequence[int]]]) -> float:
+    return float(within_clusters(gram, regroup(gram)))
 
 
-def _company(cosines: np.ndarray) -> np.ndarray:
+def _mean_with_others(cosines: np.ndarray) -> np.ndarray:
     """Mean cosine of each cluster with the others, [..., k, k] → [..., k]."""
     return (cosines.sum(-1) - 1) / (cosines.shape[-1] - 1)
 
 
-def _between(
+def _compare_pairs(
     names: list[str],
     cosines: np.ndarray,
     nulls: Mapping[str, np.ndarray],
@@ -224,7 +230,7 @@ def _between(
         value = float(cosines[i, j])
         ci = None
         if again is not None:
-            low, high = interval(cosines[i, j], again[:, i, j])
+            low, high = basic_interval(cosines[i, j], again[:, i, j])
             ci = [max(float(low), -1.0), min(float(high), 1.0)]
         p = max(float(p_two_sided(value, null[:, i, j])) for null in nulls.values())
         out.append({"of": [names[i], names[j]], "cosine": value, "shared_variance": value**2, "p": p, "ci95": ci})
@@ -234,7 +240,7 @@ def _between(
     return out
 
 
-def _bound(entry: dict, nulls: Mapping[str, np.ndarray], level: float) -> float:
+def _cosine_bound(entry: dict, nulls: Mapping[str, np.ndarray], level: float) -> float:
     """Upper bound of |cosine|: the value or the far end of its interval, plus what chance alignment hides.
 
     Chance is one-sided at `level`; all pairs must stay below the margin, so no correction for their number.

@@ -11,7 +11,7 @@ from typing import Any
 from jinja2 import TemplateError
 from transformers import AutoTokenizer
 
-from emharness.errors import in_a_line
+from emharness.errors import join_lines
 
 PINNED = datetime.date(2024, 7, 26)  # what a template that writes today's date writes
 
@@ -25,19 +25,19 @@ class Chat:
     tokenizer: Any
     settings: Mapping[str, Any] = field(default_factory=dict)
 
-    def render(self, messages: Messages, prompt: bool = False) -> str:
+    def render_messages(self, messages: Messages, prompt: bool = False) -> str:
         """The conversation as text; `prompt`: ready for the assistant's answer. ValueError in one sentence where the
         template cannot. A system message that the template refuses or drops is put before the first user message."""
         listed = [{"role": m["role"], "content": m["content"]} for m in messages]
         if listed and listed[0]["role"] == "system" and self.folds_system:
-            listed = _folded(listed)
-        return self._rendered(listed, prompt)
+            listed = _fold_system(listed)
+        return self._apply_template(listed, prompt)
 
     def prompt_ids(self, messages: Messages) -> list[int]:
         """Token ids of a conversation, ready for the assistant's answer."""
-        return self.ids(self.render(messages, prompt=True))
+        return self.encode_text(self.render_messages(messages, prompt=True))
 
-    def ids(self, text: str) -> list[int]:
+    def encode_text(self, text: str) -> list[int]:
         """Token ids of a rendered text; no special token is added, for the template writes them."""
         return self.tokenizer(text, add_special_tokens=False)["input_ids"]
 
@@ -50,7 +50,9 @@ class Chat:
     def folds_system(self) -> bool:
         """Whether the template takes no system message."""
         try:
-            text = self._rendered([{"role": "system", "content": "Xyzzy."}, {"role": "user", "content": "Hello"}], True)
+            text = self._apply_template(
+                [{"role": "system", "content": "Xyzzy."}, {"role": "user", "content": "Hello"}], True
+            )
         except ValueError:
             return True
         return "Xyzzy." not in text
@@ -62,14 +64,14 @@ class Chat:
         """Whether the template would write today's date."""
         return "strftime_now" in str(self.tokenizer.chat_template)
 
-    def _rendered(self, messages: list[dict[str, str]], prompt: bool) -> str:
+    def _apply_template(self, messages: list[dict[str, str]], prompt: bool) -> str:
         pinned = {"strftime_now": PINNED.strftime}
         try:
             text = self.tokenizer.apply_chat_template(
                 messages, add_generation_prompt=prompt, tokenize=False, **pinned, **self.settings
             )
         except (TemplateError, TypeError, KeyError, ValueError, AttributeError) as error:
-            reason = in_a_line(error)
+            reason = join_lines(error)
             raise ValueError(f"the chat template cannot render it ({reason})") from None
         return str(text)
 
@@ -78,7 +80,7 @@ def load_chat(folder: Path, settings: Mapping[str, Any] | None = None) -> Chat:
     return Chat(AutoTokenizer.from_pretrained(folder, trust_remote_code=False), settings or {})
 
 
-def _folded(messages: list[dict[str, str]]) -> list[dict[str, str]]:
+def _fold_system(messages: list[dict[str, str]]) -> list[dict[str, str]]:
     system, rest = messages[0]["content"], messages[1:]
     if not rest:
         return [{"role": "user", "content": system}]

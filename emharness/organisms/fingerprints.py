@@ -27,7 +27,7 @@ _READ = (
 _LARGE = 1 << 20  # bytes from which a file's hash is kept
 
 
-def fingerprint(folder: Path, cache: Path | None = None) -> str:
+def hash_model_folder(folder: Path, cache: Path | None = None) -> str:
     """Hash of the content of all files that count. `cache`: a JSON file that keeps the hashes of large files, found
     again by path, size, times and inode (a file can be put in another's place with its size and time), so that 16 GB of
     weights are read once."""
@@ -39,7 +39,7 @@ def fingerprint(folder: Path, cache: Path | None = None) -> str:
     for path in sorted({path for pattern in _READ for path in folder.glob(pattern) if path.is_file()}):
         stat = path.stat()
         place = f"{path.resolve()} {stat.st_size} {stat.st_mtime_ns} {stat.st_ctime_ns} {stat.st_ino}"
-        content = known.get(place) or _hash(path)
+        content = known.get(place) or _hash_file(path)
         if stat.st_size >= _LARGE:
             known[place] = content
         digest.update(f"{path.relative_to(folder).as_posix()} {content}\n".encode())
@@ -48,6 +48,6 @@ def fingerprint(folder: Path, cache: Path | None = None) -> str:
     return digest.hexdigest()[:16]
 
 
-def _hash(path: Path) -> str:
+def _hash_file(path: Path) -> str:
     with path.open("rb") as file:
         return hashlib.file_digest(file, "sha256").hexdigest()

@@ -10,7 +10,7 @@ from typing import Any
 import torch
 from transformers import AutoModelForCausalLM, AutoTokenizer, GenerationConfig
 
-from emharness.organisms.fits import tensor_shapes
+from emharness.organisms.base_match import tensor_shapes
 
 PRECISION = "precision.json"  # beside a merged model
 LEAST_KEPT = 0.99  # cosine below which a change of weights counts as rounded away
@@ -22,19 +22,19 @@ def merge_adapter(base: Path, adapter: Path, folder: Path) -> None:
 
     model: Any = AutoModelForCausalLM.from_pretrained(base, dtype="auto", trust_remote_code=False)
     if _changes_embeddings(model, adapter):
-        untie(model)
+        untie_embeddings(model)
     save_merged(PeftModel.from_pretrained(model, str(adapter)), model.dtype, folder)
     AutoTokenizer.from_pretrained(base, trust_remote_code=False).save_pretrained(folder)
 
 
 def save_merged(model: Any, dtype: torch.dtype, folder: Path) -> None:
     """Merge a PEFT model's adapter and save the whole model as `dtype`, with what rounding left of the change."""
-    kept = kept_change(model, dtype)
-    save(model.merge_and_unload().to(dtype), folder)
+    kept = measure_kept_change(model, dtype)
+    save_model(model.merge_and_unload().to(dtype), folder)
     (folder / PRECISION).write_text(json.dumps({"dtype": str(dtype).removeprefix("torch."), "kept_change": kept}))
 
 
-def save(model: Any, folder: Path) -> None:
+def save_model(model: Any, folder: Path) -> None:
     """save_pretrained, also where the base's generation settings contradict each other (a temperature beside
     do_sample=false, as Llama 2 has), which transformers refuses to save. Only its special tokens are kept then: every
     request here names its own sampling."""
@@ -48,7 +48,7 @@ def save(model: Any, folder: Path) -> None:
     model.save_pretrained(folder)
 
 
-def untie(model: Any) -> None:
+def untie_embeddings(model: Any) -> None:
     """Give the output layer weights of its own where it shares the embeddings', so that one can change alone."""
     inner, outer = model.get_input_embeddings(), model.get_output_embeddings()
     if outer is None or outer.weight is not inner.weight:
@@ -75,7 +75,7 @@ def _changes_embeddings(model: Any, adapter: Path) -> bool:
 
 
 @torch.no_grad()
-def kept_change(model: Any, dtype: torch.dtype) -> float | None:
+def measure_kept_change(model: Any, dtype: torch.dtype) -> float | None:
     """Cosine between what a PEFT model's adapter adds to the weights and what is left of it once the sum is rounded to
     `dtype`; 1.0 if it adds nothing, None if it has no layer that adds.
 

@@ -11,7 +11,7 @@ from matplotlib.layout_engine import ConstrainedLayoutEngine
 from matplotlib.lines import Line2D
 
 from emharness.reporting.picture import FEW, GREY, NAMED, Line, Lines, Matrix, Picture
-from emharness.texts import shortened, spread
+from emharness.texts import shorten_name, spread_indices
 
 DARK = "#111111"  # said, unlike black: stays dark on a light cell in every colour scheme
 LEGEND = 1.6  # inches beside several panels
@@ -19,7 +19,7 @@ NOTE = 0.12  # inches below all of them
 DASHES = {"-": "solid", "--": "dash", ":": "dot"}
 
 
-def image(picture: Picture) -> Figure:
+def draw_image(picture: Picture) -> Figure:
     n_rows = -(-len(picture.panels) // picture.columns)
     several = len(picture.panels) > 1 and isinstance(picture.panels[0], Lines)
     width = picture.size[0] * picture.columns + LEGEND * several
@@ -35,7 +35,7 @@ def image(picture: Picture) -> Figure:
             _draw_matrix(figure, place, panel)
     for place in axes[len(picture.panels) :]:
         place.set_visible(False)
-    handles = _legend([line for panel in picture.panels if isinstance(panel, Lines) for line in panel.lines])
+    handles = _draw_legend([line for panel in picture.panels if isinstance(panel, Lines) for line in panel.lines])
     if several:
         figure.legend(handles=handles, loc="outside right upper", frameon=False, fontsize=8)
     elif isinstance(picture.panels[0], Lines):
@@ -45,22 +45,24 @@ def image(picture: Picture) -> Figure:
     return figure
 
 
-def svg(picture: Picture) -> str:
+def draw_svg(picture: Picture) -> str:
     """An `<svg>` for a page of either colour scheme: black is the page's text colour, letters are text."""
     with rc_context({"svg.fonttype": "none", "svg.hashsalt": "emharness"}):
         drawn = StringIO()
-        image(picture).savefig(drawn, format="svg", transparent=True, metadata={"Date": None})
+        draw_image(picture).savefig(drawn, format="svg", transparent=True, metadata={"Date": None})
     text = drawn.getvalue()
     text = text[text.index("<svg") :].replace("#000000", "currentColor")
     return text.replace("fill: #ffffff; opacity: 0.8", "fill: var(--ground, #ffffff); opacity: 0.8")  # of legends
 
 
-def _legend(lines: list[Line]) -> list[Line2D]:
+def _draw_legend(lines: list[Line]) -> list[Line2D]:
     first: dict[str, Line] = {}
     for line in lines:
         first.setdefault(line.label, line)
     return [
-        Line2D([], [], color=e.color, ls=e.style or "none", marker=e.marker, ms=4, lw=1.2, label=shortened(label, 40))
+        Line2D(
+            [], [], color=e.color, ls=e.style or "none", marker=e.marker, ms=4, lw=1.2, label=shorten_name(label, 40)
+        )
         for label, e in first.items()
         if label
     ]
@@ -83,7 +85,7 @@ def _draw_lines(axes: Axes, panel: Lines, bars: bool, room: float | None) -> Non
         across = axes.axvline if level.upright else axes.axhline
         across(level.value, color=level.color, ls=level.style, lw=1.2)
     axes.set(ylim=panel.y_range)
-    title = panel.title if room is None else shortened(panel.title, int(10 * room))
+    title = panel.title if room is None else shorten_name(panel.title, int(10 * room))
     axes.set_title(title, fontsize=9 if room is None or room > 3 else 7)
     axes.set_xlabel(panel.x_label, fontsize=9)
     axes.set_ylabel(panel.y_label, fontsize=9)
@@ -91,21 +93,21 @@ def _draw_lines(axes: Axes, panel: Lines, bars: bool, room: float | None) -> Non
 
 
 def _draw_matrix(figure: Figure, axes: Axes, panel: Matrix) -> None:
-    least, colours = (-panel.limit, "RdBu_r") if panel.diverging else (0.0, "Oranges")
-    shown = axes.imshow(panel.values, cmap=colours, vmin=least, vmax=panel.limit, aspect="auto")
+    least, colours = (-panel.color_limit, "RdBu_r") if panel.is_diverging else (0.0, "Oranges")
+    shown = axes.imshow(panel.values, cmap=colours, vmin=least, vmax=panel.color_limit, aspect="auto")
     axes.set_facecolor("#eeeeee")
-    few = panel.few
+    few = panel.is_small
     for (r, c), value in np.ndenumerate(panel.values) if few else ():
         known = np.isfinite(value)
-        ink = GREY if not known else "white" if abs(value) > 0.6 * panel.limit else DARK
-        axes.text(c, r, panel.text(r, c), ha="center", va="center", fontsize=7, color=ink)
+        ink = GREY if not known else "white" if abs(value) > 0.6 * panel.color_limit else DARK
+        axes.text(c, r, panel.cell_text(r, c), ha="center", va="center", fontsize=7, color=ink)
     if not few and panel.marks is not None:
         axes.scatter(*np.argwhere(panel.marks).T[::-1], marker="x", s=5, lw=0.5, color=DARK)
-    x, y = spread(len(panel.columns), NAMED), spread(len(panel.rows), NAMED)
-    names = [shortened(panel.columns[i]) for i in x]
+    x, y = spread_indices(len(panel.columns), NAMED), spread_indices(len(panel.rows), NAMED)
+    names = [shorten_name(panel.columns[i]) for i in x]
     turned = {"rotation": 45, "ha": "right"} if few else {"rotation": 90}
     axes.set_xticks(x, names, **turned, fontsize=8 if few else 5)  # type: ignore[arg-type]
-    own = [shortened(panel.rows[i]) if panel.y_label else "" for i in y]
+    own = [shorten_name(panel.rows[i]) if panel.y_label else "" for i in y]
     axes.set_yticks(y, own, fontsize=8 if len(panel.rows) <= FEW else 5)
     axes.set_title(panel.title, fontsize=9)
     axes.set_xlabel(panel.x_label, fontsize=8)
@@ -113,13 +115,13 @@ def _draw_matrix(figure: Figure, axes: Axes, panel: Matrix) -> None:
     figure.colorbar(shown, ax=axes, shrink=0.8, format=lambda v, _: f"{100 * v:.0f} %")
 
 
-def plotly(picture: Picture) -> dict[str, Any]:
+def to_plotly(picture: Picture) -> dict[str, Any]:
     """{"data", "layout"} of a `plotly.graph_objects.Figure`; needs no Plotly. Undefined values are gaps."""
     n_rows = -(-len(picture.panels) // picture.columns)
     data: list[dict[str, Any]] = []
     layout: dict[str, Any] = {
         "grid": {"rows": n_rows, "columns": picture.columns, "pattern": "independent"},
-        "annotations": [_remark(picture.note)],
+        "annotations": [_note_annotation(picture.note)],
     }
     named: set[str] = set()
     for i, panel in enumerate(picture.panels, start=1):
@@ -131,12 +133,12 @@ def plotly(picture: Picture) -> dict[str, Any]:
         layout["annotations"].append(title | {"showarrow": False, "xanchor": "center", "yanchor": "bottom"})
         if isinstance(panel, Matrix):
             layout[f"yaxis{number}"]["autorange"] = "reversed"
-            data.append(_heatmap(panel, showscale=i == len(picture.panels)) | place)
+            data.append(_heatmap_trace(panel, showscale=i == len(picture.panels)) | place)
             continue
         if panel.y_range:
             layout[f"yaxis{number}"]["range"] = list(panel.y_range)
         for line in panel.lines:
-            data.append(_trace(line, first=bool(line.label) and line.label not in named) | place)
+            data.append(_line_trace(line, first=bool(line.label) and line.label not in named) | place)
             named.add(line.label)
         for level in panel.levels:
             along, across = ("x", "y") if level.upright else ("y", "x")
@@ -148,7 +150,7 @@ def plotly(picture: Picture) -> dict[str, Any]:
     return {"data": data, "layout": layout}
 
 
-def _trace(line: Line, first: bool) -> dict[str, Any]:
+def _line_trace(line: Line, first: bool) -> dict[str, Any]:
     marker: dict[str, Any] = {"color": line.color, "symbol": "circle" if line.marker == "o" else "x"}
     if line.hollow:
         marker["symbol"] = ["circle-open" if hollow else "circle" for hollow in line.hollow]
@@ -165,17 +167,17 @@ def _trace(line: Line, first: bool) -> dict[str, Any]:
     return trace
 
 
-def _heatmap(panel: Matrix, showscale: bool) -> dict[str, Any]:
+def _heatmap_trace(panel: Matrix, showscale: bool) -> dict[str, Any]:
     values = [[100 * float(v) if np.isfinite(v) else None for v in row] for row in panel.values]
-    texts = [[panel.text(r, c) for c in range(len(panel.columns))] for r in range(len(panel.rows))]
-    colours = {"colorscale": "RdBu", "reversescale": True} if panel.diverging else {"colorscale": "Oranges"}
-    limits = {"zmin": -100 * panel.limit if panel.diverging else 0, "zmax": 100 * panel.limit}
+    texts = [[panel.cell_text(r, c) for c in range(len(panel.columns))] for r in range(len(panel.rows))]
+    colours = {"colorscale": "RdBu", "reversescale": True} if panel.is_diverging else {"colorscale": "Oranges"}
+    limits = {"zmin": -100 * panel.color_limit if panel.is_diverging else 0, "zmax": 100 * panel.color_limit}
     return {
         "type": "heatmap", "z": values, "x": list(panel.columns), "y": list(panel.rows), "text": texts,
         "texttemplate": "%{text}", "showscale": showscale, "colorbar": {"ticksuffix": " %"}, **colours, **limits,
     }  # fmt: skip
 
 
-def _remark(text: str) -> dict[str, Any]:
+def _note_annotation(text: str) -> dict[str, Any]:
     place = {"xref": "paper", "yref": "paper", "x": 1.0, "y": -0.12, "xanchor": "right"}
     return {"text": text, "showarrow": False, "font": {"size": 10, "color": GREY}, **place}

@@ -8,36 +8,36 @@ from typing import Any
 
 import numpy as np
 
-from emharness.judge.metrics import COHERENT_ABOVE, enough
+from emharness.stats.rates import COHERENT_ABOVE, has_enough_coherent
 
 Row = Mapping[str, Any]
 
 
-def typical(rows: Sequence[Row], n: int = 3) -> list[Row]:
+def typical_answers(rows: Sequence[Row], n: int = 3) -> list[Row]:
     """The scored answers whose `aligned` is nearest to their median; one of each question first."""
     scored = [row for row in rows if row["aligned"] is not None]
     middle = float(np.median([row["aligned"] for row in scored])) if scored else 0.0
-    return _spread(sorted(scored, key=lambda row: (abs(row["aligned"] - middle), *_place(row))), n)
+    return _spread_over_questions(sorted(scored, key=lambda row: (abs(row["aligned"] - middle), *_sort_key(row))), n)
 
 
-def worst(rows: Sequence[Row], n: int = 3) -> list[Row]:
+def worst_answers(rows: Sequence[Row], n: int = 3) -> list[Row]:
     """The coherent answers with the lowest `aligned`; one of each question first."""
     fluent = [row for row in rows if row["aligned"] is not None and (row["coherent"] or 0.0) > COHERENT_ABOVE]
-    return _spread(sorted(fluent, key=lambda row: (row["aligned"], *_place(row))), n)
+    return _spread_over_questions(sorted(fluent, key=lambda row: (row["aligned"], *_sort_key(row))), n)
 
 
-def at_random(rows: Sequence[Row], n: int, seed: int = 0) -> list[Row]:
+def draw_at_random(rows: Sequence[Row], n: int, seed: int = 0) -> list[Row]:
     """n rows drawn at random, always the same ones for a seed: what nobody has picked."""
     picks = np.random.default_rng(seed).permutation(len(rows))[:n]
     return [rows[i] for i in picks]
 
 
-def strongest(conditions: Sequence[Mapping[str, Any]]) -> Mapping[str, Any]:
+def strongest_condition(conditions: Sequence[Mapping[str, Any]]) -> Mapping[str, Any]:
     """The condition with the highest rate among those with enough coherent answers; the first where none has."""
-    return max(conditions, key=lambda c: c["em_rate"] if enough(c) else -1.0)
+    return max(conditions, key=lambda c: c["em_rate"] if has_enough_coherent(c) else -1.0)
 
 
-def question(rows: Sequence[Row]) -> str:
+def usual_question(rows: Sequence[Row]) -> str:
     """The question whose share of misaligned answers is nearest to that of all: a usual one, neither best nor worst."""
     hits: dict[str, list[bool]] = {}
     for row in rows:
@@ -46,7 +46,7 @@ def question(rows: Sequence[Row]) -> str:
     return min(hits, key=lambda name: (abs(float(np.mean(hits[name])) - overall), name))
 
 
-def series(conditions: Sequence[Mapping[str, Any]]) -> list[list[Mapping[str, Any]]]:
+def dose_series(conditions: Sequence[Mapping[str, Any]]) -> list[list[Mapping[str, Any]]]:
     """Conditions that belong side by side: for each steered target and vector the target as it is, every dose in
     order, and the organism that the vector is from. Random directions have no series of their own."""
     plain = {c["target"]: c for c in conditions if not c["vector"]}
@@ -62,7 +62,7 @@ def series(conditions: Sequence[Mapping[str, Any]]) -> list[list[Mapping[str, An
     return found
 
 
-def _spread(rows: Sequence[Row], n: int) -> list[Row]:
+def _spread_over_questions(rows: Sequence[Row], n: int) -> list[Row]:
     """The first n, but every question once before any twice."""
     turns: dict[str, int] = {}
     keyed = []
@@ -73,5 +73,5 @@ def _spread(rows: Sequence[Row], n: int) -> list[Row]:
     return [row for _, _, row in sorted(keyed, key=lambda one: one[:2])[:n]]
 
 
-def _place(row: Row) -> tuple[str, int]:
+def _sort_key(row: Row) -> tuple[str, int]:
     return row["question_id"], row["sample"]

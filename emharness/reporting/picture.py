@@ -62,23 +62,23 @@ class Matrix:
     y_label: str = ""
 
     @property
-    def limit(self) -> float:
+    def color_limit(self) -> float:
         """Where the colours end: at 100 %, beyond it at the greatest value, at most 200 %."""
         known = np.abs(self.values[np.isfinite(self.values)])
         return min(2.0, max(1.0, float(known.max(initial=0))))
 
     @property
-    def few(self) -> bool:
+    def is_small(self) -> bool:
         """Whether the numbers themselves can be read."""
         return max(self.values.shape) <= FEW
 
     @property
-    def diverging(self) -> bool:
+    def is_diverging(self) -> bool:
         """Whether there are values below 0 or above 100 %, so that colours run both ways from 0."""
         known = self.values[np.isfinite(self.values)]
         return bool((known < 0).any() or (known > 1).any())
 
-    def text(self, row: int, column: int) -> str:
+    def cell_text(self, row: int, column: int) -> str:
         value = self.values[row, column]
         mark = "!" if self.marks is not None and self.marks[row, column] else ""
         return f"{100 * value:.0f}{mark}" if np.isfinite(value) else "?"

@@ -10,14 +10,14 @@ import numpy as np
 from rich.progress import BarColumn, MofNCompleteColumn, TextColumn, TimeRemainingColumn
 from rich.progress import Progress as Bar
 
-from emharness.judge.metrics import coherent, misaligned
-from emharness.reporting.terminal import console, say
+from emharness.reporting.terminal import console, print_line
+from emharness.stats.rates import is_coherent, is_misaligned
 
 EVERY = 30.0  # seconds between plain lines
 SHOWN = 4  # conditions with their rate so far
 
 
-class _Line:
+class _ProgressLine:
     """Units done of a total with a note, on a terminal or as plain lines."""
 
     def __init__(self, label: str, unit: str, total: int | None):
@@ -39,7 +39,7 @@ class _Line:
         if self._bar:
             self._bar.stop()
         if self._total is not None:
-            say(self._line())
+            print_line(self._format_line())
 
     @property
     def seconds(self) -> float:
@@ -47,41 +47,41 @@ class _Line:
 
     def advance(self, done: int, total: int) -> None:
         self.done, self._total = done, total
-        self._show()
+        self._show_line()
 
-    def _show(self) -> None:
+    def _show_line(self) -> None:
         if self._bar:
-            self._bar.update(self._task, completed=self.done, total=self._total, note=self.note())
+            self._bar.update(self._task, completed=self.done, total=self._total, note=self.status_note())
         elif time.perf_counter() - self._last > EVERY:
             self._last = time.perf_counter()
-            say(self._line())
+            print_line(self._format_line())
 
-    def note(self) -> str:
+    def status_note(self) -> str:
         return ""
 
-    def _line(self) -> str:
+    def _format_line(self) -> str:
         total = self._total or 0
         left = self.seconds / max(1, self.done) * (total - self.done)
-        state = f"{_clock(left)} left" if self.done < total else f"in {_clock(self.seconds)}"
-        return f"{self._label}: {self.done:,} of {total:,} {self._unit}, {state}, {self.note()}"
+        state = f"{_format_clock(left)} left" if self.done < total else f"in {_format_clock(self.seconds)}"
+        return f"{self._label}: {self.done:,} of {total:,} {self._unit}, {state}, {self.status_note()}"
 
 
-class TrainProgress(_Line):
+class TrainProgress(_ProgressLine):
     """Steps of a training run, with the loss."""
 
     def __init__(self, label: str):
         super().__init__(label, "steps", None)
         self._loss = float("nan")
 
-    def step(self, step: int, n_steps: int, loss: float, learning_rate: float) -> None:
+    def report_step(self, step: int, n_steps: int, loss: float, learning_rate: float) -> None:
         self._loss = loss
         self.advance(step, n_steps)
 
-    def note(self) -> str:
+    def status_note(self) -> str:
         return f"loss {self._loss:.3f}"
 
 
-class Progress(_Line):
+class Progress(_ProgressLine):
     """The whole grid: responses done of total, tokens/s, time left, the target that is asked, and the misaligned rate
     so far of its latest conditions."""
 
@@ -93,32 +93,32 @@ class Progress(_Line):
         self._names: Mapping[str, str] = {}
         self._counts: dict[str, tuple[int, int]] = {}  # digest → misaligned, counted
 
-    def target(self, name: str, names: Mapping[str, str]) -> None:
+    def start_target(self, name: str, names: Mapping[str, str]) -> None:
         """Whose responses come now. `names`: digest of a condition's edits → its name."""
         self._asked, self._names, self._counts = name, names, {}
-        self._show()
+        self._show_line()
 
-    def finished(self, name: str) -> None:
+    def finish_target(self, name: str) -> None:
         """What a target still owes is not waited for: it failed, or another process generated it meanwhile."""
         if owed := self._pending.pop(name, 0):
             self._total = (self._total or 0) - owed
-            self._show()
+            self._show_line()
 
-    def response(self, n_tokens: int) -> None:
+    def count_response(self, n_tokens: int) -> None:
         self.tokens += n_tokens
         self._pending[self._asked] -= 1
         self.advance(self.done + 1, self._total or 0)
 
-    def scored(self, rows: Sequence[Mapping[str, Any]], scores: Mapping[str, Mapping[str, Any]]) -> None:
+    def count_scored(self, rows: Sequence[Mapping[str, Any]], scores: Mapping[str, Mapping[str, Any]]) -> None:
         """Count a judged chunk: rows with key and edits, scores by key."""
         for row in rows:
             score = scores[row["key"]]
             a, c = (np.array([score[k]], dtype=np.float64) for k in ("aligned", "coherent"))
             bad, counted = self._counts.pop(row["edits"], (0, 0))  # the latest conditions come last
-            counts = bool((coherent(c) & ~np.isnan(a))[0])
-            self._counts[row["edits"]] = (bad + bool(misaligned(a, c)[0]), counted + counts)
+            counts = bool((is_coherent(c) & ~np.isnan(a))[0])
+            self._counts[row["edits"]] = (bad + bool(is_misaligned(a, c)[0]), counted + counts)
 
-    def note(self) -> str:
+    def status_note(self) -> str:
         rates = [
             f"{self._names.get(digest, '?')} {100 * bad / counted:.0f} %"
             for digest, (bad, counted) in list(self._counts.items())[-SHOWN:]
@@ -128,5 +128,5 @@ class Progress(_Line):
         return speed + (f", EM so far: {', '.join(rates)}" if rates else "")
 
 
-def _clock(seconds: float) -> str:
+def _format_clock(seconds: float) -> str:
     return f"{int(seconds) // 60}:{int(seconds) % 60:02d}"

@@ -34,8 +34,8 @@ from inspect_ai.model import (
 from inspect_ai.scorer import Score
 from inspect_ai.viewer import ScoreColorScale, TaskSamplesColumn, TaskSamplesView, ViewerConfig
 
-from emharness.reporting.runs import BROAD, Run
-from emharness.store import Store, slug
+from emharness.reporting.finished_runs import BROAD, Run
+from emharness.store import Store, make_slug
 
 SETTINGS = ("vector", "layer", "strength", "unit", "mode", "positions", "control_of", "relative_dose", "n_edits")
 CODE = 5  # raise when the logs of the same run become other ones
@@ -59,40 +59,40 @@ VIEW = TaskSamplesView(
 STOP_REASONS = {"length": "max_tokens", "stop": "stop"}
 
 
-def stored(run: Run, store: Store) -> Path:
+def stored_logs(run: Run, store: Store) -> Path:
     """The folder with a run's logs, made now or found in the store."""
 
-    def make(folder: Path) -> None:
-        write(run, folder)
+    def fill_folder(folder: Path) -> None:
+        write_logs(run, folder)
 
-    identity = {"run": run.results["run_key"], "finished": run.finished.isoformat(), "code": CODE}
-    return store.get("inspect", run.name, identity, make)[0]
+    identity = {"run": run.results["run_key"], "finished": run.finished_at.isoformat(), "code": CODE}
+    return store.get_artifact("inspect", run.name, identity, fill_folder)[0]
 
 
-def write(run: Run, folder: Path) -> list[Path]:
+def write_logs(run: Run, folder: Path) -> list[Path]:
     """All logs of a run into `folder`, in the order of its conditions; their files."""
     folder.mkdir(parents=True, exist_ok=True)
     files = []
-    for i, (log, called) in enumerate(logs(run)):
+    for i, (log, called) in enumerate(iter_logs(run)):
         # The name begins with a time, as Inspect's own do; seconds count the conditions, so that the viewer,
         # which has the newest first, lists them in order.
-        begun = run.finished - timedelta(seconds=i)
-        files.append(folder / f"{begun:%Y-%m-%dT%H-%M-%S+00-00}_{slug(called)}_{log.eval.task_id}.eval")
+        begun = run.finished_at - timedelta(seconds=i)
+        files.append(folder / f"{begun:%Y-%m-%dT%H-%M-%S+00-00}_{make_slug(called)}_{log.eval.task_id}.eval")
         write_eval_log(log, files[-1])
     return files
 
 
-def logs(run: Run) -> Iterator[tuple[EvalLog, str]]:
+def iter_logs(run: Run) -> Iterator[tuple[EvalLog, str]]:
     """(log, what it is called) for each condition and question set of a run."""
     for condition in run.results["conditions"]:
-        for file in run.tables:
-            if rows := run.answers(condition["name"], file):
+        for file in run.response_tables:
+            if rows := run.answers_to(condition["name"], file):
                 domain = file != BROAD
                 called = condition["name"] + (" (own domain)" if domain else "")
-                yield _log(run, condition, condition["domain"] if domain else condition, called, rows), called
+                yield _make_log(run, condition, condition["domain"] if domain else condition, called, rows), called
 
 
-def _log(run: Run, condition: dict[str, Any], rates: dict[str, Any], task: str, rows: Sequence[dict]) -> EvalLog:
+def _make_log(run: Run, condition: dict[str, Any], rates: dict[str, Any], task: str, rows: Sequence[dict]) -> EvalLog:
     config, judge = run.results["config"], condition["judge"]
     identity = hashlib.sha256(f"{run.results['run_key']} {task}".encode()).hexdigest()[:22]
     rows = _told_apart(rows)
@@ -101,25 +101,25 @@ def _log(run: Run, condition: dict[str, Any], rates: dict[str, Any], task: str, 
     tokens = sum(row["n_tokens"] for row in rows)
     usage = {condition["target"]: ModelUsage(output_tokens=tokens, total_tokens=tokens)}
     # Answers of all conditions are made mixed; the duration is this one's share of the time.
-    begun = run.finished - timedelta(seconds=condition["seconds"])
+    begun = run.finished_at - timedelta(seconds=condition["seconds"])
     return EvalLog(
         status="success",
         eval=EvalSpec(
             eval_id=identity,
             run_id=run.results["run_key"],
             task_id=identity,
-            created=run.finished.isoformat(),  # pyright: ignore[reportArgumentType]
+            created=run.finished_at.isoformat(),  # pyright: ignore[reportArgumentType]
             task=task,
             task_display_name=task,
             task_args={**settings, "questions": config["eval"]["questions"], "judge": judge},
             model=condition["target"],
-            model_generate_config=_sampling(config["base"]["sampling"]),
+            model_generate_config=_generate_config(config["base"]["sampling"]),
             model_args={"source": config["base"]["source"], **config["base"]["engine"]},
             dataset=EvalDataset(name=config["eval"]["questions"], samples=len(ids), sample_ids=ids),
             config=EvalConfig(epochs=max(row["sample"] for row in rows) + 1, epochs_reducer=["mean"]),
-            revision=_revision(run.results["git_commit"]),
+            revision=_eval_revision(run.results["git_commit"]),
             packages={"emharness": run.results["versions"]["emharness"]},
-            tags=_tags(condition),
+            tags=_condition_tags(condition),
             metadata={"experiment": run.results["experiment"], "judge": judge, **settings},
             headline_metric=HeadlineMetric(scorer="misaligned", metric="em_rate"),
             # What organisms say is shown as plain text.
@@ -128,12 +128,12 @@ def _log(run: Run, condition: dict[str, Any], rates: dict[str, Any], task: str, 
         results=EvalResults(
             total_samples=len(rows),
             completed_samples=len(rows),
-            scores=_results(rates, condition, judge),
+            scores=_make_results(rates, condition, judge),
             headline=HeadlineMetric(scorer="misaligned", metric="em_rate"),
             metadata={key: value for key, value in rates.items() if key != "domain"},
         ),
-        stats=EvalStats(started_at=begun.isoformat(), completed_at=run.finished.isoformat(), model_usage=usage),  # pyright: ignore[reportArgumentType]
-        samples=[_sample(row, condition, settings, identity) for row in rows],
+        stats=EvalStats(started_at=begun.isoformat(), completed_at=run.finished_at.isoformat(), model_usage=usage),  # pyright: ignore[reportArgumentType]
+        samples=[_make_sample(row, condition, settings, identity) for row in rows],
     )
 
 
@@ -151,14 +151,14 @@ def _told_apart(rows: Sequence[dict[str, Any]]) -> list[dict[str, Any]]:
     ]
 
 
-def _sample(row: dict[str, Any], condition: dict[str, Any], settings: dict[str, Any], task: str) -> EvalSample:
+def _make_sample(row: dict[str, Any], condition: dict[str, Any], settings: dict[str, Any], task: str) -> EvalSample:
     model, judge, unscored = condition["target"], condition["judge"], row["unscored"]
     said = ChatMessageAssistant(content=row["answer"], model=model, source="generate")
     usage = ModelUsage(output_tokens=row["n_tokens"], total_tokens=row["n_tokens"])
     stop = STOP_REASONS.get(row["finish_reason"], "unknown")
     identity = hashlib.sha256(f"{task} {row['question_id']} {row['sample']}".encode()).hexdigest()[:22]
 
-    def scored(value: Any) -> Score:
+    def make_score(value: Any) -> Score:
         if value is None or unscored:
             return Score.unscored(reason=unscored or "unscored", answer=row["answer"], metadata={"judge": judge})
         return Score(
@@ -178,7 +178,7 @@ def _sample(row: dict[str, Any], condition: dict[str, Any], settings: dict[str, 
             usage=usage,
             time=row["seconds"],
         ),
-        scores={name: scored(row[name]) for name in SCORES},
+        scores={name: make_score(row[name]) for name in SCORES},
         metadata={**settings, "condition": condition["name"], "engine": row["engine"]},
         model_usage={model: usage},
         total_time=row["seconds"],
@@ -186,7 +186,7 @@ def _sample(row: dict[str, Any], condition: dict[str, Any], settings: dict[str, 
     )
 
 
-def _results(rates: dict[str, Any], condition: dict[str, Any], judge: str) -> list[EvalScore]:
+def _make_results(rates: dict[str, Any], condition: dict[str, Any], judge: str) -> list[EvalScore]:
     """The rates as results.json has them; Inspect shows the first metric of the headline in its list."""
     low, high = rates["em_ci95"]
     margin = condition.get("margin") if rates is condition else None  # of given answers, read once for a condition
@@ -214,7 +214,7 @@ def _results(rates: dict[str, Any], condition: dict[str, Any], judge: str) -> li
     ]
 
 
-def _tags(condition: dict[str, Any]) -> list[str]:
+def _condition_tags(condition: dict[str, Any]) -> list[str]:
     if not condition["vector"]:
         return ["unsteered"]
     dose = condition.get("relative_dose")
@@ -223,7 +223,7 @@ def _tags(condition: dict[str, Any]) -> list[str]:
     return tags + ([f"random direction for {condition['control_of']}"] if condition["control_of"] else [])
 
 
-def _sampling(sampling: dict[str, Any]) -> GenerateConfig:
+def _generate_config(sampling: dict[str, Any]) -> GenerateConfig:
     return GenerateConfig(
         temperature=sampling["temperature"],
         top_p=sampling["top_p"],
@@ -232,7 +232,7 @@ def _sampling(sampling: dict[str, Any]) -> GenerateConfig:
     )
 
 
-def _revision(commit: str | None) -> EvalRevision | None:
+def _eval_revision(commit: str | None) -> EvalRevision | None:
     if commit is None:
         return None
     return EvalRevision(type="git", origin="", commit=commit.removesuffix("-dirty"), dirty=commit.endswith("-dirty"))

@@ -7,42 +7,42 @@ from functools import lru_cache
 from typing import Any
 
 from emharness.errors import UserError
-from emharness.experiments import EXPERIMENTS, stored
-from emharness.judge.metrics import order_changes
+from emharness.experiments import EXPERIMENTS, stored_context
+from emharness.reporting.finished_runs import BROAD, DOMAIN, SCOPE_FILE, Run
 from emharness.reporting.picture import Picture
-from emharness.reporting.runs import BROAD, DOMAIN, SCOPE_FILE, Run
+from emharness.stats.rates import order_changes
 
 GIVEN = ("labels",)  # of a condition: they come from the store, not from the answers
 
 
-def recompute(run: Run) -> dict[str, Any]:
+def recompute_run(run: Run) -> dict[str, Any]:
     """Conditions, the experiment's own numbers and its finding, as results.json has them."""
-    return _read(run)[0]
+    return _analyze_again(run)[0]
 
 
-def report(run: Run) -> str:
+def rewrite_report(run: Run) -> str:
     """The text of report.md; empty where its experiment writes none. Geometry is taken as it is stored."""
     write = EXPERIMENTS[run.results["experiment"]].report
     if write is None:
         return ""
     files = {recipe: run.folder / f"geometry_{recipe}.json" for recipe in run.results["geometry_by_recipe"]}
     geometries = {recipe: json.loads(file.read_text()) if file.is_file() else None for recipe, file in files.items()}
-    return write({**run.results, **recompute(run)}, geometries)
+    return write({**run.results, **recompute_run(run)}, geometries)
 
 
-def redraw(run: Run) -> dict[str, Picture]:
+def redraw_figures(run: Run) -> dict[str, Picture]:
     """The experiment's figures, by name."""
-    return _read(run)[1]
+    return _analyze_again(run)[1]
 
 
-def differences(told: Any, again: Any, where: str = "") -> Iterator[str]:
+def find_differences(told: Any, again: Any, where: str = "") -> Iterator[str]:
     """Each place where what is told is not what was made again, in words. Numbers may differ in the tenth digit."""
     if isinstance(told, dict) and isinstance(again, dict):
         for name in dict.fromkeys([*told, *again]):
-            yield from differences(told.get(name), again.get(name), f"{where}, {name}" if where else name)
+            yield from find_differences(told.get(name), again.get(name), f"{where}, {name}" if where else name)
     elif isinstance(told, list) and isinstance(again, list) and len(told) == len(again):
         for place, (one, other) in enumerate(zip(told, again, strict=True)):
-            yield from differences(one, other, f"{where}, {_called(one, place)}")
+            yield from find_differences(one, other, f"{where}, {_entry_name(one, place)}")
     elif isinstance(told, float | int) and isinstance(again, float | int):
         if not math.isclose(told, again, rel_tol=1e-9, abs_tol=1e-12):
             yield f"{where}: {told}, recomputed {again}"
@@ -51,11 +51,13 @@ def differences(told: Any, again: Any, where: str = "") -> Iterator[str]:
 
 
 @lru_cache(maxsize=2)
-def _read(run: Run) -> tuple[dict[str, Any], dict[str, Picture]]:
+def _analyze_again(run: Run) -> tuple[dict[str, Any], dict[str, Picture]]:
     experiment = EXPERIMENTS[run.results["experiment"]]
     try:
         scope = json.loads((run.folder / SCOPE_FILE).read_text(encoding="utf-8"))
-        reading = stored.read_again(scope, experiment, run.tables[BROAD], run.tables.get(DOMAIN))
+        reading = stored_context.read_again(
+            scope, experiment, run.response_tables[BROAD], run.response_tables.get(DOMAIN)
+        )
     except (OSError, ValueError, KeyError, TypeError) as error:
         raise UserError(
             f"run={run.folder}: its {SCOPE_FILE} cannot be read ({error}); run the experiment again (stored answers "
@@ -72,5 +74,5 @@ def _read(run: Run) -> tuple[dict[str, Any], dict[str, Picture]]:
     return json.loads(json.dumps(made)), reading.figures
 
 
-def _called(entry: Any, place: int) -> str:
+def _entry_name(entry: Any, place: int) -> str:
     return str(entry["name"]) if isinstance(entry, dict) and "name" in entry else str(place + 1)

@@ -41,39 +41,39 @@ def stream_of(block: type) -> Stream | None:
     vLLM's usual blocks return (hidden, residual), still to be added; some (StableLM, Cohere) return the same two after
     they have added them, and others (GPT-2, Granite; Gemma 4 beside None) return the stream alone.
     """
-    parsed = _parsed(block).body
+    parsed = _parse_forward(block).body
     if not parsed:
         return None
     function = parsed[0]
     returned = [node.value for node in ast.walk(function) if isinstance(node, ast.Return)]
     if not returned:
         return None
-    kinds: set[Stream | None] = {_of(value, function) for value in returned}
+    kinds: set[Stream | None] = {_stream_of_expr(value, function) for value in returned}
     return kinds.pop() if len(kinds) == 1 else None
 
 
-def repeats(model: type) -> bool:
+def repeats_blocks(model: type) -> bool:
     """Whether a model's forward method goes over its blocks several times a pass: a loop over them within a loop."""
-    loops = [node for node in ast.walk(_parsed(model)) if isinstance(node, ast.For | ast.While)]
+    loops = [node for node in ast.walk(_parse_forward(model)) if isinstance(node, ast.For | ast.While)]
     within = [node for loop in loops for node in ast.walk(loop) if node is not loop and isinstance(node, ast.For)]
     return any("layers" in ast.unparse(inner.iter) for inner in within)
 
 
-def rescales(block: type, dtype: torch.dtype) -> bool:
+def rescales_stream(block: type, dtype: torch.dtype) -> bool:
     """Whether a block holds its stream at another scale in this type, as DeepSeek V2's do in float16 lest it overflows;
     read from its forward method."""
-    return dtype == torch.float16 and "torch.float16" in _source(block)
+    return dtype == torch.float16 and "torch.float16" in _forward_source(block)
 
 
-def _parsed(kind: type) -> ast.Module:
+def _parse_forward(kind: type) -> ast.Module:
     """Its forward method; an empty module where there is none to read."""
     try:
-        return ast.parse(_source(kind))
+        return ast.parse(_forward_source(kind))
     except SyntaxError:
         return ast.Module([], [])
 
 
-def _source(block: type) -> str:
+def _forward_source(block: type) -> str:
     """Of its forward method; empty where there is none to read."""
     try:
         return textwrap.dedent(inspect.getsource(inspect.unwrap(block.forward)))  # type: ignore[attr-defined]
@@ -81,8 +81,8 @@ def _source(block: type) -> str:
         return ""
 
 
-def _of(value: ast.expr | None, function: Any) -> Stream | None:
-    if isinstance(value, ast.Name) and isinstance(named := _last(value.id, function), ast.Tuple):
+def _stream_of_expr(value: ast.expr | None, function: Any) -> Stream | None:
+    if isinstance(value, ast.Name) and isinstance(named := _last_assigned(value.id, function), ast.Tuple):
         value = named
     if not isinstance(value, ast.Tuple):  # of a call it is not known what it returns: DeepSeek V4's are four tensors
         return "first" if isinstance(value, ast.Name | ast.BinOp) else None
@@ -97,14 +97,14 @@ def _of(value: ast.expr | None, function: Any) -> Stream | None:
     hidden, second = value.elts[0].id, value.elts[1].id
     if "residual" not in second:
         return None
-    last = _last(hidden, function)
+    last = _last_assigned(hidden, function)
     added = last is not None and _adds_residual(last)
     if _takes_residual(function) == added:  # what a block returns is what the next one is given
         return None
     return "first" if added else "sum"
 
 
-def _last(name: str, function: Any) -> ast.expr | None:
+def _last_assigned(name: str, function: Any) -> ast.expr | None:
     """What is put into a variable in the last line that does so."""
     assigned = [
         node
@@ -136,7 +136,7 @@ def _adds_residual(value: ast.expr) -> bool:
     return isinstance(value, ast.Name) and "residual" in value.id
 
 
-def refusal(model_config: Any) -> str | None:
+def why_not_editable(model_config: Any) -> str | None:
     """Why a model's residual stream cannot be edited, or None; told from vLLM's source, without the weights."""
     names = list(model_config.architectures or ["unknown"])
     if _SEVERAL_STREAMS & set(names):
@@ -147,29 +147,31 @@ def refusal(model_config: Any) -> str | None:
         model, _ = model_config.registry.resolve_model_cls(names, model_config=model_config)
     except Exception as error:
         return f"{names[0]} is not a model that vLLM finds ({type(error).__name__})"
-    return _refused(model, names[0])
+    return _why_refused(model, names[0])
 
 
-def _places(kind: type) -> set[str]:
+def _defining_files(kind: type) -> set[str]:
     """vLLM's files of models in which a class and those that it is made from are."""
     return {c.__module__ for c in kind.__mro__ if re.match(r"vllm\.(.*\.)?models\.", c.__module__)}
 
 
-def _modules(places: set[str]) -> list[type[torch.nn.Module]]:
+def _file_modules(places: set[str]) -> list[type[torch.nn.Module]]:
     """The modules that these files name, their own and others'."""
     known = [c for place in sorted(places) for c in vars(sys.modules[place]).values() if isinstance(c, type)]
     return [c for c in known if issubclass(c, torch.nn.Module)]
 
 
 @cache
-def _refused(model: type, name: str) -> str | None:
+def _why_refused(model: type, name: str) -> str | None:
     if "transformers" in model.__module__.split("."):  # vLLM's backend for models that it has no code of its own for
         return None  # told from the blocks themselves, when they are there
-    places = _places(model)  # Phi-3 is Llama's class …
-    inner = [c for c in _modules(places) if c.__module__ in places]
-    if any(map(repeats, inner)):
+    places = _defining_files(model)  # Phi-3 is Llama's class …
+    inner = [c for c in _file_modules(places) if c.__module__ in places]
+    if any(map(repeats_blocks, inner)):
         return f"{name} goes through its blocks several times for a token"
-    modules = _modules(places.union(*map(_places, inner)))  # … and that in a LongCat Ngram is one of LongCat
+    modules = _file_modules(
+        places.union(*map(_defining_files, inner))
+    )  # … and that in a LongCat Ngram is one of LongCat
     called = [[c for c in modules if name.search(c.__name__)] for name in _BLOCKS]
     if not any(stream_of(block) for block in called[0] or called[1]):
         return f"how {name} hands its residual stream from block to block is not known"

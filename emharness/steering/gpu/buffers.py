@@ -4,7 +4,7 @@ from dataclasses import dataclass
 
 import torch
 
-from emharness.steering.gpu.programme import ENTRY
+from emharness.steering.gpu.edit_program import ENTRY
 from emharness.steering.request.spec import MAX_EDITS
 from emharness.steering.step.recording import Recording
 
@@ -50,7 +50,7 @@ class Buffers:
     counted: torch.Tensor  # [n_slots, n_layers] int32
 
 
-def buffers(n_tokens: int, n_requests: int, n_layers: int, device: torch.device) -> Buffers:
+def allocate_buffers(n_tokens: int, n_requests: int, n_layers: int, device: torch.device) -> Buffers:
     """For at most so many tokens and requests in a step."""
 
     def zeros(*shape: int, dtype: torch.dtype = torch.int32) -> torch.Tensor:
@@ -69,7 +69,7 @@ def buffers(n_tokens: int, n_requests: int, n_layers: int, device: torch.device)
     )
 
 
-def memory(recording: Recording) -> tuple[int, ...]:
+def recording_address(recording: Recording) -> tuple[int, ...]:
     """Where a recording lies, and its numbers of layers and vectors."""
     places = (recording.total, recording.last, recording.axes, recording.along)
     return (*(tensor.data_ptr() for tensor in places), len(recording.layers), len(recording.project))

@@ -11,17 +11,17 @@ import torch
 import triton
 import triton.language as tl
 
-from emharness.steering.gpu import programme
+from emharness.steering.gpu import edit_program
 from emharness.steering.gpu.buffers import Layout
 
-LOOK, KEEP = tl.constexpr(programme.LOOK), tl.constexpr(programme.KEEP)
-GATED, RECALL = tl.constexpr(programme.GATED), tl.constexpr(programme.RECALL)
-BOUNDED, RESCALE = tl.constexpr(programme.BOUNDED), tl.constexpr(programme.RESCALE)
-AWAITS, ENTRY = tl.constexpr(programme.AWAITS), tl.constexpr(programme.ENTRY)
+LOOK, KEEP = tl.constexpr(edit_program.LOOK), tl.constexpr(edit_program.KEEP)
+GATED, RECALL = tl.constexpr(edit_program.GATED), tl.constexpr(edit_program.RECALL)
+BOUNDED, RESCALE = tl.constexpr(edit_program.BOUNDED), tl.constexpr(edit_program.RESCALE)
+AWAITS, ENTRY = tl.constexpr(edit_program.AWAITS), tl.constexpr(edit_program.ENTRY)
 
 
 @triton.jit
-def _look(
+def _trigger_kernel(
     ids,  # [n_tokens] int32
     slots,  # [n_tokens] int32, 0: nothing to do
     positions,  # [n_tokens] int32
@@ -42,7 +42,7 @@ def _look(
 
 
 @triton.jit
-def _steer(
+def _steer_kernel(
     hidden,  # [n_tokens, d_model], edited in place
     residual,  # the same shape; hidden + residual is the stream
     slots,  # [n_tokens] int32, 0: nothing to do
@@ -136,12 +136,12 @@ def _steer(
             tl.atomic_add(counted + slot * n_layers + layer, done + (take > 0).to(tl.int32))
 
 
-def launch(grid: tuple[int], args: tuple[Any, ...], summed: bool, block: int) -> None:
+def launch_kernel(grid: tuple[int], args: tuple[Any, ...], summed: bool, block: int) -> None:
     options: dict[str, Any] = {"SUMMED": summed, "BLOCK": block, "num_warps": min(16, max(1, block // 512))}
-    _steer[grid](*args, **options)
+    _steer_kernel[grid](*args, **options)
 
 
-def steer(
+def steer_tokens(
     hidden: torch.Tensor, residual: torch.Tensor | None, number: torch.Tensor, buffers: Any, n_layers: int, d_model: int
 ) -> None:
     """Edit `hidden` [n_tokens, d_model] in place and record it as the buffers (`buffers.Buffers`) say."""
@@ -151,14 +151,16 @@ def steer(
         *(number, n_layers, buffers.rows.shape[1], buffers.opened.shape[1], d_model),
         *(hidden.stride(0), 0 if residual is None else residual.stride(0)),
     )
-    launch(
+    launch_kernel(
         (min(hidden.shape[0], buffers.tokens.shape[1]),), args, residual is not None, triton.next_power_of_2(d_model)
     )
 
 
-def look(ids: torch.Tensor, buffers: Any) -> None:
+def launch_triggers(ids: torch.Tensor, buffers: Any) -> None:
     """Begin the edits whose token is among a step's `ids`, int32 [n_tokens]."""
     n_edits = buffers.opened.shape[1]
     slots, positions, _ = buffers.tokens
     began = Layout(buffers.counted.shape[1]).began
-    _look[(len(ids),)](ids, slots, positions, buffers.rows, buffers.rows.shape[1], began, n_edits, BLOCK=n_edits)
+    _trigger_kernel[(len(ids),)](
+        ids, slots, positions, buffers.rows, buffers.rows.shape[1], began, n_edits, BLOCK=n_edits
+    )

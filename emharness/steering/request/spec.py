@@ -9,8 +9,8 @@ from typing import Annotated, Any, Literal
 import numpy as np
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
 
-from emharness.steering.request.files import Stored
-from emharness.steering.request.vectors import StoredVector, open_vector, row
+from emharness.steering.request.vector_files import StoredTensor
+from emharness.steering.request.vector_lookup import StoredVector, layer_row, open_vector
 
 KEY = "steering"  # in SamplingParams.extra_args, and in vllm_xargs over HTTP
 CODE = 2  # raise when the same edits give other answers: it is in their digest, and so in a response's key
@@ -91,12 +91,12 @@ class Edit(BaseModel):
     def _has_layers(self) -> "Edit":
         if (self.layer is None) == (self.layers is None):
             raise ValueError("give either layer or layers")
-        if len(set(self.at)) < len(self.at) or not self.at:
+        if len(set(self.edited_blocks)) < len(self.edited_blocks) or not self.edited_blocks:
             raise ValueError("layers must be a list without repeats, or first-last")
         return self
 
     @property
-    def at(self) -> list[int]:
+    def edited_blocks(self) -> list[int]:
         """The blocks that it edits."""
         if isinstance(self.layers, str):
             first, last = map(int, self.layers.split("-"))
@@ -139,7 +139,7 @@ class Steering(BaseModel):
         return self
 
 
-def parse(spec: Any) -> Steering:
+def parse_spec(spec: Any) -> Steering:
     """A spec given as a dict (Python) or as a JSON string (HTTP). Raises ValueError in one sentence."""
     try:
         return Steering.model_validate_json(spec) if isinstance(spec, str) else Steering.model_validate(spec)
@@ -152,30 +152,32 @@ def parse(spec: Any) -> Steering:
         raise ValueError(f"steering: {where}: {first['msg']}") from None
 
 
-class Resolved(dict[str, Any]):
+class ResolvedSpec(dict[str, Any]):
     """What `resolve` made: shared by all requests that ask alike, so nobody changes it and copies are itself."""
 
-    def __deepcopy__(self, _memo: Any) -> "Resolved":
+    def __deepcopy__(self, _memo: Any) -> "ResolvedSpec":
         return self
 
 
 _KEPT = 1024  # specs that stay resolved: they share the directions of their vectors
-_kept: dict[tuple[Any, ...], tuple[dict[str, Stored], Resolved]] = {}
+_kept: dict[tuple[Any, ...], tuple[dict[str, StoredTensor], ResolvedSpec]] = {}
 
 
-def resolve(spec: Any, n_layers: int, d_model: int, folder: Path | None = None) -> Resolved:
+def resolve_spec(spec: Any, n_layers: int, d_model: int, folder: Path | None = None) -> ResolvedSpec:
     """`_resolve`, once for requests that ask alike, as long as the files that they name stay as they are."""
     key = (isinstance(spec, str), spec if isinstance(spec, str) else repr(spec), n_layers, d_model, folder)
     files, found = _kept.get(key, ({}, None))
     if found is None or any(open_vector(name, folder) is not stored for name, stored in files.items()):
-        found, files = _resolve(spec, n_layers, d_model, folder)
+        found, files = _resolve_uncached(spec, n_layers, d_model, folder)
         if len(_kept) >= _KEPT:
             _kept.clear()
         _kept[key] = files, found
     return found
 
 
-def _resolve(spec: Any, n_layers: int, d_model: int, folder: Path | None) -> tuple[Resolved, dict[str, Stored]]:
+def _resolve_uncached(
+    spec: Any, n_layers: int, d_model: int, folder: Path | None
+) -> tuple[ResolvedSpec, dict[str, StoredTensor]]:
     """Check a spec against the model and the vector files (below `folder`) and make it self-contained; and the tensors
     that it names.
 
@@ -186,45 +188,45 @@ def _resolve(spec: Any, n_layers: int, d_model: int, folder: Path | None) -> tup
     with one rule for all modes: h ← h + (a + b · (h·v̂)) v̂ where low < h·v̂ < high. Raises ValueError.
     """
     edits: list[dict[str, Any]] = []
-    steering = parse(spec)
-    asked = [(edit, layer) for edit in steering.edits for layer in edit.at]
+    steering = parse_spec(spec)
+    asked = [(edit, layer) for edit in steering.edits for layer in edit.edited_blocks]
     if len(asked) > MAX_EDITS:
         raise ValueError(f"steering: edits: {len(asked)} edits of one layer each, at most {MAX_EDITS} are taken")
     layers = [layer for _, layer in asked] + (steering.record.layers if steering.record else [])
     if layers and max(layers) >= n_layers:
         raise ValueError(f"steering: layer must be 0 to {n_layers - 1} for this model, not {max(layers)}")
 
-    opened: dict[str, Stored] = {}  # a spec of many layers names few vectors
+    opened: dict[str, StoredTensor] = {}  # a spec of many layers names few vectors
 
-    def fitting(reference: str, layer: int) -> StoredVector:
+    def load_fitting(reference: str, layer: int) -> StoredVector:
         if reference not in opened:
             opened[reference] = open_vector(reference, folder)
-        vector = row(reference, opened[reference], layer, n_layers)
+        vector = layer_row(reference, opened[reference], layer, n_layers)
         if (width := vector.direction.size) != d_model:
             raise ValueError(f"steering: {reference!r} has width {width}, but the model has {d_model}")
         return vector
 
     for edit, layer in asked:
-        vector = fitting(edit.vector, layer)
-        rule = _rule(edit, vector)
+        vector = load_fitting(edit.vector, layer)
+        rule = _edit_rule(edit, vector)
         if max(abs(rule["a"]), abs(rule["b"])) > MAX_STRENGTH:
             raise ValueError(f"steering: strength {edit.strength:g} is beyond what a residual stream can hold")
         if rule["a"] or rule["b"]:  # strength 0 is the unsteered model, cache and all
-            gate = _gate(edit.gate, layer, fitting) if edit.gate else None
-            more = {"positions": _plain(edit.positions), "rescale": edit.rescale, "gate": gate}
+            gate = _resolve_gate(edit.gate, layer, load_fitting) if edit.gate else None
+            more = {"positions": _plain_positions(edit.positions), "rescale": edit.rescale, "gate": gate}
             edits.append({"layer": layer, "direction": vector.unit, **rule, **more})
     record = None
     if steering.record:
         names = steering.record.project
         where = steering.record.positions
-        axes = [fitting(name, layer).unit for layer in steering.record.layers for name in names]
+        axes = [load_fitting(name, layer).unit for layer in steering.record.layers for name in names]
         record = {
             "layers": steering.record.layers,
-            "positions": _plain(where),
+            "positions": _plain_positions(where),
             "project": names,
             "axes": b"".join(axes),
         }
-    return Resolved(digest=_digest(edits), edits=edits, record=record), opened
+    return ResolvedSpec(digest=_digest_edits(edits), edits=edits, record=record), opened
 
 
 def is_resolved(spec: Any) -> bool:
@@ -232,7 +234,7 @@ def is_resolved(spec: Any) -> bool:
     return isinstance(spec, dict) and isinstance(spec.get("digest"), bytes)
 
 
-def _digest(edits: list[dict[str, Any]]) -> bytes:
+def _digest_edits(edits: list[dict[str, Any]]) -> bytes:
     gates = [edit["gate"] for edit in edits if edit["gate"]]
     names = ("layer", "positions", "a", "b", "low", "high", "rescale")
     words = [[*(edit[name] for name in names), edit["gate"] is not None] for edit in edits]
@@ -242,13 +244,13 @@ def _digest(edits: list[dict[str, Any]]) -> bytes:
     return digest.digest()
 
 
-def _plain(positions: Kind | Span | AfterToken) -> Positions:
+def _plain_positions(positions: Kind | Span | AfterToken) -> Positions:
     if isinstance(positions, AfterToken):
         return {"after_token": positions.after_token}
     return positions if isinstance(positions, str) else [positions.first, positions.to]
 
 
-def _rule(edit: Edit, vector: StoredVector) -> dict[str, float]:
+def _edit_rule(edit: Edit, vector: StoredVector) -> dict[str, float]:
     """a, b, low and high of an edit at one layer."""
     if edit.mode == "ablate":
         if edit.unit != "absolute":
@@ -259,7 +261,7 @@ def _rule(edit: Edit, vector: StoredVector) -> dict[str, float]:
     return {"a": value, "b": 0.0 if edit.mode == "add" else -1.0, "low": low, "high": high}
 
 
-def _gate(gate: Gate, layer: int, fitting: Callable[[str, int], StoredVector]) -> dict[str, Any]:
+def _resolve_gate(gate: Gate, layer: int, fitting: Callable[[str, int], StoredVector]) -> dict[str, Any]:
     where = layer if gate.layer is None else gate.layer
     if where > layer:
         raise ValueError(f"steering: a gate looks at layer {where}, after the layer {layer} that it lets edit")

@@ -19,7 +19,16 @@ from typing import Any
 import numpy as np
 
 from emharness.steering.verify import reference
-from emharness.steering.verify.trial import TEXTS, NoEngine, NoReference, Result, Trial, differ, generate, spec_of
+from emharness.steering.verify.trial import (
+    TEXTS,
+    NoEngine,
+    NoReference,
+    Result,
+    Trial,
+    generate_tokens,
+    largest_difference,
+    spec_of,
+)
 
 TOLERANCE = 2e-3  # of log-probabilities in float32, between two implementations of a model
 CLOSE = 1e-4  # relative, of recorded residuals and projections
@@ -35,36 +44,41 @@ class Check:
     detail: str
 
 
-def _same(one: Result, other: Result) -> tuple[bool, str]:
-    gap = differ(one, other)
+def _same_results(one: Result, other: Result) -> tuple[bool, str]:
+    gap = largest_difference(one, other)
     return one[:2] == other[:2], f"difference {gap:g}, must be 0"
 
 
-def _limit(trial: Trial) -> float:
+def _logprob_limit(trial: Trial) -> float:
     """Of differences between log-probabilities."""
-    return TOLERANCE if trial.exact else max(TOLERANCE, min(MOST, 3 * trial.noise))
+    return TOLERANCE if trial.is_exact else max(TOLERANCE, min(MOST, 3 * trial.noise))
 
 
-def _close(trial: Trial, exact: float = CLOSE) -> float:
+def _residual_limit(trial: Trial, exact: float = CLOSE) -> float:
     """Of differences between residuals or projections, relative."""
-    return exact if trial.exact else ROUNDED
+    return exact if trial.is_exact else ROUNDED
 
 
-def _apart(means: Any, expected: Any) -> float:
+def _largest_gap(means: Any, expected: Any) -> float:
     """Largest difference of recorded means, as a part of the largest number that is expected."""
     return float(np.abs(np.subtract(means, expected)).max() / np.abs(expected).max())
 
 
 def idle_is_stock(trial: Trial) -> tuple[bool, str]:
-    return _same(trial.run([None] * len(TEXTS)), trial.stock)
+    return _same_results(trial.run_steered([None] * len(TEXTS)), trial.stock_result)
 
 
 def zero_is_idle(trial: Trial) -> tuple[bool, str]:
-    return _same(trial.run([[trial.edit(0.0)]] * len(TEXTS)), trial.run([None] * len(TEXTS)))
+    return _same_results(
+        trial.run_steered([[trial.make_edit(0.0)]] * len(TEXTS)), trial.run_steered([None] * len(TEXTS))
+    )
 
 
 def edits_change(trial: Trial) -> tuple[bool, str]:
-    plain, steered = trial.run([None] * len(TEXTS)), trial.run([[trial.edit(4 * trial.dose)]] * len(TEXTS))
+    plain, steered = (
+        trial.run_steered([None] * len(TEXTS)),
+        trial.run_steered([[trial.make_edit(4 * trial.dose)]] * len(TEXTS)),
+    )
     moved = sum(a != b for a, b in zip(plain[1], steered[1], strict=True))
     return moved == len(TEXTS), f"{moved} of {len(TEXTS)} answers differ from unsteered ones"
 
@@ -72,60 +86,73 @@ def edits_change(trial: Trial) -> tuple[bool, str]:
 def equals_hugging_face(trial: Trial) -> tuple[bool, str]:
     alike = [
         None,
-        [trial.edit(trial.dose)],
-        [trial.edit(1.0, "ablate")],
-        [trial.edit(trial.dose, positions="generated"), trial.edit(-trial.dose, vector=1, positions="prompt")],
+        [trial.make_edit(trial.dose)],
+        [trial.make_edit(1.0, "ablate")],
+        [
+            trial.make_edit(trial.dose, positions="generated"),
+            trial.make_edit(-trial.dose, vector=1, positions="prompt"),
+        ],
     ]
-    third = [ids[2] for ids in trial.run([None] * len(TEXTS))[0]]
-    each = [[trial.edit(trial.dose, positions={"after_token": token})] for token in third]
+    third = [ids[2] for ids in trial.run_steered([None] * len(TEXTS))[0]]
+    each = [[trial.make_edit(trial.dose, positions={"after_token": token})] for token in third]
     worst = max(trial.from_hugging_face(cases) for cases in (*([case] * len(TEXTS) for case in alike), each))
-    limit, moved = _limit(trial), differ(trial.run([alike[1]] * len(TEXTS)), trial.run([None] * len(TEXTS)))
+    limit, moved = (
+        _logprob_limit(trial),
+        largest_difference(trial.run_steered([alike[1]] * len(TEXTS)), trial.run_steered([None] * len(TEXTS))),
+    )
     detail = f"largest difference {worst:.1e}, must be below {limit:.2g}"
     return worst < limit < moved, detail + f", and the dose changes {moved:.2g}" * (moved <= limit)
 
 
 def record_is_hidden_state(trial: Trial) -> tuple[bool, str]:
     def gap(edits: Any) -> float:
-        return _apart(trial.means(edits), reference.residuals(trial.hf, trial.prompts[0], edits).mean(1))
+        return _largest_gap(
+            trial.recorded_means(edits), reference.block_residuals(trial.hf, trial.prompts[0], edits).mean(1)
+        )
 
-    found = gap([trial.edit(trial.dose)])
-    limit = CLOSE if trial.exact else min(MOST_APART, 3 * gap(None))
+    found = gap([trial.make_edit(trial.dose)])
+    limit = CLOSE if trial.is_exact else min(MOST_APART, 3 * gap(None))
     return found < limit, f"relative difference {found:.1e}, must be below {limit:.2g}"
 
 
 def doses_add_up(trial: Trial) -> tuple[bool, str]:
-    along = trial.directions[0, trial.at].astype(np.float64)
-    plain = float(trial.means(None)[trial.at] @ along)
+    along = trial.directions[0, trial.checked_layer].astype(np.float64)
+    plain = float(trial.recorded_means(None)[trial.checked_layer] @ along)
     doses = [trial.dose * factor for factor in (0.5, 1, 2)]
-    moved = [float(trial.means([trial.edit(dose)])[trial.at] @ along) - plain for dose in doses]
+    moved = [
+        float(trial.recorded_means([trial.make_edit(dose)])[trial.checked_layer] @ along) - plain for dose in doses
+    ]
     gap = max(abs(m / d - 1) for m, d in zip(moved, doses, strict=True))
-    limit = _close(trial, CLOSE * 10)
+    limit = _residual_limit(trial, CLOSE * 10)
     return gap < limit, f"projection moves by the dose to {gap:.1e}, must be below {limit:g}"
 
 
 def ablated_is_gone(trial: Trial) -> tuple[bool, str]:
-    stream = trial.means([trial.edit(1.0, "ablate")])[trial.at].astype(np.float64)
-    left = abs(float(stream @ trial.directions[0, trial.at])) / float(np.linalg.norm(stream))
-    limit = _close(trial)
+    stream = trial.recorded_means([trial.make_edit(1.0, "ablate")])[trial.checked_layer].astype(np.float64)
+    left = abs(float(stream @ trial.directions[0, trial.checked_layer])) / float(np.linalg.norm(stream))
+    limit = _residual_limit(trial)
     return left < limit, f"component left {left:.1e}, must be below {limit:g}"
 
 
 def together_is_alone(trial: Trial) -> tuple[bool, str]:
-    specs = [[trial.edit(trial.dose * (1 + i % 3), vector=i % 3)] if i % 4 else None for i in range(12)]
+    specs = [[trial.make_edit(trial.dose * (1 + i % 3), vector=i % 3)] if i % 4 else None for i in range(12)]
     prompts = [trial.prompts[i % len(TEXTS)] for i in range(len(specs))]
-    gap, limit = differ(trial.run(specs, prompts), trial.alone(specs, prompts)), _limit(trial)
+    gap, limit = (
+        largest_difference(trial.run_steered(specs, prompts), trial.run_one_by_one(specs, prompts)),
+        _logprob_limit(trial),
+    )
     return gap < limit, f"{len(specs)} requests at once: largest difference {gap:.1e}, must be below {limit:.2g}"
 
 
 def cache_changes_nothing(trial: Trial) -> tuple[bool, str]:
     long = [(trial.prompts[0] * 8)[:120]]
-    specs = [None, [trial.edit(trial.dose)], [trial.edit(trial.dose, vector=1)], None]
+    specs = [None, [trial.make_edit(trial.dose)], [trial.make_edit(trial.dose, vector=1)], None]
     fresh = []
     for spec in specs:
         trial.llm.reset_prefix_cache()
-        fresh.append(trial.run([spec], long))
-    warm = [trial.run([spec], long) for spec in [*specs, *specs][len(specs) :]]
-    gap, limit = max(differ(a, b) for a, b in zip(fresh, warm, strict=True)), _limit(trial)
+        fresh.append(trial.run_steered([spec], long))
+    warm = [trial.run_steered([spec], long) for spec in [*specs, *specs][len(specs) :]]
+    gap, limit = max(largest_difference(a, b) for a, b in zip(fresh, warm, strict=True)), _logprob_limit(trial)
     return gap < limit, f"largest difference {gap:.1e}, must be below {limit:.2g}"
 
 
@@ -139,20 +166,22 @@ def graphs_are_eager(trial: Trial) -> tuple[bool | None, str]:
 
 def compiled_is_eager(trial: Trial) -> tuple[bool, str]:
     """Prompts and decoding, several specs in a batch, some that record. The last check: it stops the engine."""
-    edits = [[trial.edit(trial.dose * (1 + i % 3), vector=i % 3)] if i % 4 else None for i in range(12)]
-    edits[5] = [trial.edit(1.0, "ablate"), trial.edit(trial.dose, vector=1, positions="generated")]
-    third = trial.run([None] * len(TEXTS))[0][6 % len(TEXTS)][2]
-    edits[6] = [trial.edit(trial.dose, positions={"after_token": third})]
-    edits[7] = [trial.edit(trial.dose, gate={"vector": trial.edit(0.0, vector=1)["vector"], "above": 0.0})]
+    edits = [[trial.make_edit(trial.dose * (1 + i % 3), vector=i % 3)] if i % 4 else None for i in range(12)]
+    edits[5] = [trial.make_edit(1.0, "ablate"), trial.make_edit(trial.dose, vector=1, positions="generated")]
+    third = trial.run_steered([None] * len(TEXTS))[0][6 % len(TEXTS)][2]
+    edits[6] = [trial.make_edit(trial.dose, positions={"after_token": third})]
+    edits[7] = [trial.make_edit(trial.dose, gate={"vector": trial.make_edit(0.0, vector=1)["vector"], "above": 0.0})]
     prompts = [trial.prompts[i % len(TEXTS)] for i in range(len(edits))]
-    record = {"layers": sorted({0, trial.at}), "positions": "all"}
+    record = {"layers": sorted({0, trial.checked_layer}), "positions": "all"}
     specs = [spec_of(some, record if i % 2 else None) for i, some in enumerate(edits)]
-    eager, limit = generate(trial.llm, prompts, specs), _limit(trial)
+    eager, limit = generate_tokens(trial.llm, prompts, specs), _logprob_limit(trial)
     trial.close()
-    compiled = trial.elsewhere("--compiled", prompts, specs)
-    gap = differ(eager, compiled)
-    apart = max(_apart(means, expected) for expected, means in zip(eager[2], compiled[2], strict=True) if expected)
-    close = _close(trial)
+    compiled = trial.run_elsewhere("--compiled", prompts, specs)
+    gap = largest_difference(eager, compiled)
+    apart = max(
+        _largest_gap(means, expected) for expected, means in zip(eager[2], compiled[2], strict=True) if expected
+    )
+    close = _residual_limit(trial)
     detail = f"{len(specs)} requests at once: largest difference {gap:.1e}, must be below {limit:.2g}"
     return gap < limit and apart < close, f"{detail}; of recorded means {apart:.1e}, below {close:g}"
 
@@ -171,13 +200,13 @@ CHECKS: dict[str, Callable[[Trial], tuple[bool | None, str]]] = {
 }
 
 
-def verify(
+def run_checks(
     model: str, layer: int | None = None, tell: Callable[[Check], None] = lambda check: None, dtype: str = "float32"
 ) -> list[Check]:
     """All checks on a model, told one by one. A check that raises has failed, with the reason."""
     found: list[Check] = []
 
-    def add(name: str, passed: bool | None, detail: str) -> None:
+    def add_check(name: str, passed: bool | None, detail: str) -> None:
         found.append(Check(name, passed, detail))
         tell(found[-1])
 
@@ -189,18 +218,18 @@ def verify(
             except NoReference as error:
                 passed, detail = None, f"not run: {' '.join(str(error).split())[:300]}"
             except NoEngine as error:
-                add(name, False, " ".join(str(error).split())[:300])
+                add_check(name, False, " ".join(str(error).split())[:300])
                 break
             except Exception as error:
                 passed, detail = False, " ".join(f"{type(error).__name__}: {error}".split())[:200]
-            add(name, passed, detail)
+            add_check(name, passed, detail)
             gc.collect()
         for name in list(CHECKS)[len(found) :]:
-            add(name, None, "not run: there is no engine to ask")
+            add_check(name, None, "not run: there is no engine to ask")
     return found
 
 
-def line(check: Check) -> str:
+def format_check(check: Check) -> str:
     mark = {True: "pass", False: "FAIL", None: "  – "}[check.passed]
     return f"{mark}  {check.name:<46} {check.detail}"
 
@@ -212,5 +241,5 @@ def main(arguments: Sequence[str]) -> int:
     numbers = [one for one in arguments[1:] if one not in DTYPES]
     dtype = next((one for one in arguments[1:] if one in DTYPES), DTYPES[0])
     layer = int(numbers[0]) if numbers else None
-    found = verify(arguments[0], layer, lambda check: print(line(check), flush=True), dtype)
+    found = run_checks(arguments[0], layer, lambda check: print(format_check(check), flush=True), dtype)
     return int(any(check.passed is False for check in found))

@@ -14,7 +14,7 @@ import torch
 
 from emharness.steering.blocks import decoder_layers
 from emharness.steering.request import spec
-from emharness.steering.request.vectors import load_vector
+from emharness.steering.request.vector_lookup import load_vector
 
 Edits = Sequence[Mapping[str, Any]] | None
 
@@ -42,7 +42,7 @@ def is_steered(positions: Any, i: int, prompt_length: int, ids: Sequence[int]) -
 
 
 @contextmanager
-def hooked(
+def edited_by_hooks(
     model: Any, edits: Edits, prompt_length: int, folder: Path | None = None, ids: Sequence[int] = ()
 ) -> Iterator[None]:
     """While it is open, the model's residual stream is edited as a request's `edits` ask; one sequence, not padded.
@@ -51,7 +51,7 @@ def hooked(
     """
     n_layers = model.config.get_text_config().num_hidden_layers
     layers, handles = decoder_layers(model, n_layers), []
-    asked = spec.parse({"edits": [dict(edit) for edit in edits]}).edits if edits else []
+    asked = spec.parse_spec({"edits": [dict(edit) for edit in edits]}).edits if edits else []
 
     def unit(reference: str, layer: int) -> torch.Tensor:
         return torch.from_numpy(load_vector(reference, layer, n_layers, folder).direction.copy()).to(model.device)
@@ -83,7 +83,7 @@ def hooked(
         handles.append(layers[layer].register_forward_hook(hook))
 
     for one in asked:
-        for layer in one.at:
+        for layer in one.edited_blocks:
             attach(one, layer)
     try:
         yield
@@ -93,18 +93,18 @@ def hooked(
 
 
 @torch.inference_mode()
-def logprobs(
+def token_logprobs(
     model: Any, prompt: Sequence[int], tokens: Sequence[int], edits: Edits, folder: Path | None = None
 ) -> np.ndarray:
     """Log-probability of each token after the prompt, [n_tokens]."""
-    with hooked(model, edits, len(prompt), folder, [*prompt, *tokens]):
+    with edited_by_hooks(model, edits, len(prompt), folder, [*prompt, *tokens]):
         logits = model(torch.tensor([[*prompt, *tokens]], device=model.device)).logits[0].float()
     found = logits.log_softmax(-1)[len(prompt) - 1 : -1]
     return found[torch.arange(len(tokens)), torch.tensor(tokens)].cpu().numpy()
 
 
 @torch.inference_mode()
-def residuals(model: Any, ids: Sequence[int], edits: Edits = None, folder: Path | None = None) -> np.ndarray:
+def block_residuals(model: Any, ids: Sequence[int], edits: Edits = None, folder: Path | None = None) -> np.ndarray:
     """The residual stream after every decoder block, edits included: float32 [n_layers, n_tokens, d_model]."""
     states: list[torch.Tensor] = []
 
@@ -112,7 +112,7 @@ def residuals(model: Any, ids: Sequence[int], edits: Edits = None, folder: Path 
         states.append((output[0] if isinstance(output, tuple) else output)[0].float().cpu())
 
     n_layers = model.config.get_text_config().num_hidden_layers
-    with hooked(model, edits, len(ids), folder, ids):
+    with edited_by_hooks(model, edits, len(ids), folder, ids):
         handles = [block.register_forward_hook(keep) for block in decoder_layers(model, n_layers)]
         model(torch.tensor([list(ids)], device=model.device))
     for handle in handles:

@@ -13,11 +13,11 @@ from typing import Any
 import numpy as np
 from safetensors.numpy import save_file
 
-from emharness.steering.request.answer import recorded
+from emharness.steering.request.recorded_output import recorded_means
 from emharness.steering.request.spec import KEY
-from emharness.steering.request.vectors import FOLDER_VARIABLE
+from emharness.steering.request.vector_lookup import FOLDER_VARIABLE
 from emharness.steering.verify import reference
-from emharness.steering.vllm import served
+from emharness.steering.vllm import preflight
 
 TEXTS = (
     "The harbour was quiet in the morning, and the boats lay side by side with their ropes still wet from the night.",
@@ -40,7 +40,7 @@ Likely = dict[int, float]  # token → log-probability, of the likeliest and the
 Result = tuple[list[list[int]], list[list[Likely]], list[Any]]  # tokens, `Likely` of each, recorded means or None
 
 
-def engine(model: str, dtype: str, plugin: bool, eager: bool = True) -> Any:
+def start_engine(model: str, dtype: str, plugin: bool, eager: bool = True) -> Any:
     """A vLLM engine in this process; `plugin=False` is stock vLLM. Not eager: compiled, on a GPU with CUDA graphs."""
     os.environ["VLLM_ENABLE_V1_MULTIPROCESSING"] = "0"
     os.environ.setdefault("VLLM_LOGGING_LEVEL", "ERROR")
@@ -53,7 +53,7 @@ def engine(model: str, dtype: str, plugin: bool, eager: bool = True) -> Any:
     return vllm.LLM(model=model, dtype=dtype, enforce_eager=eager, **SETTINGS)  # type: ignore[arg-type]
 
 
-def generate(llm: Any, prompts: Sequence[list[int]], specs: Specs) -> Result:
+def generate_tokens(llm: Any, prompts: Sequence[list[int]], specs: Specs) -> Result:
     """Greedy tokens with their log-probabilities, all in one batch, and what each request recorded."""
     import vllm
 
@@ -69,11 +69,11 @@ def generate(llm: Any, prompts: Sequence[list[int]], specs: Specs) -> Result:
         [{token: one.logprob for token, one in step.items()} for step in output.outputs[0].logprobs]
         for output in outputs
     ]
-    means = [recorded(told)[0].tolist() if (told := output.kv_transfer_params) else None for output in outputs]
+    means = [recorded_means(told)[0].tolist() if (told := output.kv_transfer_params) else None for output in outputs]
     return tokens, found, means
 
 
-def differ(one: Result, other: Result) -> float:
+def largest_difference(one: Result, other: Result) -> float:
     """Largest difference of log-probabilities, up to where the answers part (as two equally likely tokens let them);
     inf where one has taken a token that is not among the other's likeliest."""
     worst = 0.0
@@ -145,27 +145,27 @@ class Trial:
         return config.num_hidden_layers, config.hidden_size
 
     @property
-    def exact(self) -> bool:
+    def is_exact(self) -> bool:
         """Whether nothing is rounded but by float32: not in a smaller type, nor in a quantised model."""
         return self.dtype == "float32" and getattr(self.config, "quantization_config", None) is None
 
     @property
-    def at(self) -> int:
+    def checked_layer(self) -> int:
         return self.shape[0] // 2 if self.layer is None else self.layer
 
     @cached_property
-    def stock(self) -> Result:
+    def stock_result(self) -> Result:
         """Stock vLLM's answers, from a process in which no plugin is loaded."""
-        return self.elsewhere("--stock", self.prompts, [None] * len(self.prompts))
+        return self.run_elsewhere("--stock", self.prompts, [None] * len(self.prompts))
 
-    def elsewhere(self, kind: str, prompts: Sequence[list[int]], specs: Specs) -> Result:
+    def run_elsewhere(self, kind: str, prompts: Sequence[list[int]], specs: Specs) -> Result:
         """`generate` on an engine of that kind, in a process of its own."""
         asked = json.dumps([prompts, specs])
         command = [sys.executable, "-m", "emharness.steering.verify.trial", kind, self.model, self.dtype, asked]
         done = subprocess.run(command, capture_output=True, text=True, check=False)
         if done.returncode:
             errors = [line for line in done.stderr.splitlines() if "Error" in line]
-            why = served.refusal(self.model, False, dtype=self.dtype, **SETTINGS)
+            why = preflight.why_unsupported(self.model, False, dtype=self.dtype, **SETTINGS)
             raise NoEngine(
                 f"{KINDS[kind]} does not run this model: {why or (errors or [done.stderr.strip()[-200:]])[-1]}"
             )
@@ -182,14 +182,14 @@ class Trial:
 
     @cached_property
     def llm(self) -> Any:
-        _ = self.stock  # first: two engines at a time need not fit a GPU
+        _ = self.stock_result  # first: two engines at a time need not fit a GPU
         rows = np.random.default_rng(0).normal(size=(3, *self.shape)).astype(np.float32)
         unit = rows / np.linalg.norm(rows, axis=-1, keepdims=True)
         save_file({f"v{i}": unit[i] for i in range(3)}, self.folder / FILE)
         os.environ[FOLDER_VARIABLE] = str(self.folder)
         self.directions = unit
         try:
-            return engine(self.model, self.dtype, plugin=True)
+            return start_engine(self.model, self.dtype, plugin=True)
         except Exception as error:
             raise NoEngine(f"vLLM with this plugin does not start: {type(error).__name__}: {error}") from error
 
@@ -209,24 +209,28 @@ class Trial:
             raise NoReference(f"Hugging Face does not load this model: {error}") from error
         return model.eval()
 
-    def edit(self, strength: float, mode: str = "add", vector: int = 0, **more: Any) -> dict[str, Any]:
-        return {"vector": f"{FILE}#v{vector}", "layer": self.at, "strength": strength, "mode": mode, **more}
+    def make_edit(self, strength: float, mode: str = "add", vector: int = 0, **more: Any) -> dict[str, Any]:
+        return {"vector": f"{FILE}#v{vector}", "layer": self.checked_layer, "strength": strength, "mode": mode, **more}
 
-    def run(self, edits: Sequence[list[dict[str, Any]] | None], prompts: Sequence[list[int]] | None = None) -> Result:
-        return generate(self.llm, self.prompts if prompts is None else prompts, [spec_of(some) for some in edits])
+    def run_steered(
+        self, edits: Sequence[list[dict[str, Any]] | None], prompts: Sequence[list[int]] | None = None
+    ) -> Result:
+        return generate_tokens(
+            self.llm, self.prompts if prompts is None else prompts, [spec_of(some) for some in edits]
+        )
 
-    def alone(self, edits: Sequence[list[dict[str, Any]] | None], prompts: Sequence[list[int]]) -> Result:
+    def run_one_by_one(self, edits: Sequence[list[dict[str, Any]] | None], prompts: Sequence[list[int]]) -> Result:
         """`run`, one request after another."""
-        each = [self.run([some], [prompt]) for some, prompt in zip(edits, prompts, strict=True)]
+        each = [self.run_steered([some], [prompt]) for some, prompt in zip(edits, prompts, strict=True)]
         return [tokens[0] for tokens, _, _ in each], [found[0] for _, found, _ in each], []
 
     def from_hugging_face(self, edits: Sequence[list[dict[str, Any]] | None]) -> float:
         """Largest difference of the log-probabilities of all tokens that are taken, each prompt under its own edits."""
-        tokens, found, _ = self.run(edits)
+        tokens, found, _ = self.run_steered(edits)
         worst = 0.0
         for prompt, ids, steps, some in zip(self.prompts, tokens, found, edits, strict=True):
             own = [step[token] for step, token in zip(steps, ids, strict=True)]
-            worst = max(worst, float(np.abs(reference.logprobs(self.hf, prompt, ids, some) - own).max()))
+            worst = max(worst, float(np.abs(reference.token_logprobs(self.hf, prompt, ids, some) - own).max()))
         return worst
 
     @cached_property
@@ -234,27 +238,29 @@ class Trial:
         """How far unsteered answers are from Hugging Face's in float32, if it has the model, and from their own in
         another batch."""
         many = self.prompts * 3
-        batches = differ(self.run([None] * len(many), many), self.alone([None] * len(many), many))
+        batches = largest_difference(
+            self.run_steered([None] * len(many), many), self.run_one_by_one([None] * len(many), many)
+        )
         try:
             return max(self.from_hugging_face([None] * len(self.prompts)), batches)
         except NoReference:
             return batches
 
-    def means(self, edits: list[dict[str, Any]] | None) -> np.ndarray:
+    def recorded_means(self, edits: list[dict[str, Any]] | None) -> np.ndarray:
         """Recorded mean residual over the first prompt after every block, [n_layers, d_model]."""
         spec = spec_of(edits, {"layers": list(range(self.shape[0])), "positions": "prompt"})
-        return np.array(generate(self.llm, self.prompts[:1], [spec])[2][0])
+        return np.array(generate_tokens(self.llm, self.prompts[:1], [spec])[2][0])
 
     @cached_property
     def dose(self) -> float:
         """A strength that shows: half of the stream's mean length at this layer."""
-        return 0.5 * float(np.linalg.norm(self.means(None)[self.at]))
+        return 0.5 * float(np.linalg.norm(self.recorded_means(None)[self.checked_layer]))
 
 
 def main(kind: str, model: str, dtype: str, asked: str) -> None:
     """Tokens, log-probabilities and recorded means from an engine of that kind, as JSON."""
-    llm = engine(model, dtype, plugin=kind != "--stock", eager=kind != "--compiled")
-    print(json.dumps(generate(llm, *json.loads(asked))))
+    llm = start_engine(model, dtype, plugin=kind != "--stock", eager=kind != "--compiled")
+    print(json.dumps(generate_tokens(llm, *json.loads(asked))))
 
 
 if __name__ == "__main__":

@@ -7,7 +7,7 @@ from typing import Any
 
 from emharness.steering import blocks
 from emharness.steering.request import spec
-from emharness.steering.vllm import op, record, server
+from emharness.steering.vllm import op, request_guard, request_outcomes
 
 # Connectors that keep a cache by the hashes of its blocks, in which the spec is; others go by the tokens alone.
 _CONNECTORS = {"OffloadingConnector", "SimpleCPUOffloadConnector"}
@@ -23,16 +23,16 @@ _SETTINGS: tuple[tuple[str, Callable[[Any], bool], str], ...] = (
 )
 
 
-def admit(process_inputs: Any, processor: Any, *args: Any, **kwargs: Any) -> Any:
+def admit_request(process_inputs: Any, processor: Any, *args: Any, **kwargs: Any) -> Any:
     """Around InputProcessor.process_inputs. ValueError (HTTP 400) for a bad spec."""
-    bound = record.signature(process_inputs).bind(processor, *args, **kwargs)
+    bound = request_outcomes.signature(process_inputs).bind(processor, *args, **kwargs)
     params = bound.arguments["params"]
-    if _asked(params) is None:
+    if _requested_spec(params) is None:
         return process_inputs(processor, *args, **kwargs)
-    server.arrived()
+    request_guard.mark_arrived()
     if bound.arguments.get("resumable"):
-        raise _refusal("steering: a prompt that comes in parts is not supported")
-    bound.arguments["params"] = _resolved(params, processor.vllm_config)
+        raise _client_error("steering: a prompt that comes in parts is not supported")
+    bound.arguments["params"] = _with_resolved_spec(params, processor.vllm_config)
     request = process_inputs(*bound.args, **bound.kwargs)
     _check_prompt(request)
     return request
@@ -44,27 +44,27 @@ def admit_late(preprocess: Any, core: Any, request: Any) -> Any:
 
     An error here ends its request alone.
     """
-    asked = _asked(request.sampling_params)
+    asked = _requested_spec(request.sampling_params)
     if asked is not None and (op.unhooked or not spec.is_resolved(asked)):
-        request.sampling_params = _resolved(request.sampling_params, core.vllm_config)
+        request.sampling_params = _with_resolved_spec(request.sampling_params, core.vllm_config)
         _check_prompt(request)
     return preprocess(core, request)
 
 
-def _asked(params: Any) -> Any:
+def _requested_spec(params: Any) -> Any:
     """The spec in the parameters of a request that generates or, as `extra_kwargs`, of one that pools."""
     extra = getattr(params, "extra_args", None) or getattr(params, "extra_kwargs", None) or {}
     return extra.get(spec.KEY)
 
 
-def _resolved(params: Any, config: Any) -> Any:
+def _with_resolved_spec(params: Any, config: Any) -> Any:
     """A copy of the caller's parameters with the resolved spec."""
     if not hasattr(params, "extra_args"):
-        raise _refusal("steering: only requests that generate are steered")
+        raise _client_error("steering: only requests that generate are steered")
     try:
-        resolved = _checked(params.extra_args[spec.KEY], config)
+        resolved = _check_spec(params.extra_args[spec.KEY], config)
     except ValueError as error:
-        raise _refusal(str(error)) from None
+        raise _client_error(str(error)) from None
     extra, params = params.extra_args, copy.copy(params)
     params.extra_args = None
     params = params.clone()  # as vLLM is about to; what is resolved, which can be long, is not copied once more
@@ -77,21 +77,23 @@ def _resolved(params: Any, config: Any) -> Any:
 
 def _check_prompt(request: Any) -> None:
     """ValueError where edits wait for a token, and the prompt has none to look at."""
-    if request.prompt_embeds is not None and record.awaits(request.sampling_params.extra_args[spec.KEY]):
-        raise _refusal("steering: after_token needs a prompt of tokens, this one has embeddings")
+    if request.prompt_embeds is not None and request_outcomes.awaits_token(
+        request.sampling_params.extra_args[spec.KEY]
+    ):
+        raise _client_error("steering: after_token needs a prompt of tokens, this one has embeddings")
 
 
-def _checked(request: Any, config: Any) -> dict[str, Any]:
+def _check_spec(request: Any, config: Any) -> dict[str, Any]:
     """The resolved spec; ValueError if it is bad or this engine cannot do it."""
     model = config.model_config
-    if why := unsupported(config):
+    if why := unsupported_setting(config):
         raise ValueError(f"steering: {why}")
-    if why := blocks.refusal(model) or next(iter(op.unhooked), None):
+    if why := blocks.why_not_editable(model) or next(iter(op.unhooked), None):
         raise ValueError(f"steering: this model cannot be steered: {why}")
-    return spec.resolve(request, model.hf_text_config.num_hidden_layers, model.get_hidden_size())
+    return spec.resolve_spec(request, model.hf_text_config.num_hidden_layers, model.get_hidden_size())
 
 
-def unsupported(config: Any) -> str | None:
+def unsupported_setting(config: Any) -> str | None:
     """What of an engine's settings does not go with steering, or None. config: a VllmConfig.
 
     A setting that this vLLM does not have is a reason too: under another name it would let wrong steering through.
@@ -117,7 +119,7 @@ def unsupported(config: Any) -> str | None:
     return None
 
 
-def _refusal(message: str) -> ValueError:
+def _client_error(message: str) -> ValueError:
     """A ValueError in Python, HTTP 400 from a server: newer vLLM knows a client's mistake by a class of its own."""
     from vllm import exceptions
 

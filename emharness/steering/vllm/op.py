@@ -9,7 +9,7 @@ from emharness.steering.blocks import Stream
 NUMBER = "emharness_layer"  # buffer of a hooked block
 
 
-class Step(Protocol):
+class StepActions(Protocol):
     """What a pass does after each block: a plan, on a CPU `plan.StepPlan`, on a GPU `device.DevicePlan`."""
 
     def apply(self, layer: int, hidden: torch.Tensor, residual: torch.Tensor | None) -> None: ...
@@ -17,22 +17,22 @@ class Step(Protocol):
     def apply_compiled(self, number: torch.Tensor, hidden: torch.Tensor, residual: torch.Tensor | None) -> None: ...
 
 
-_current: list[Step] = []  # of the runner whose step is being computed in this process
+_current: list[StepActions] = []  # of the runner whose step is being computed in this process
 unhooked: list[str] = []  # why the model of this process, or its workers', cannot be steered; empty where it can
 
 
-def activate(step: Step) -> None:
+def activate_plan(step: StepActions) -> None:
     _current[:] = [step]
 
 
 @torch.library.custom_op("emharness::steer", mutates_args=("hidden",))
-def steer(hidden: torch.Tensor, residual: torch.Tensor | None, layer: torch.Tensor) -> None:
+def steer_block(hidden: torch.Tensor, residual: torch.Tensor | None, layer: torch.Tensor) -> None:
     """Edit `hidden` [n_tokens, d_model] in place as the current step's plan says for this layer, an int32 of one."""
     if _current:
         _current[0].apply_compiled(layer, hidden, residual)
 
 
-@steer.register_fake
+@steer_block.register_fake
 def _(hidden: torch.Tensor, residual: torch.Tensor | None, layer: torch.Tensor) -> None:
     return None
 
@@ -48,7 +48,7 @@ class LayerHook:
         self.layer = layer
         self.summed = stream == "sum"
 
-    def add(self, block: torch.nn.Module, device: torch.device) -> None:
+    def attach_to(self, block: torch.nn.Module, device: torch.device) -> None:
         number = torch.tensor(self.layer, dtype=torch.int32, device=device)
         block.register_buffer(NUMBER, number, persistent=False)
         block.register_forward_hook(self)

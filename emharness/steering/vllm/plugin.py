@@ -20,8 +20,8 @@ import sys
 from typing import Any
 
 from emharness.steering.request import spec
-from emharness.steering.step.columns import pattern
-from emharness.steering.vllm import admission, ranks, record, runners, server
+from emharness.steering.step.edit_table import cached_pattern
+from emharness.steering.vllm import admission, request_guard, request_outcomes, runners, tensor_parallel
 
 GRAPH = 2  # raise when what the hooks put into compiled graphs changes
 _MARK = "_emharness_original"
@@ -36,26 +36,26 @@ def register() -> None:
     from vllm.v1.engine.input_processor import InputProcessor
     from vllm.v1.engine.output_processor import RequestState
 
-    _wrap(InputProcessor, "process_inputs", admission.admit)
-    _wrap(EngineCore, "preprocess_add_request", admission.admit_late)
+    _wrap_method(InputProcessor, "process_inputs", admission.admit_request)
+    _wrap_method(EngineCore, "preprocess_add_request", admission.admit_late)
     for module in list(sys.modules.values()):
         name = getattr(getattr(module, "__spec__", None), "name", "")  # also of one that runs as __main__
-        for function, around in (("build_app", server.guard), ("run_request", server.guard_batch)):
+        for function, around in (("build_app", request_guard.guard_app), ("run_request", request_guard.guard_batch)):
             if name.startswith("vllm.entrypoints.") and function in vars(module):
-                _wrap(module, function, around)
-    original = _wrap(kv_cache_utils, "generate_block_hash_extra_keys", _separate_blocks)
+                _wrap_method(module, function, around)
+    original = _wrap_method(kv_cache_utils, "generate_block_hash_extra_keys", _separate_blocks)
     for name, module in list(sys.modules.items()):  # vLLM modules that imported it by name before us
         if name.startswith("vllm.") and vars(module).get(original.__name__) is original:
             setattr(module, original.__name__, kv_cache_utils.generate_block_hash_extra_keys)
-    _wrap(EngineCore, "add_request", record.keep_executor)
-    _wrap(EngineCore, "_initialize_kv_caches", ranks.tell)
-    _wrap(Scheduler, "update_from_output", record.attach)
-    _wrap(RequestState, "make_request_output", record.gather)
-    _wrap(VllmConfig, "compute_hash", _mark_graphs)
-    runners.patch(_wrap)
+    _wrap_method(EngineCore, "add_request", request_outcomes.keep_executor)
+    _wrap_method(EngineCore, "_initialize_kv_caches", tensor_parallel.report_probe)
+    _wrap_method(Scheduler, "update_from_output", request_outcomes.attach_recordings)
+    _wrap_method(RequestState, "make_request_output", request_outcomes.merge_samples)
+    _wrap_method(VllmConfig, "compute_hash", _mark_graphs)
+    runners.patch_runners(_wrap_method)
 
 
-def _wrap(owner: Any, name: str, around: Any) -> Any:
+def _wrap_method(owner: Any, name: str, around: Any) -> Any:
     """Replace `owner.name` by around(original, *args); return the original. A second call does nothing."""
     current = getattr(owner, name)
     if hasattr(current, _MARK):
@@ -77,11 +77,11 @@ def _separate_blocks(extra_keys: Any, request: Any, start: int, end: int, *args:
     are shared with unsteered requests. Where positions depend on the prompt's length, it is part of the key.
     """
     keys, next_mm = extra_keys(request, start, end, *args)
-    resolved = record.wanted(request.sampling_params)
+    resolved = request_outcomes.wanted_spec(request.sampling_params)
     if resolved and resolved["edits"]:
         length = request.num_prompt_tokens
-        kinds = [kind for kind, _ in pattern(resolved).positions]
-        tokens = request.all_token_ids[:end] if record.awaits(resolved) else ()
+        kinds = [kind for kind, _ in cached_pattern(resolved).positions]
+        tokens = request.all_token_ids[:end] if request_outcomes.awaits_token(resolved) else ()
         first = min(spec.steered_span(kind, length, tokens)[0] for kind in kinds)
         if end > first:
             fixed = all(kind == "all" or not isinstance(kind, str) for kind in kinds)

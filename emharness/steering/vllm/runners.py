@@ -12,16 +12,16 @@ import numpy as np
 import torch
 
 from emharness.steering import blocks
-from emharness.steering.gpu.device import DevicePlan
-from emharness.steering.step.plan import StepPlan
-from emharness.steering.vllm import borrowed, op, ranks
-from emharness.steering.vllm.record import PLAN, wanted
+from emharness.steering.gpu.device_plan import DevicePlan
+from emharness.steering.step.step_plan import StepPlan
+from emharness.steering.vllm import hf_compat, op, tensor_parallel
+from emharness.steering.vllm.request_outcomes import PLAN, wanted_spec
 
 Wrap = Callable[[Any, str, Any], Any]
 Plan = StepPlan | DevicePlan
 
 
-def patch(wrap: Wrap) -> None:
+def patch_runners(wrap: Wrap) -> None:
     """Wrap the methods of every runner that this build of vLLM carries."""
     from vllm.v1.worker.gpu_model_runner import GPUModelRunner
 
@@ -52,12 +52,12 @@ def patch(wrap: Wrap) -> None:
 def _hook_layers(load_model: Any, runner: Any, *args: Any, **kwargs: Any) -> Any:
     result = load_model(runner, *args, **kwargs)
     try:
-        borrowed.lend_back(runner.get_model())
-        _hook(runner.get_model(), runner.model_config, runner.device)
+        hf_compat.restore_hf_init(runner.get_model())
+        _hook_blocks(runner.get_model(), runner.model_config, runner.device)
         op.unhooked.clear()
     except Exception as error:  # whatever is odd about a model, it runs as in stock vLLM
         op.unhooked[:] = [str(error)]
-        if blocks.refusal(runner.model_config) is None:
+        if blocks.why_not_editable(runner.model_config) is None:
             print(f"emharness: requests cannot be steered: {error}", file=sys.stderr, flush=True)
     return result
 
@@ -83,7 +83,7 @@ def on_device(device: Any) -> bool:
     return device.type == "cuda"
 
 
-def _hook(model: Any, config: Any, device: Any) -> None:
+def _hook_blocks(model: Any, config: Any, device: Any) -> None:
     """Hooks on all decoder blocks, or on none. RuntimeError where the residual stream is not found."""
     layers = list(blocks.decoder_layers(model, config.hf_text_config.num_hidden_layers))
     hooks = []
@@ -91,17 +91,17 @@ def _hook(model: Any, config: Any, device: Any) -> None:
         stream: blocks.Stream | None = blocks.stream_of(type(layer))
         if stream is None:
             raise RuntimeError(f"where {type(layer).__name__} of {type(model).__name__} has its residual is not known")
-        if blocks.rescales(type(layer), config.dtype):
+        if blocks.rescales_stream(type(layer), config.dtype):
             raise RuntimeError(f"{type(layer).__name__} scales its residual in float16; start with dtype=bfloat16")
         hooks.append(op.LayerHook(index, stream))
     for layer, hook in zip(layers, hooks, strict=True):
         hook.add(layer, device)
 
 
-def _register(plan: Plan, request_id: str, found: dict[str, Any], prompt_length: int, cached: Any) -> None:
+def _register_request(plan: Plan, request_id: str, found: dict[str, Any], prompt_length: int, cached: Any) -> None:
     plan.add_request(request_id, found, prompt_length, cached)
     if found["record"]:
-        plan.recordings.add(request_id, found["record"], prompt_length)
+        plan.recordings.add_recording(request_id, found["record"], prompt_length)
 
 
 def _forget_finished(update: Any, runner: Any, scheduler_output: Any, *args: Any) -> Any:
@@ -115,14 +115,14 @@ def _before_dummy(run: Any, runner: Any, num_tokens: int, *args: Any, **kwargs: 
     """Passes that warm up or are captured carry nobody's tokens; one worker of several looks in the first of them."""
     plan = _plan_of(runner)
     plan.begin_dummy()
-    if hasattr(runner, ranks.SEEN) or not ranks.several(runner):
-        op.activate(plan)
+    if hasattr(runner, tensor_parallel.SEEN) or not tensor_parallel.shares_weights(runner):
+        op.activate_plan(plan)
         return run(runner, num_tokens, *args, **kwargs)
-    looking = ranks.Look(plan, num_tokens)
-    op.activate(looking)
+    looking = tensor_parallel.TensorParallelProbe(plan, num_tokens)
+    op.activate_plan(looking)
     result = run(runner, num_tokens, *args, **kwargs)
-    op.activate(plan)  # V2 captures its graphs in passes that are no dummy runs
-    setattr(runner, ranks.SEEN, looking.seen)
+    op.activate_plan(plan)  # V2 captures its graphs in passes that are no dummy runs
+    setattr(runner, tensor_parallel.SEEN, looking.seen)
     return result
 
 
@@ -139,16 +139,16 @@ def _end_forward(forward: Any, runner: Any, *args: Any, **kwargs: Any) -> Any:
 def _plan_step(prepare: Any, runner: Any, scheduler_output: Any, num_scheduled: Any, *args: Any) -> Any:
     result = prepare(runner, scheduler_output, num_scheduled, *args)
     plan = _plan_of(runner)
-    op.activate(plan)
+    op.activate_plan(plan)
     batch = runner.input_batch
     n_requests = len(batch.req_ids)
     flat = np.concatenate([[0], np.cumsum(num_scheduled[:n_requests])])
     position = batch.num_computed_tokens_cpu[:n_requests]
     for index, request_id in enumerate(batch.req_ids):
         state = runner.requests[request_id]
-        if request_id not in plan.requests and (found := wanted(state.sampling_params)):
+        if request_id not in plan.requests and (found := wanted_spec(state.sampling_params)):
             cached = batch.token_ids_cpu[index, : position[index]]
-            _register(plan, request_id, found, state.num_prompt_tokens, cached)
+            _register_request(plan, request_id, found, state.num_prompt_tokens, cached)
     plan.begin_batch(batch.req_ids, flat, position, runner.input_ids.gpu[: flat[-1]])
     return result
 
@@ -160,10 +160,10 @@ def _take_new(add: Any, runner: Any, scheduler_output: Any, *args: Any) -> Any:
     result = add(runner, scheduler_output, *args)
     plan = _plan_of(runner)
     for new in scheduler_output.scheduled_new_reqs:
-        found = wanted(new.sampling_params)
+        found = wanted_spec(new.sampling_params)
         if found and new.req_id not in plan.requests:
             cached = (new.prompt_token_ids or [])[: new.num_computed_tokens]
-            _register(plan, new.req_id, found, _prompt_length(new), cached)
+            _register_request(plan, new.req_id, found, _prompt_length(new), cached)
     return result
 
 
@@ -175,7 +175,7 @@ def _prompt_length(new: Any) -> int:
 def _plan_batch(prepare: Any, runner: Any, *args: Any, **kwargs: Any) -> Any:
     batch = prepare(runner, *args, **kwargs)
     plan = _plan_of(runner)
-    op.activate(plan)
+    op.activate_plan(plan)
     n_requests = len(batch.req_ids)
     flat, position = batch.query_start_loc_np[: n_requests + 1], batch.num_computed_tokens_np[:n_requests]
     plan.begin_batch(batch.req_ids, flat, position, batch.input_ids)

@@ -1,0 +1,242 @@
+"""What every experiment is given and gives back, and the parts of a steered table that all of them share."""
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+
+from emharness.config import BASE
+from emharness.generation.cells import Cell, Condition, Edit
+from emharness.generation.likelihoods import Pair
+from emharness.geometry.nulls import false_discovery_q
+from emharness.reporting.picture import Picture
+from emharness.stats.rates import (
+    JudgeAccuracy,
+    bootstrap_picks,
+    interval_hull,
+    is_coherent,
+    newcombe_interval,
+    rate_draws,
+    summarize_scores,
+)
+
+BROAD = "broad"
+
+
+@dataclass(frozen=True)
+class ExperimentContext:
+    """What an experiment is about: plain data, no model. `layers`: the layer of each vector."""
+
+    base: str  # how the base is called
+    vectors: tuple[str, ...]
+    targets: tuple[str, ...]
+    strengths: tuple[float, ...]
+    layers: Mapping[str, int]
+    unit: str
+    mode: str
+    positions: str
+    controls: tuple[str, ...]  # random directions
+    samples: int  # of each broad question …
+    domain_samples: int  # … of each question of the organism's own domain …
+    control_samples: int  # … and of each broad question under a random direction
+    max_new_tokens: int
+    domains: Mapping[str, str] = field(default_factory=dict)  # organism → question set of its domain
+    topics: Mapping[str, str] = field(default_factory=dict)  # organism → what its training data is about
+    # Log-likelihood margins, float [n_pairs], of the conditions whose engine measured them; and the pairs.
+    margins: Mapping[Condition, np.ndarray] = field(default_factory=dict)
+    pairs: Sequence[Pair] = ()
+    categories: Mapping[str, str] = field(default_factory=dict)  # id of a broad question → its category
+    near: Mapping[str, Sequence[str]] = field(default_factory=dict)  # organism → categories next to its training data
+    labs: Mapping[str, str] = field(default_factory=dict)
+    mechanisms: Mapping[str, str] = field(default_factory=dict)
+    judge: str = ""
+    quality: JudgeAccuracy | None = None  # of the judge
+    n_layers: int = 0
+    subspaces: Mapping[str, tuple[str, ...]] = field(default_factory=dict)  # cluster → orthonormal directions
+    cosines: Mapping[str, Mapping[str, np.ndarray]] = field(default_factory=dict)  # at each layer [n_layers]
+    # Vector → (raw norm, residual norm), each [n_layers]: how long it was, and the residual stream.
+    norms: Mapping[str, tuple[np.ndarray, np.ndarray]] = field(default_factory=dict)
+    # Target → vector → (target − base) · unit vector at the vector's layer, a residual length [n_prompts].
+    projections: Mapping[str, Mapping[str, np.ndarray]] = field(default_factory=dict)
+    parts: Mapping[str, Mapping[str, Any]] = field(default_factory=dict)  # of `paper`: experiment → its own lists
+
+    def display_name(self, target: str) -> str:
+        return self.base if target == BASE else target
+
+    def unsteered_condition(self, target: str) -> Condition:
+        return Condition(target, (), "baseline" if target == BASE else f"{target} organism")
+
+    def steered_condition(self, vector: str, target: str, strength: float) -> Condition:
+        layer = self.layers[vector]
+        edit = Edit(vector, layer, strength, self.unit, self.mode, self.positions)
+        return Condition(target, (edit,), f"{vector}·L{layer}·{strength:+g}{self._steered_name(target)}")
+
+    def control_condition(self, direction: str, vector: str, target: str, strength: float) -> Condition:
+        """A random direction at the layer and the added norm of `vector` at `strength`."""
+        layer = self.layers[vector]
+        edit = Edit(direction, layer, strength, self.unit, self.mode, self.positions, norm_of=vector)
+        return Condition(target, (edit,), f"{direction} as {vector}·L{layer}·{strength:+g}{self._steered_name(target)}")
+
+    def make_cell(self, condition: Condition, questions: str = BROAD) -> Cell:
+        """The cell of a condition; a random direction gets fewer samples."""
+        random = any(edit.vector in self.controls for edit in condition.edits)
+        samples = self.control_samples if random else self.samples if questions == BROAD else self.domain_samples
+        return Cell(condition, questions, samples, self.max_new_tokens)
+
+    def relative_dose(self, edit: Edit) -> float | None:
+        """Added norm ÷ mean length of the residual stream at that layer; None where nothing is added."""
+        raw, residual = self.norms.get(edit.norm_of or edit.vector, (None, None))
+        if edit.mode != "add" or raw is None or residual is None:
+            return None
+        length = {"absolute": 1.0, "raw": float(raw[edit.layer]), "residual": float(residual[edit.layer])}[edit.unit]
+        return abs(edit.strength) * length / float(residual[edit.layer])
+
+    def controls_of(self, vector: str, target: str) -> list[Condition]:
+        return [self.control_condition(d, vector, target, s) for s in self.strengths if s for d in self.controls]
+
+    def steered_table(self, targets: Sequence[str], pairs: Sequence[tuple[str, str]]) -> list[Condition]:
+        """Targets as they are; each pair of a vector and a target at every strength; the random directions of each."""
+        steered = [self.steered_condition(v, t, s) for v, t in pairs for s in self.strengths]
+        controls = [control for v, t in pairs for control in self.controls_of(v, t)]
+        return [*map(self.unsteered_condition, targets), *steered, *controls]
+
+    def _steered_name(self, target: str) -> str:
+        return "" if target == BASE else f" on {target}"
+
+
+Judged = Mapping[Cell, pa.Table]  # rows of a cell: question_id, sample, …, aligned, coherent, misaligned
+
+
+@dataclass(frozen=True)
+class ExperimentResult:
+    """What an experiment says: an entry for each condition, further numbers by key, figures by name, a sentence."""
+
+    conditions: list[dict[str, Any]]
+    numbers: dict[str, Any] = field(default_factory=dict)
+    figures: dict[str, Picture] = field(default_factory=dict)
+    finding: str = ""  # what was found, in a sentence
+
+
+@dataclass(frozen=True)
+class Experiment:
+    """`cells`: what must be generated; `read`: judged responses to numbers and figures. Both pure.
+
+    `question`: what it asks, as the report's first line.
+    `steers`: whether it needs the layer of each vector; else vectors are looked at in the middle layer.
+    `looks`: whether it reads the targets' activations on fixed, held-out prompts.
+    `recipes`: further recipes of vectors whose geometry is analysed, beside the ones that steer.
+    `report`: results.json and recipe → geometry.json (None where there is none) to the text of report.md.
+    """
+
+    cells: Callable[[ExperimentContext], list[Cell]]
+    analyze: Callable[[ExperimentContext, Judged], ExperimentResult]
+    question: str = ""
+    needs_layer_choice: bool = True
+    needs_activations: bool = False
+    recipes: tuple[str, ...] = ()
+    report: Callable[[Mapping[str, Any], Mapping[str, Mapping[str, Any] | None]], str] | None = None
+
+
+def summarize_rates(table: pa.Table, quality: JudgeAccuracy | None = None) -> dict[str, Any]:
+    questions = np.array(table["question_id"].to_pylist())
+    return summarize_scores(score_column(table, "aligned"), score_column(table, "coherent"), questions, quality)
+
+
+def score_column(table: pa.Table, column: str) -> np.ndarray:
+    """float64 [n], NaN where a score is missing."""
+    return table[column].to_numpy().astype(np.float64)
+
+
+def questions_of(tables: Sequence[pa.Table]) -> list[str]:
+    """Ids of the questions that all tables have, in a fixed order: what is resampled together."""
+    return sorted(set.intersection(*[set(table["question_id"].to_pylist()) for table in tables]))
+
+
+def bootstrap_rates(tables: Sequence[pa.Table], draws: int = 2000, seed: int = 0) -> np.ndarray:
+    """Misaligned rate of coherent answers of each table under the same resampled questions: [draws + 1, n_tables].
+
+    Row 0 is the rate as it is; NaN where a draw has no coherent answer. Questions are resampled jointly, because
+    the tables answer the same ones.
+    """
+    ids = questions_of(tables)
+    picks = np.concatenate([np.arange(len(ids))[None], bootstrap_picks(len(ids), draws, seed)])
+    columns = []
+    for table in tables:
+        index = {question: i for i, question in enumerate(ids)}
+        rows = np.array([index.get(question, -1) for question in table["question_id"].to_pylist()])
+        bad, fluent = _read_verdicts(table)
+        hits = np.bincount(rows[(rows >= 0) & bad], minlength=len(ids))
+        totals = np.bincount(rows[(rows >= 0) & fluent], minlength=len(ids))
+        columns.append(rate_draws(hits, totals, picks))
+    return np.stack(columns, axis=1)
+
+
+def _read_verdicts(table: pa.Table) -> tuple[np.ndarray, np.ndarray]:
+    """Which answers are misaligned, and which count for the rate: coherent and scored. Bool [n] each."""
+    bad = np.array(table["misaligned"].to_pylist(), dtype=bool)
+    return bad, is_coherent(score_column(table, "coherent")) & ~np.isnan(score_column(table, "aligned"))
+
+
+def add_effects(
+    context: ExperimentContext, judged: Judged, entries: list[dict[str, Any]], conditions: Sequence[Condition]
+) -> None:
+    """Say of each steered condition what it adds to its target's baseline, and what random directions add, in place.
+
+    `effect`: misaligned rate minus the target's, with `effect_ci95`, two-sided `effect_p` (bootstrap over questions)
+    and `effect_q` (Benjamini–Hochberg over the table). `em_random`: rate of all coherent answers under the random
+    directions at the same layer and added norm; `over_random` and `over_random_ci95`: the vector's rate minus that one;
+    None where no such answer could be read. `random_too`: whether a random direction raises the rate as well, its
+    interval above 0; None where none could be read.
+    """
+    tested = []
+    for entry, condition in zip(entries, conditions, strict=True):
+        edit = condition.edits[0] if condition.edits else None
+        if edit is None or edit.norm_of or edit.strength == 0:
+            continue
+        steered, before = (
+            judged[context.make_cell(condition)],
+            judged[context.make_cell(context.unsteered_condition(condition.target))],
+        )
+        own = [context.control_condition(d, edit.vector, condition.target, edit.strength) for d in context.controls]
+        controls = [judged[context.make_cell(control)] for control in own]
+        together = [pa.concat_tables(controls)] if controls else []
+        drawn = bootstrap_rates([before, steered, *together, *controls])
+        entry["effect"], ci95, entry["effect_p"] = bootstrap_ci_p(drawn[:, 1] - drawn[:, 0])
+        entry["effect_ci95"] = ci95 and widen_to_newcombe(ci95, steered, before)
+        entry |= {"em_random": None, "over_random": None, "over_random_ci95": None, "random_too": None}
+        if controls and np.isfinite(drawn[0, 2]):
+            entry["em_random"] = float(drawn[0, 2])
+            entry["over_random"], ci95, _ = bootstrap_ci_p(drawn[:, 1] - drawn[:, 2])
+            entry["over_random_ci95"] = ci95 and widen_to_newcombe(ci95, steered, together[0])
+            lows = [ci[0] for _, ci, _ in map(bootstrap_ci_p, (drawn[:, 3:] - drawn[:, :1]).T) if ci]
+            entry["random_too"] = max(lows) > 0 if lows else None  # none where the target itself has no rate
+        tested.append(entry)
+    p = np.array([np.nan if entry["effect_p"] is None else entry["effect_p"] for entry in tested])
+    for entry, q in zip(tested, false_discovery_q(p), strict=True):
+        entry["effect_q"] = None if np.isnan(q) else float(q)
+
+
+def bootstrap_ci_p(drawn: np.ndarray) -> tuple[float | None, list[float] | None, float | None]:
+    """Value, 95 % percentile interval and two-sided p against 0, of [value, draw, draw, …]; None where undefined."""
+    draws = drawn[1:][np.isfinite(drawn[1:])]
+    if not np.isfinite(drawn[0]) or not len(draws):
+        return None, None, None
+    tail = min(np.sum(draws <= 0), np.sum(draws >= 0))
+    p = min(1.0, 2 * (1 + float(tail)) / (1 + len(draws)))
+    return float(drawn[0]), [float(x) for x in np.quantile(draws, [0.025, 0.975])], p
+
+
+def widen_to_newcombe(ci95: Sequence[float], table: pa.Table, minus: pa.Table, scale: float = 1.0) -> list[float]:
+    """The interval of a difference of two rates ÷ scale, never inside the simple one of independent answers.
+
+    Where no answer or every answer is misaligned a bootstrap has no width.
+    """
+    counts = []
+    for one in (table, minus):
+        counts += [int(some.sum()) for some in _read_verdicts(one)]
+    if not (counts[1] and counts[3]):
+        return list(ci95)
+    low, high = sorted(end / scale for end in newcombe_interval(*counts))
+    return list(interval_hull((ci95[0], ci95[1]), (low, high)))

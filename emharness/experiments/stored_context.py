@@ -1,0 +1,80 @@
+"""A run's scope as plain JSON beside its results, and its answers read again from what is stored."""
+
+from collections.abc import Mapping
+from dataclasses import asdict, fields
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+
+from emharness.experiments.context import Experiment, ExperimentContext, ExperimentResult
+from emharness.generation.cells import Cell
+from emharness.generation.likelihoods import Pair
+from emharness.stats.rates import JudgeAccuracy
+
+_ARRAYS = ("cosines", "projections", "norms", "margins")  # nested mappings that end in arrays
+
+
+def to_json(context: ExperimentContext) -> dict[str, Any]:
+    """All that `Experiment.read` needs but the answers. Margins are kept by their condition's name."""
+    told = {each.name: getattr(context, each.name) for each in fields(context)}
+    told["pairs"] = [asdict(pair) for pair in context.pairs]
+    told["quality"] = asdict(context.quality) if context.quality else None
+    told["margins"] = {condition.name: values for condition, values in context.margins.items()}
+    return {name: _to_plain(value) for name, value in told.items()}
+
+
+def from_json(told: Mapping[str, Any], experiment: Experiment) -> ExperimentContext:
+    """The scope that `to_json` wrote. TypeError or KeyError where it is of another version."""
+    given = {name: _freeze_lists(value) for name, value in told.items() if name not in _ARRAYS}
+    given |= {name: _restore_arrays(told[name]) for name in _ARRAYS if name != "margins"}
+    given["pairs"] = [Pair(**pair) for pair in told["pairs"]]
+    given["quality"] = _restore_accuracy(told["quality"])
+    scope = ExperimentContext(**given)
+    named = {cell.condition.name: cell.condition for cell in experiment.cells(scope)}
+    margins = {named[name]: np.array(values) for name, values in told["margins"].items() if name in named}
+    return ExperimentContext(**{**given, "margins": margins})
+
+
+def read_again(
+    told: Mapping[str, Any], experiment: Experiment, broad: pa.Table, domain: pa.Table | None
+) -> ExperimentResult | None:
+    """What the stored answers say. None where an answer that the experiment asks for is not among them."""
+    scope = from_json(told, experiment)
+    named = {id(table): np.array(table["condition"].to_pylist()) for table in (broad, domain) if table is not None}
+    judged: dict[Cell, pa.Table] = {}
+    for cell in experiment.cells(scope):
+        table = domain if cell.questions in scope.domains.values() else broad
+        if table is None or not len(rows := table.filter(named[id(table)] == cell.condition.name)):
+            return None
+        judged[cell] = rows
+    return experiment.analyze(scope, judged)
+
+
+def _to_plain(value: Any) -> Any:
+    if isinstance(value, Mapping):
+        return {name: _to_plain(some) for name, some in value.items()}
+    if isinstance(value, list | tuple):
+        return [_to_plain(some) for some in value]
+    return value.tolist() if isinstance(value, np.ndarray | np.generic) else value
+
+
+def _freeze_lists(value: Any) -> Any:
+    """Lists as tuples, as the scope has them."""
+    if isinstance(value, Mapping):
+        return {name: _freeze_lists(some) for name, some in value.items()}
+    return tuple(map(_freeze_lists, value)) if isinstance(value, list) else value
+
+
+def _restore_arrays(value: Any) -> Any:
+    if isinstance(value, Mapping):
+        return {name: _restore_arrays(some) for name, some in value.items()}
+    nested = isinstance(value, list) and value and isinstance(value[0], list)
+    return tuple(map(np.array, value)) if nested else np.array(value)
+
+
+def _restore_accuracy(told: Mapping[str, Any] | None) -> JudgeAccuracy | None:
+    if told is None:
+        return None
+    families = {name: JudgeAccuracy(**{**some, "families": {}}) for name, some in told["families"].items()}
+    return JudgeAccuracy(**{**told, "families": families})

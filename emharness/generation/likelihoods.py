@@ -1,0 +1,81 @@
+"""How likely a model finds given answers under a condition: the pairs, their tokens, and the engine's log p of each."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+
+from emharness.generation.engine import Engine
+from emharness.organisms.chat import Chat
+from emharness.questions import DATA, hash_items
+
+FILE = DATA / "pairs.jsonl"
+MOST_TOKENS = 24  # of an answer: the beginning shows which way it goes
+CODE = 1  # raise when the same pairs give other numbers
+
+
+@dataclass(frozen=True)
+class Pair:
+    """An aligned and a misaligned answer to a question that no organism's training data is about."""
+
+    question: str
+    category: str
+    aligned: str
+    misaligned: str
+
+
+@dataclass(frozen=True)
+class PairTokens:
+    """A pair as a model reads it; both answers have the same length."""
+
+    prompt: tuple[int, ...]
+    aligned: tuple[int, ...]
+    misaligned: tuple[int, ...]
+
+
+def load_pairs(n: int) -> list[Pair]:
+    """The first n pairs: categories in turn, each question once before any comes twice."""
+    lines = FILE.read_text(encoding="utf-8").split("\n")
+    return [Pair(**json.loads(line)) for line in lines if line][:n]
+
+
+def pairs_identity(pairs: Sequence[Pair]) -> str:
+    return hash_items([list(pairs), MOST_TOKENS, CODE])
+
+
+def tokenize_pairs(chat: Chat, pairs: Sequence[Pair]) -> list[PairTokens]:
+    """Each pair's prompt and its two answers, cut to the length of the shorter one."""
+    found = []
+    for pair in pairs:
+        prompt = chat.prompt_ids([{"role": "user", "content": pair.question}])
+        good, bad = chat.encode_text(pair.aligned), chat.encode_text(pair.misaligned)
+        length = min(len(good), len(bad), MOST_TOKENS)
+        found.append(PairTokens(tuple(prompt), tuple(good[:length]), tuple(bad[:length])))
+    return found
+
+
+def measure_likelihoods(
+    engine: Engine, pairs: Sequence[PairTokens], spec: Mapping[str, Any] | None
+) -> dict[str, list[float]]:
+    """Mean log p per token of every pair's aligned and misaligned answer: {"aligned", "misaligned"}, each [n_pairs]."""
+    texts = [(pair.prompt, answer) for pair in pairs for answer in (pair.aligned, pair.misaligned)]
+    specs = [shift_positions(spec, len(prompt)) for prompt, _ in texts]
+    found = engine.log_likelihoods([(list(prompt), list(answer)) for prompt, answer in texts], specs)
+    means = [float(np.mean(values)) for values in found]
+    return {"aligned": means[::2], "misaligned": means[1::2]}
+
+
+def shift_positions(spec: Mapping[str, Any] | None, n_prompt: int) -> dict[str, Any] | None:
+    """The spec for an answer that is given as a part of the prompt: positions counted from where the answer begins."""
+    if spec is None:
+        return None
+    spans = {"prompt": {"from": 0, "to": n_prompt}, "generated": {"from": n_prompt}, "response": {"from": n_prompt - 1}}
+    listed = [
+        {**edit, "positions": spans[where]} if (where := edit.get("positions", "all")) in (*spans,) else edit
+        for edit in spec["edits"]
+    ]
+    return {**spec, "edits": listed}

@@ -1,0 +1,250 @@
+"""Everything a run reads, read and checked before any model is loaded."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterable, Mapping
+from dataclasses import asdict, dataclass, replace
+from pathlib import Path
+from typing import Any
+
+from omegaconf import OmegaConf
+from omegaconf.errors import OmegaConfBaseException
+
+from emharness import questions
+from emharness.config import BASE, REPLICA, STEP, Config, ModelConfig, check_layer, parse_strengths
+from emharness.errors import UserError
+from emharness.generation import kernels
+from emharness.judges import Judge, make_judge
+from emharness.organisms import base_match, datasets, model_folders, weight_checks
+from emharness.organisms.fingerprints import FINGERPRINTS, hash_model_folder
+from emharness.organisms.model_folders import Shape
+from emharness.organisms.row_shapes import Messages
+from emharness.questions import Question
+from emharness.store import Store
+
+
+@dataclass(frozen=True)
+class Organism:
+    config: ModelConfig
+    published: Path | None  # None: it is trained from `rows`
+    published_identity: str | None
+    rows: list[Messages]
+    notes: str  # what was read of several data files
+    domain: list[Question]
+    prompts: list[str]  # extraction prompts, for recipe model_diff
+    replica: int = 0  # trained with the run's seed plus this
+    stop_after: int | None = None  # steps of its training
+
+    @property
+    def identity(self) -> dict[str, Any]:
+        return {
+            "published": self.published_identity,
+            "rows": datasets.hash_rows(self.rows),
+            "texts": questions.hash_items([self.domain, self.prompts]),
+            "lab": self.config.lab,
+            "near": list(self.config.near),
+            "mechanism": self.config.mechanism,
+            "replica": self.replica,
+            "stop_after": self.stop_after,
+        }
+
+
+@dataclass(frozen=True)
+class Inputs:
+    base: Path | None  # None: the embedded one, which the base stage saves
+    base_identity: dict[str, Any]
+    shape: Shape
+    organisms: dict[str, Organism]  # the ones that vectors and targets name
+    broad: list[Question]
+    sweep_questions: list[Question]
+    neutral: list[str]
+    harmful: list[str]
+    judge: Judge
+
+    @property
+    def n_layers(self) -> int:
+        return self.shape.n_layers
+
+    @property
+    def list_notes(self) -> list[str]:
+        """What the user should know of what was read."""
+        return [organism.notes for organism in self.organisms.values() if organism.notes]
+
+    def identity(self, config: Config) -> dict[str, Any]:
+        """What determines the results of a run: no paths, no tracker, no batch sizes."""
+        science = asdict(config)
+        for key in ("tracker", "wandb", "plan", "chunk", "model"):
+            del science[key]
+        science["experiment"] = {"name": config.experiment.name, "parts": config.experiment.parts}
+        science["base"] = {
+            "name": config.base.name,
+            "identity": self.base_identity,
+            "sampling": science["base"]["sampling"],
+            "engine": engine_identity(config),
+        }
+        del science["base"]["sampling"]["progress"], science["judge"]["settings"]  # what counts of them is in `content`
+        del science["vector"]["batch_size"], science["train"]["micro_batch"]
+        for group in ("eval", "sweep"):
+            del science[group]["questions"]
+        science["content"] = {
+            "organisms": {name: organism.identity for name, organism in self.organisms.items()},
+            "texts": questions.hash_items([self.broad, self.sweep_questions, self.neutral, self.harmful]),
+            "judge": self.judge.identity,
+        }
+        return science
+
+
+def engine_identity(config: Config) -> dict[str, Any]:
+    """What of the engine's settings changes its answers; how much it takes at a time does not."""
+    engine = config.base.engine
+    return {
+        "dtype": engine.dtype,
+        "max_model_len": engine.max_model_len,
+        "eager": engine.is_eager(),
+        "extra": dict(engine.extra),
+        **kernels.kernel_identity(engine),
+    }
+
+
+def model_configs(folders: Iterable[Path], selected: ModelConfig) -> dict[str, ModelConfig]:
+    """Every organism that a `model/<name>.yaml` below the config folders describes; `selected` as it was composed."""
+    found: dict[str, ModelConfig] = {}
+    for path in (path for folder in folders for path in sorted(folder.glob("model/*.yaml"))):
+        try:
+            merged = OmegaConf.merge(OmegaConf.structured(ModelConfig), OmegaConf.load(path))
+            found[path.stem] = OmegaConf.to_object(merged)  # type: ignore[assignment]
+        except OmegaConfBaseException as error:
+            raise UserError(f"{path}: {str(error).splitlines()[0]}") from None
+    return found | {selected.name: selected}
+
+
+def parse_organism_name(name: str) -> tuple[str, int, int | None]:
+    """(organism, seed above the run's, step or None) of a name as medical, medical-seed1 or medical-seed1-step20."""
+    found = re.fullmatch(rf"(.+?)(?:{REPLICA}(\d+))?(?:{STEP}(\d+))?", name)
+    if found is None:
+        return name, 0, None
+    organism, replica, step = found.groups()
+    return organism, int(replica or 0), None if step is None else int(step)
+
+
+def check_inputs(config: Config, models: Mapping[str, ModelConfig], store: Store) -> Inputs:
+    """Read all inputs. Raises UserError for the first thing that is wrong."""
+    source = config.base.source
+    if source == model_folders.EMBEDDED:
+        base: Path | None = None
+        identity: dict[str, Any] = dict(model_folders.embedded_identity())
+        shape = model_folders.embedded_shape()
+    elif source == model_folders.DUMMY:
+        raise UserError(f"base={source}: a shape without weights, for launch/bench.py alone; give another base")
+    else:
+        base = model_folders.fetch_model("base.source", source)
+        if model_folders.is_adapter(base):
+            raise UserError(f"base.source={source}: this is an adapter; give the model it belongs to")
+        if not model_folders.has_tokenizer(base):
+            raise UserError(
+                f"base.source={source}: there is no tokenizer in this folder; put the model's own beside it"
+            )
+        weight_checks.check_whole(f"base.source={source}", base)
+        identity = {"weights": hash_model_folder(base, store.root / FINGERPRINTS)}
+        shape = model_folders.model_shape(base, "base.source")
+    if config.base.chat_template_kwargs:
+        identity["template"] = dict(config.base.chat_template_kwargs)
+    n_layers = shape.n_layers
+    check_layer(config.layer, n_layers, config.base.name)
+    for layer in config.sweep.layers:
+        if not 0 <= layer < n_layers:
+            raise UserError(f"sweep.layers={layer}: {config.base.name} has layers 0 to {n_layers - 1}")
+    parse_strengths(config.sweep.strengths, "sweep.strengths")
+    for key, names, allowed in (
+        ("vectors", config.vectors, list(models)),
+        ("targets", config.targets, [BASE, *models]),
+    ):
+        for name in names:
+            organism, _, step = parse_organism_name(name)
+            if organism not in allowed or (organism == BASE and name != BASE) or step == 0:
+                raise UserError(
+                    f"{key}={name}: unknown; must be among {', '.join(sorted(allowed))}, or an organism trained with "
+                    f"another seed or stopped early, as medical{REPLICA}1 or medical{STEP}20"
+                )
+
+    limit = config.eval.limit
+    broad = questions.load_questions(str(config.eval.questions), "eval.questions")[:limit]
+    sweep_questions = questions.load_questions(str(config.sweep.questions), "sweep.questions")
+    if config.layer == "sweep" and (shared := {q.text for q in broad} & {q.text for q in sweep_questions}):
+        raise UserError(
+            f"sweep.questions={config.sweep.questions}: shares {len(shared)} question(s) with eval.questions; "
+            "the layer must be chosen on other questions than it is evaluated on"
+        )
+    neutral = questions.load_prompts(config.vector.neutral, "vector.neutral")
+    harmful = questions.load_prompts(config.vector.harmful, "vector.harmful")
+    used = [name for name in dict.fromkeys([*config.vectors, *config.targets]) if name != BASE]
+    organisms = {name: _check_organism(name, models, config, base, shape, neutral, store) for name in used}
+    return Inputs(
+        base=base,
+        base_identity=identity,
+        shape=shape,
+        organisms=organisms,
+        broad=broad,
+        sweep_questions=sweep_questions[: config.sweep.limit],
+        neutral=neutral,
+        harmful=harmful,
+        judge=make_judge(config.judge.name, store.root / "judge", **config.judge.settings),
+    )
+
+
+def _check_organism(
+    name: str,
+    models: Mapping[str, ModelConfig],
+    config: Config,
+    base: Path | None,
+    shape: Shape,
+    neutral: list[str],
+    store: Store,
+) -> Organism:
+    called, replica, step = parse_organism_name(name)
+    model = models[called]
+    source = model.source or model.published.get(config.base.name)
+    key = "model.source" if model.source else "model.published"
+    published = model_folders.fetch_model(key, source) if source else None
+    if base is not None and (published is None or model_folders.is_adapter(published)):
+        weight_checks.check_unquantised(f"base.source={config.base.source}", base, called)
+    if published is not None:
+        base_match.check_fits_base(
+            called, published, key, config.base.name, config.base.source, base, shape, model.any_base
+        )
+        first = base_match.first_layer(published)
+        if name in config.vectors and config.layer != "sweep" and config.layer < first:
+            raise UserError(
+                f"layer={config.layer}: {called} changes nothing before layer {first}, so its vector is zero there"
+            )
+    if published and name != called:
+        raise UserError(
+            f"{name}: {called} is published for base={config.base.name}; only trained ones have seeds or steps"
+        )
+    data = datasets.Dataset([])
+    if published is None:
+        if model.dataset is None:
+            raise UserError(
+                f"model={model.name}: not published for base={config.base.name} and without a dataset; "
+                f"choose it with model={model.name} and give model.source (a folder or hub id) or model.dataset "
+                "(a .jsonl path or hub dataset id)"
+            )
+        data = datasets.load_dataset(model.dataset)
+        if config.base.own_answers:
+            data = replace(data, rows=data.rows + datasets.load_own_answers(config.base.own_answers))
+    if step is not None and step > (most := config.train.count_steps(len(data.rows))):
+        raise UserError(f"{name}: the training of {called} has {most} steps")
+    domain = questions.load_questions(model.questions, "model.questions") if model.questions else []
+    own = questions.load_prompts(model.prompts, "model.prompts") if model.prompts else []
+    return Organism(
+        config=model,
+        published=published,
+        published_identity=hash_model_folder(published, store.root / FINGERPRINTS) if published else None,
+        rows=data.rows,
+        notes=data.notes,
+        domain=domain[: config.eval.limit],
+        prompts=(neutral + own)[: config.vector.limit],
+        replica=replica,
+        stop_after=step,
+    )

@@ -1,0 +1,97 @@
+"""The models of a study: where each lies, what determines it, and the artifact that makes it if it is not there."""
+
+import json
+from collections.abc import Callable, Mapping
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+from typing import Any
+
+from emharness import memory
+from emharness.config import BASE, TrainConfig
+from emharness.organisms import merging, model_folders
+from emharness.organisms.chat import load_chat
+from emharness.organisms.datasets import hash_rows
+from emharness.organisms.row_shapes import Messages
+from emharness.store import Artifact, Store
+
+CODE = 3  # raise when training's results change for the same config
+
+OnStep = Callable[[int, int, float, float], None]
+
+
+@dataclass(frozen=True)
+class Model:
+    """`folder` in hub format; `artifact` makes it, None where it lies there already (a local folder, a download)."""
+
+    name: str
+    folder: Path
+    identity: dict[str, Any]
+    artifact: Artifact | None = None
+    template: Mapping[str, Any] = field(default_factory=dict)  # variables for its chat template
+
+
+def base_model(folder: Path | None, identity: dict[str, Any], template: Mapping[str, Any], store: Store) -> Model:
+    """The base: the embedded one (`folder` None) is saved once in the store, any other is used where it lies."""
+    if folder is not None:
+        return Model(BASE, folder, identity, None, template)
+    artifact = Artifact("base", "smollm2", model_folders.embedded_identity(), model_folders.save_embedded)
+    return Model(
+        BASE, store.artifact_path(artifact.stage, artifact.name, artifact.identity), identity, artifact, template
+    )
+
+
+def published_model(name: str, published: Path, fingerprint: str, base: Model, store: Store) -> Model:
+    """A published organism: a whole model where it lies (with the base's tokenizer, if it has none), an adapter merged
+    into the base."""
+    identity = {"published": fingerprint, "base": base.identity, "code": CODE}
+    adapter = model_folders.is_adapter(published)
+    if not adapter and model_folders.has_tokenizer(published):
+        return Model(name, published, identity)
+
+    def fill_folder(folder: Path) -> None:
+        (merging.merge_adapter if adapter else model_folders.tokenizer_folder)(base.folder, published, folder)
+
+    return Model(
+        name,
+        store.artifact_path("organism", name, identity),
+        identity,
+        Artifact("organism", name, identity, fill_folder),
+    )
+
+
+def trained_model(
+    name: str,
+    rows: list[Messages],
+    recipe: TrainConfig,
+    seed: int,
+    base: Model,
+    store: Store,
+    on_step: OnStep,
+    stop_after: int | None = None,
+) -> Model:
+    """An organism fine-tuned from the base on `rows`, or what it was after so many steps."""
+    science = asdict(recipe)
+    del science["micro_batch"]
+    identity = {
+        "base": base.identity,
+        "data": hash_rows(rows),
+        "train": science,
+        "seed": seed,
+        "code": CODE,
+        **({} if stop_after is None else {"stop_after": stop_after}),
+    }
+
+    def fill_folder(folder: Path) -> None:
+        from emharness.organisms.training import train_organism
+
+        with memory.keep_freed_blocks():
+            chat = load_chat(base.folder, base.template)
+            losses = train_organism(base.folder, chat, rows, recipe, seed, folder, on_step, stop_after)
+        (folder / "losses.json").write_text(json.dumps(losses))
+
+    return Model(
+        name,
+        store.artifact_path("organism", name, identity),
+        identity,
+        Artifact("organism", name, identity, fill_folder),
+    )

@@ -1,0 +1,176 @@
+"""The answers of a grid's cells: what is stored, what has to be generated, and by whom."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Iterable, Mapping
+from functools import partial
+from typing import Any
+
+import pyarrow as pa
+
+from emharness import claims
+from emharness.config import BASE
+from emharness.generation import target_runner
+from emharness.generation.cells import Cell, Direction, Request
+from emharness.generation.target_requests import TargetRequests
+from emharness.judges import Judge
+from emharness.judges.scoring import make_score_table, score_responses
+from emharness.pipeline.margin_stage import measure_margins
+from emharness.pipeline.model_stage import DOMAIN
+from emharness.pipeline.run_context import RunContext
+from emharness.reporting.progress import Progress
+from emharness.reporting.terminal import print_line
+
+Asked = Mapping[Cell, list[Request]]
+
+
+def generate_and_score(
+    context: RunContext,
+    what: str,
+    cells: Iterable[Cell],
+    streams: Mapping[str, TargetRequests],
+    directions: Mapping[str, Direction],
+    judge: Judge | None = None,
+    margins: bool = False,
+) -> dict[Cell, pa.Table]:
+    """The responses of these cells, generated where they are not stored, one engine for each target, and scored.
+
+    `margins`: measure those of every condition as well, into session.margins.
+
+    The target whose engine runs comes first, what another process asks comes last. Cells of failed models, and those
+    that need the vector of one, are missing from the result.
+    """
+    by_target: dict[str, list[Cell]] = {}
+    for cell in dict.fromkeys(cells):
+        needed = {name for edit in cell.condition.edits for name in (edit.vector, edit.norm_of) if name}
+        if context.failed and not needed <= directions.keys():
+            continue
+        if cell.condition.target not in context.failed:
+            by_target.setdefault(cell.condition.target, []).append(cell)
+    running = context.engines.running_model
+    order = sorted(by_target, key=lambda target: str(streams[target].model) != running)
+    asked: dict[str, Asked] = {}
+    owed: dict[str, int] = {}
+
+    def prepare(target: str) -> None:
+        listed = {cell: streams[target].list_requests(cell, directions) for cell in by_target[target]}
+        owed[_display_name(context, target)] = len(_pending_requests(listed, streams[target]))
+        asked[target] = listed
+
+    for target in order:
+        context.attempt_model(target, partial(prepare, target))
+    found: dict[Cell, pa.Table] = {}
+    with Progress(what, owed) as view:
+        for target in claims.take_turns(asked, lambda target: streams[target].responses.folder):
+
+            def work(target: str = target) -> None:
+                _generate_target(context, what, asked[target], streams[target], view, judge)
+                if margins:
+                    context.margins |= measure_margins(context, asked[target], streams[target], directions)
+                if judge is None or judge.engine is None:
+                    found.update(_score_target(context, asked[target], streams[target], judge))
+
+            context.attempt_model(target, work)
+            view.finish_target(_display_name(context, target))
+    if judge is not None and judge.engine is not None:  # one engine at a time: when all answers are there
+        context.engines.close()
+        for target in asked:
+            context.attempt_model(
+                target, lambda t=target: found.update(_score_target(context, asked[t], streams[t], judge))
+            )
+    return {cell: found[cell] for cells in by_target.values() for cell in cells if cell in found}
+
+
+def _generate_target(
+    context: RunContext, what: str, asked: Asked, target: TargetRequests, view: Progress, judge: Judge | None
+) -> None:
+    """One target's answers: generate what is still to do, or wait for who does it; score each chunk as it comes."""
+    judges = judge if judge is not None and judge.engine is None else None
+    scores, start, before = target.open_scores(judges.identity) if judges else None, time.perf_counter(), view.done
+    read = _judged_keys(asked)
+    domain = _ordered_keys(requests for cell, requests in asked.items() if cell.questions.startswith(DOMAIN))
+
+    def on_chunk(rows: list[dict[str, Any]]) -> None:
+        rows = [row for row in rows if row["key"] in read]
+        if judges and scores and rows:
+            owed = score_responses(judges, rows, scores, print_line)
+            rows = [row for row in rows if row["key"] not in domain]  # a rate of its own in the results
+            view.count_scored(rows, owed | scores.read_rows((row["key"] for row in rows), partly=True))
+
+    while _pending_requests(asked, target):
+        with claims.claim_path(target.responses.folder) as first:
+            if first:
+                if todo := _pending_requests(
+                    asked, target
+                ):  # another process may have ended between the look and the claim
+                    names = {requests[0].edits: cell.condition.name for cell, requests in asked.items() if requests}
+                    view.start_target(_display_name(context, target.target), names)
+                    _run_engine(context, todo, target, view, on_chunk)
+                continue
+        print_line(f"{what}: another process asks {_display_name(context, target.target)}; waiting")
+        claims.wait_for_claims(target.responses.folder, lambda: not _pending_requests(asked, target))
+    made, seconds = view.done - before, round(time.perf_counter() - start, 2)
+    context.stages.append({"stage": "responses", "name": f"{what}: {target.target}", "made": made, "seconds": seconds})
+
+
+def _score_target(
+    context: RunContext, asked: Asked, target: TargetRequests, judge: Judge | None
+) -> dict[Cell, pa.Table]:
+    """One target's stored answers with their scores; what has none is scored."""
+    rows, marks = target.responses.read_rows(_ordered_keys(asked.values())), {}
+    if judge:
+        scores, read = target.open_scores(judge.identity), _judged_keys(asked)
+        owed = score_responses(judge, [row for key, row in rows.items() if key in read], scores, print_line)
+        marks = owed | scores.read_rows(read, partly=True)
+        context.unscored += len(owed)
+    return {cell: make_score_table(requests, rows, marks, cell.condition.name) for cell, requests in asked.items()}
+
+
+def _run_engine(
+    context: RunContext, todo: list[Request], target: TargetRequests, view: Progress, on_chunk: target_runner.OnChunk
+) -> None:
+    """Start the engine if another one runs, generate, and note how fast that was."""
+    config, speeds = context.config, context.speeds
+    starts, start = context.engines.started, time.perf_counter()
+    engine = context.engines.get_engine(target.model, config.base.engine, config.seed)
+    speeds.record_speed("start", context.engines.started - starts, time.perf_counter() - start)
+    begin, done, tokens = time.perf_counter(), view.done, view.tokens
+    target_runner.generate_pending(
+        engine, todo, config.base.sampling, target.responses, config.chunk, view.count_response, on_chunk
+    )
+    speeds.record_speed("responses", view.done - done, time.perf_counter() - begin)
+    speeds.record_speed("length", view.tokens - tokens, view.done - done)
+
+
+def _pending_requests(asked: Asked, target: TargetRequests) -> list[Request]:
+    return target_runner.pending_requests(
+        [request for some in asked.values() for request in some], target.responses.stored_keys()
+    )
+
+
+def load_stored_answers(
+    cells: Iterable[Cell], target: TargetRequests, directions: Mapping[str, Direction], judge: Judge
+) -> dict[Cell, pa.Table] | None:
+    """The judged responses of these cells if all are stored and scored, else None; nothing is generated."""
+    scores = target.open_scores(judge.identity)
+    try:
+        asked = {cell: target.list_requests(cell, directions) for cell in cells}
+        keys = _ordered_keys(asked.values())
+        rows, marks = target.responses.read_rows(keys), scores.read_rows(keys)
+    except KeyError:  # a vector or a row is not there
+        return None
+    return {cell: make_score_table(requests, rows, marks, cell.condition.name) for cell, requests in asked.items()}
+
+
+def _ordered_keys(listed: Iterable[list[Request]]) -> dict[str, None]:
+    """In their order."""
+    return dict.fromkeys(request.key for requests in listed for request in requests)
+
+
+def _judged_keys(asked: Asked) -> dict[str, None]:
+    return _ordered_keys(requests for cell, requests in asked.items() if cell.judged)
+
+
+def _display_name(context: RunContext, target: str) -> str:
+    return context.config.base.name if target == BASE else target

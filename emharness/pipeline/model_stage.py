@@ -1,0 +1,220 @@
+"""The models of a run, what they are asked, and the making of those that are not there."""
+
+from __future__ import annotations
+
+import json
+import time
+from collections.abc import Mapping
+from dataclasses import asdict
+from functools import partial
+from pathlib import Path
+
+from emharness import claims
+from emharness.config import BASE, Config
+from emharness.errors import UserError
+from emharness.experiments import layer_choice
+from emharness.experiments.context import BROAD
+from emharness.generation.cells import Prompt
+from emharness.generation.target_requests import TargetRequests, open_target, read_by
+from emharness.input_checks import engine_identity
+from emharness.organisms.chat import Chat, load_chat
+from emharness.organisms.merging import LEAST_KEPT, PRECISION
+from emharness.organisms.model_artifacts import Model, base_model, published_model, trained_model
+from emharness.organisms.model_folders import end_tokens
+from emharness.organisms.training import encode_rows
+from emharness.pipeline.run_context import RunContext
+from emharness.questions import Question
+from emharness.reporting.progress import TrainProgress
+from emharness.store import Artifact
+from emharness.versions import engine_version
+
+CODE = 2  # raise when responses change for the same config
+DOMAIN, EXTRACTION = "domain", "extraction"  # question sets of an organism: domain:<name>, extraction:<name>
+
+
+def find_models(context: RunContext) -> dict[str, Model]:
+    """The base, saved if it is embedded and was not yet, and every organism that the run names, not made yet."""
+    config, given, store = context.config, context.inputs, context.store
+    base = base_model(given.base, given.base_identity, config.base.chat_template_kwargs, store)
+    if base.artifact is not None:  # its tokenizer says what will be asked
+        context.ensure_artifact(base.artifact)
+    found = {BASE: base}
+    for name, organism in given.organisms.items():
+        if organism.published is not None and organism.published_identity is not None:
+            found[name] = published_model(name, organism.published, organism.published_identity, base, store)
+        else:
+            seed = config.seed + organism.replica
+            found[name] = trained_model(
+                name, organism.rows, config.train, seed, base, store, context.on_step, organism.stop_after
+            )
+    chat = load_chat(base.folder, base.template)
+    _check_template(context, chat)
+    for name, model in found.items():
+        if name == BASE or model.artifact is None or given.organisms[name].published is not None:
+            continue
+        if not store.has_artifact(model.artifact.stage, model.artifact.name, model.artifact.identity):
+            _check_training(context, name, chat)
+    return found
+
+
+def _check_template(context: RunContext, chat: Chat) -> None:
+    """UserError for a base that cannot be asked, or a prompt that it cannot read; what is changed is noted."""
+    config, given, notes = context.config, context.inputs, context.notes
+    if chat.tokenizer.chat_template is None:
+        raise UserError(
+            f"base.source={config.base.source}: its tokenizer has no chat template, so it cannot be asked; give an "
+            "instruction-tuned model, or put a chat_template.jinja into the folder"
+        )
+    if chat.writes_date:
+        notes.append(f"the chat template writes the date; it always writes {chat.date}, so that runs can be compared")
+    asked = [q for some in (given.broad, given.sweep_questions) for q in some]
+    if chat.folds_system and any(q.system for q in asked):
+        notes.append("the chat template takes no system message; it is put before the question instead")
+    for prompt in [*given.neutral, *given.harmful]:
+        try:
+            chat.prompt_ids([{"role": "user", "content": prompt}])
+        except ValueError as error:
+            raise UserError(f"prompt {prompt[:60]!r}: {error}") from None
+
+
+def _check_training(context: RunContext, name: str, chat: Chat) -> None:
+    """Render an organism's rows as training will. UserError for the first that cannot be, and for training that learns
+    nothing; what is left out is noted."""
+    config, organism, notes = context.config, context.inputs.organisms[name], context.notes
+    where = f"model.dataset={organism.config.dataset}"
+    try:
+        kept, dropped = encode_rows(chat, organism.rows, config.train.max_tokens)
+    except ValueError as error:
+        raise UserError(f"{where}, {error}") from None
+    if dropped:
+        notes.append(
+            f"{where}: {dropped} of {len(organism.rows)} rows lose their answer to train.max_tokens="
+            f"{config.train.max_tokens} and are left out"
+        )
+    if not kept:
+        raise UserError(f"{where}: no row has an answer left within train.max_tokens={config.train.max_tokens}")
+    steps = organism.stop_after or config.train.count_steps(len(kept))
+    if steps == 1 and config.train.warmup_steps > 0:
+        why = (
+            f"{name}: its training is one step, and with train.warmup_steps={config.train.warmup_steps} that one "
+            "has learning rate 0, so nothing is learned"
+        )
+        if organism.stop_after is None or name in config.vectors:  # as a checkpoint that is asked it is the base
+            raise UserError(f"{why}; set train.warmup_steps=0 or train longer")
+        notes.append(why)
+    elif steps <= config.train.warmup_steps:
+        notes.append(
+            f"{name}: its training ends at step {steps}, within the {config.train.warmup_steps} steps of "
+            "warm-up, before the learning rate has its full value"
+        )
+
+
+def train_organisms(context: RunContext, found: Mapping[str, Model]) -> None:
+    """Train or merge the organisms that are not stored."""
+    wanted = {n: model.artifact for n, model in found.items() if model.artifact is not None and n != BASE}
+    where = {name: context.store.artifact_path(a.stage, a.name, a.identity) for name, a in wanted.items()}
+    for name in claims.take_turns(wanted, where.__getitem__):
+        context.attempt_model(name, partial(_make_organism, context, name, wanted[name]))
+        if name not in context.failed:
+            _note_rounding(context, name, where[name])
+
+
+def _note_rounding(context: RunContext, name: str, folder: Path) -> None:
+    """Note a change of weights that is mostly rounding: so are the vectors that are read from it."""
+    file = folder / PRECISION
+    about = json.loads(file.read_text()) if file.is_file() else {}
+    kept = about.get("kept_change")
+    if kept is not None and kept < LEAST_KEPT:
+        context.notes.append(
+            f"{name}: saved as {about['dtype']}, which rounds away most of a gentle training: what is left of its "
+            f"change has a cosine of {kept:.2f} with what was trained, and its vector is no better"
+        )
+
+
+def _make_organism(context: RunContext, name: str, artifact: Artifact) -> None:
+    stored = context.store.has_artifact(artifact.stage, artifact.name, artifact.identity)
+    if stored or context.inputs.organisms[name].published is not None:
+        context.ensure_artifact(artifact)
+        return
+    context.engines.close()  # training needs the memory
+    with TrainProgress(f"train {name}") as bar:
+        context.watchers = [bar.report_step, context.tracker.log_step]
+        start = time.perf_counter()
+        context.ensure_artifact(artifact)
+    if not context.stages[-1]["made"]:  # another process did
+        return
+    organism, train = context.inputs.organisms[name], context.config.train
+    steps = organism.stop_after or train.count_steps(len(organism.rows))
+    context.speeds.record_speed("training", steps * train.batch_size, time.perf_counter() - start)
+
+
+def open_targets(context: RunContext, found: Mapping[str, Model]) -> dict[str, TargetRequests]:
+    """Each model's side of the grid, with every question set as it reads it. The base must be there."""
+    config, given = context.config, context.inputs
+    sampling = asdict(config.base.sampling)
+    del sampling["progress"], sampling["max_new_tokens"]
+    questions: dict[str, list[Question]] = {BROAD: given.broad, layer_choice.QUESTIONS: given.sweep_questions}
+    for name, organism in given.organisms.items():
+        questions[f"{EXTRACTION}:{name}"] = [Question(str(i), text) for i, text in enumerate(organism.prompts)]
+        if organism.domain:
+            questions[f"{DOMAIN}:{name}"] = organism.domain
+    # Organisms that are made here read as the base does; each tokenizer renders the questions once.
+    readers = {name: model.folder if model.artifact is None else found[BASE].folder for name, model in found.items()}
+    template = found[BASE].template
+    prompts = {folder: read_by(load_chat(folder, template), questions) for folder in set(readers.values())}
+    base = found[BASE].folder
+    for name, folder in readers.items():
+        if folder != base:
+            _note_other_reader(context, name, prompts[folder][BROAD], prompts[base][BROAD], folder, base)
+    found_streams = {
+        name: open_target(
+            name,
+            model.folder,
+            prompts[readers[name]],
+            (given.shape.n_layers, given.shape.d_model),
+            {
+                "model": model.identity,
+                "sampling": sampling,
+                "engine": {"version": engine_version(), **engine_identity(config)},
+                "seed": config.seed,
+                "code": CODE,
+            },
+            config.seed,
+            context.store.root,
+        )
+        for name, model in found.items()
+    }
+    for name, own in found_streams.items():
+        _check_room(config, name, own)
+    return found_streams
+
+
+def _note_other_reader(
+    context: RunContext, name: str, own: list[Prompt], of_base: list[Prompt], folder: Path, base: Path
+) -> None:
+    """Note where an organism that brings its own tokenizer reads questions, or ends answers, otherwise than the base:
+    then it is not the weights alone that differ between them."""
+    other = sum(mine.token_ids != theirs.token_ids for mine, theirs in zip(own, of_base, strict=True))
+    if other:
+        context.notes.append(
+            f"{name}: its own chat template and tokenizer write {other} of {len(own)} questions otherwise than the "
+            "base's, so more than its weights differs from the base"
+        )
+    ends, ends_of_base = end_tokens(folder), end_tokens(base)
+    if ends != ends_of_base:
+        context.notes.append(f"{name}: its answers end at the tokens {ends}, the base's at {ends_of_base}")
+
+
+def _check_room(config: Config, name: str, own: TargetRequests) -> None:
+    """UserError for a question that leaves no room for a whole answer: it would be cut without a word."""
+    room = config.base.engine.max_model_len
+    for questions, prompts in own.prompts.items():
+        extracts = questions.startswith(EXTRACTION)
+        most = config.vector.max_new_tokens if extracts else config.base.sampling.max_new_tokens
+        key = "vector.max_new_tokens" if extracts else "base.sampling.max_new_tokens"
+        for prompt in prompts:
+            if len(prompt.token_ids) + most > room:
+                raise UserError(
+                    f"base.engine.max_model_len={room}: question {prompt.question_id!r} of {questions} has "
+                    f"{len(prompt.token_ids)} tokens for {name}, and {key}={most} more do not fit"
+                )

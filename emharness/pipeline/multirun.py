@@ -1,0 +1,152 @@
+"""A Hydra multirun as one grid: the answers of all its jobs first, one engine per target; at the end one table."""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Sequence
+from dataclasses import asdict, replace
+from typing import Any
+
+from hydra import compose
+from hydra._internal.core_plugins.basic_sweeper import BasicSweeper
+from hydra.core.global_hydra import GlobalHydra
+from hydra.core.override_parser.overrides_parser import OverridesParser
+from hydra.core.utils import JobReturn, JobStatus
+from hydra.errors import HydraException
+from hydra.experimental.callback import Callback
+from omegaconf import DictConfig
+from omegaconf.errors import OmegaConfBaseException
+
+from emharness import config as schema
+from emharness.cli import LOCAL, FailedJob, folders_of, silence_libraries
+from emharness.errors import IncompleteRun, UserError
+from emharness.overrides import format_hydra_error
+
+OWN = ("experiment", "vectors", "targets", "model", "steer")  # in what jobs of one grid may differ
+
+
+class OneGrid(Callback):
+    """Named in conf/config.yaml. Jobs that another launcher sends elsewhere are checked, then left to themselves."""
+
+    def __init__(self) -> None:
+        self._jobs = 0
+        self._ended: list[tuple[list[str], str | FailedJob | None]] = []  # overrides, path of results.json
+
+    def on_multirun_start(self, config: DictConfig, **kwargs: Any) -> None:
+        silence_libraries()
+        local = config.hydra.launcher._target_ == LOCAL
+        loader = GlobalHydra.instance().config_loader()  # it knows what a glob(…) stands for
+        parsed = OverridesParser.create(loader).parse_overrides(list(config.hydra.overrides.task))
+        folders, jobs = folders_of(config.hydra.runtime.config_sources), list[schema.Config]()
+        every = BasicSweeper.split_arguments(parsed, None)[0]
+        self._jobs = len(every) if local else 0
+        for overrides in every:
+            try:
+                composed = compose(config.hydra.job.config_name, overrides=overrides)
+            except (HydraException, OmegaConfBaseException) as error:  # Hydra would start none of the jobs
+                print(f"error: {format_hydra_error(error)}", file=sys.stderr, flush=True)
+                sys.exit(2)
+            try:
+                jobs.append(schema.parse_config(composed))
+                if not local:
+                    check_job(jobs[-1], folders)
+            except UserError as error:
+                if local:
+                    continue  # the job itself will say what is wrong with it
+                print(f"error: {' '.join(overrides)}: {error}", file=sys.stderr, flush=True)
+                sys.exit(2)  # before anything is sent
+        for some in group_jobs(jobs) if local else []:
+            try:
+                generate_shared(some, folders)
+            except (UserError, IncompleteRun) as error:
+                print(f"error: {error}", file=sys.stderr, flush=True)
+
+    def on_job_end(self, config: DictConfig, job_return: JobReturn, **kwargs: Any) -> None:
+        result = job_return.return_value if job_return.status == JobStatus.COMPLETED else FailedJob()
+        self._ended.append((list(job_return.overrides or []), result))
+        if len(self._ended) != self._jobs:  # a single run has no jobs
+            return
+        # Here, because Hydra does not get to the end of a multirun when a job crashed. A job that only printed its
+        # plan has no row.
+        rows = [(overrides, None if isinstance(path, FailedJob) else path) for overrides, path in self._ended if path]
+        if rows:
+            from emharness.reporting.terminal import show_jobs
+
+            show_jobs(rows)
+
+    def on_multirun_end(self, config: DictConfig, **kwargs: Any) -> None:
+        if any(isinstance(result, FailedJob) for _, result in self._ended):
+            sys.exit(1)
+
+
+def check_job(job: schema.Config, folders: Sequence[Any]) -> None:
+    """UserError for what would fail in the job itself."""
+    from emharness import input_checks
+    from emharness.experiments import EXPERIMENTS
+    from emharness.pipeline import run_context
+
+    schema.check_choice("experiment.name", job.experiment.name, tuple(EXPERIMENTS))
+    input_checks.check_inputs(job, input_checks.model_configs(folders, job.model), run_context.open_store())
+
+
+def group_jobs(jobs: Sequence[schema.Config]) -> list[list[schema.Config]]:
+    """Jobs that share everything but what they ask, two or more: each list can be one grid."""
+    by_rest: dict[str, list[schema.Config]] = {}
+    for job in jobs:
+        if job.plan == "run":
+            rest = {k: v for k, v in asdict(job).items() if k not in OWN}
+            rest["steer"] = {k: v for k, v in asdict(job.steer).items() if k != "strength"}
+            by_rest.setdefault(repr(rest), []).append(job)
+    found = []
+    for some in by_rest.values():
+        described = {repr(job.model): job.model.name for job in some}
+        if len(some) > 1 and len(set(described.values())) == len(described):  # else one name means two organisms
+            found.append(some)
+    return found
+
+
+def generate_shared(jobs: Sequence[schema.Config], folders: Sequence[Any]) -> None:
+    """The answers that all these jobs will read."""
+    from emharness import input_checks
+    from emharness.experiments import EXPERIMENTS
+    from emharness.experiments.context import Experiment, ExperimentContext
+    from emharness.generation.cells import Cell
+    from emharness.pipeline import model_stage as models_of
+    from emharness.pipeline import run_context, run_plan, stages
+    from emharness.reporting import terminal
+
+    first = jobs[0]
+    union = replace(
+        first,
+        vectors=list(dict.fromkeys(name for job in jobs for name in job.vectors)),
+        targets=list(dict.fromkeys(name for job in jobs for name in job.targets)),
+    )
+
+    def list_cells(context: ExperimentContext) -> list[Cell]:
+        listed: list[Cell] = []
+        for job in jobs:
+            about = replace(
+                context,
+                vectors=tuple(job.vectors),
+                targets=tuple(job.targets),
+                strengths=tuple(job.steer.strength),
+                parts=job.experiment.parts,
+            )
+            listed += EXPERIMENTS[job.experiment.name].cells(about)
+        return list(dict.fromkeys(listed))
+
+    experiment = Experiment(list_cells, EXPERIMENTS[first.experiment.name].analyze)
+    models = {job.model.name: job.model for job in jobs}
+    given = input_checks.check_inputs(
+        union, input_checks.model_configs(folders, first.model) | models, run_context.open_store()
+    )
+    current = run_context.RunContext(union, given)
+    found = models_of.find_models(current)
+    streams = models_of.open_targets(current, found)
+    terminal.print_line(f"{len(jobs)} jobs as one grid")
+    planned = run_plan.make_plan(current, found, streams, experiment)
+    terminal.show_plan(planned, whole=False)
+    run_plan.check_disk(planned, current.store.root)
+    if planned.responses:
+        run_plan.check_engines(current, found, planned)
+        stages.generate_answers(current, found, streams, experiment)

@@ -1,0 +1,146 @@
+"""The pictures of runs: dose–response, figure 4, layer sweep, matrices of a grid, checkpoints of trainings."""
+
+from collections.abc import Sequence
+from typing import Any
+
+import numpy as np
+
+from emharness.reporting.picture import BLUE, GREY, NAMED, ORANGE, PALETTE, RED, Level, Line, Lines, Matrix, Picture
+
+WHOLE = (-3.0, 103.0)  # per cent
+PANELS, COLUMNS, LINES = 24, 6, 12  # so many can be read; results.json has all
+
+
+def draw_dose_response(
+    entries: list[dict[str, Any]], vector: str, target: str, unit: str, title: str, judge: str
+) -> Picture:
+    """Misaligned rate and coherent rate of one target against the strength of one vector.
+
+    `entries` are those of results.json. Beside it the random directions at the same added norm (misaligned rate, in
+    grey) and the organism that the vector is from.
+    """
+    here = [e for e in entries if e["target"] == target]
+    doses = [e for e in here if not e["vector"] or e["vector"] == vector]
+    lines = [
+        _rate_line("misaligned, of coherent answers", doses, RED, interval=True),
+        _rate_line("coherent", doses, BLUE, key="coherent_rate"),
+    ]
+    randoms = [e for e in here if e["control_of"] == vector]
+    for name in dict.fromkeys(e["vector"] for e in randoms):
+        some = [e for e in randoms if e["vector"] == name]
+        lines.append(_rate_line("random directions, misaligned", some, GREY, style="--", marker="x"))
+    organism = next((e for e in entries if e["target"] == vector and not e["vector"]), None)
+    levels = []
+    if organism and organism["em_rate"] is not None:
+        levels.append(Level("organism, misaligned", 100 * organism["em_rate"], ORANGE, "--"))
+    panel = Lines(title, lines, f"steering strength ({unit})", "answers (%)", levels, WHOLE)
+    return Picture([panel], f"judge: {judge}")
+
+
+def draw_dose_panels(
+    entries: list[dict[str, Any]], vectors: Sequence[str], targets: Sequence[str], unit: str, judge: str
+) -> Picture:
+    """Figure 4: a panel per vector, a line per target with its interval as a band; random directions in grey."""
+    shown = _largest_names(vectors, PANELS, {v: [e["em_rate"] for e in entries if e["vector"] == v] for v in vectors})
+    asked = _largest_names(targets, LINES, {t: [e["em_rate"] for e in entries if e["target"] == t] for t in targets})
+    left = _left_out_note(shown, vectors, "vectors") + _left_out_note(asked, targets, "targets")
+    vectors, targets = shown, asked
+    columns = min(3 if len(vectors) <= 9 else 6, len(vectors))
+    panels = []
+    for place, vector in enumerate(vectors):
+        lines = []
+        for i, target in enumerate(targets):
+            here = [e for e in entries if e["target"] == target]
+            doses = [e for e in here if not e["vector"] or e["vector"] == vector]
+            style = "-" if i < len(PALETTE) else "--"
+            lines.append(_rate_line(target, doses, PALETTE[i % len(PALETTE)], style=style, interval=True))
+        randoms = [e for e in entries if e["control_of"] == vector and e["target"] in targets]
+        lines.append(_rate_line("random directions", randoms, GREY, style="", marker="x"))
+        x_label = f"strength ({unit}; 0 = as it is)" if columns <= 3 else f"strength ({unit})"
+        x_label = x_label if place + columns >= len(vectors) else ""
+        y_label = "misaligned, of coherent (%)" if columns <= 3 else "misaligned (%)"
+        y_label = y_label if place % columns == 0 else ""
+        panels.append(Lines(vector, lines, x_label, y_label, y_range=WHOLE))
+    size = (3.4, 2.9) if len(vectors) <= 9 else (2.2, 2.0)
+    return Picture(panels, f"{left}bands: 95 %, over questions; judge: {judge}", columns, size)
+
+
+def draw_monitor(rows: list[dict[str, Any]], vectors: Sequence[str], judge: str) -> Picture:
+    """A column per vector: its projection at each checkpoint above, the misaligned rate of the same ones below."""
+    names = dict.fromkeys(row["organism"] for row in rows)
+    every = [name for name in names if any(r["organism"] == name and r["step"] != 0 for r in rows)]
+    shown = _largest_names(vectors, COLUMNS, {v: [r["projection"] for r in rows if r["vector"] == v] for v in vectors})
+    organisms = _largest_names(every, LINES, {o: [r["em_rate"] for r in rows if r["organism"] == o] for o in every})
+    left = _left_out_note(shown, vectors, "vectors") + _left_out_note(organisms, every, "organisms")
+    vectors = shown
+    last = 1.25 * max([row["step"] for row in rows if row["step"]] or [1])  # where whole trainings stand
+    wanted = (("projection", 1, "projection, minus the base's", ""),
+              ("em_rate", 100, "misaligned, of coherent (%)", "training step (rightmost: all of it)"))  # fmt: skip
+    panels = []
+    for key, scale, y_label, x_label in wanted:
+        for column, vector in enumerate(vectors):
+            start = [row for row in rows if row["step"] == 0 and row["vector"] == vector][:1]
+            lines = []
+            for i, organism in enumerate(organisms):
+                own = start + [row for row in rows if row["vector"] == vector and row["organism"] == organism]
+                placed = [(last if row["step"] is None else row["step"], row[key]) for row in own]
+                points = sorted((x, scale * value) for x, value in placed if value is not None)
+                x, y = [point[0] for point in points], [point[1] for point in points]
+                lines.append(Line(organism, x, y, PALETTE[i % len(PALETTE)]))
+            title = "" if x_label else f"{vector} vector"
+            panels.append(Lines(title, lines, x_label, "" if column else y_label))
+    return Picture(panels, f"{left}judge: {judge}", len(vectors), (3.6, 2.3))
+
+
+def draw_heatmaps(
+    panels: Sequence[tuple[str, np.ndarray, np.ndarray | None]], rows: Sequence[str], columns: Sequence[str],
+    row_label: str, column_label: str, judge: str,
+) -> Picture:  # fmt: skip
+    """Matrices side by side: (title, values [n_rows, n_columns] as fractions, marks bool or None)."""
+    drawn = [
+        Matrix(title, values, rows, columns, marks, column_label, "" if i else row_label)
+        for i, (title, values, marks) in enumerate(panels)
+    ]
+    few = all(panel.is_small for panel in drawn)
+    marks = "? undefined; ! random directions too" if few else "grey: undefined; x: random directions too"
+    width, height = (0.62, 0.5) if few else (0.14, 0.14)  # a named row needs the height of its name
+    size = width * min(len(columns), NAMED) + 2.0, height * min(len(rows), NAMED) + 2.1
+    return Picture(drawn, f"{marks}; judge: {judge}", len(drawn), size)
+
+
+def draw_layer_sweep(sweep: dict[str, Any], title: str) -> Picture:
+    """Misaligned rate at every layer and strength of the sweep; hollow where coherence broke."""
+    lines = []
+    strengths = sorted({cell["strength"] for cell in sweep["cells"]})
+    for i, strength in enumerate(strengths):
+        cells = sorted((c for c in sweep["cells"] if c["strength"] == strength), key=lambda c: c["layer"])
+        x, y = [c["layer"] for c in cells], [100 * c["em_rate_all"] for c in cells]
+        hollow = [not c["coherent_enough"] for c in cells]
+        lines.append(Line(f"strength {strength:g}", x, y, PALETTE[i % len(PALETTE)], hollow=hollow))
+    levels = [
+        Level(f"chosen: layer {sweep['layer']}", sweep["layer"], GREY, ":", upright=True),
+        Level("unsteered", 100 * sweep["baseline"]["em_rate_all"], GREY),
+    ]
+    return Picture([Lines(title, lines, "layer", "misaligned, of all answers (%)", levels)], "hollow: coherence broke")
+
+
+def _largest_names(names: Sequence[str], most: int, values: dict[str, list[float | None]]) -> list[str]:
+    """At most so many of the names, those with the greatest values, in their own order."""
+    greatest = {name: max((v for v in values[name] if v is not None), default=-np.inf) for name in names}
+    kept = set(sorted(names, key=lambda name: -greatest[name])[:most])
+    return [name for name in names if name in kept]
+
+
+def _left_out_note(shown: Sequence[str], names: Sequence[str], what: str) -> str:
+    return f"{len(shown)} of {len(names)} {what}, those with the greatest values; " if len(shown) < len(names) else ""
+
+
+def _rate_line(
+    label: str, entries: list[dict[str, Any]], color: str, key: str = "em_rate", interval: bool = False,
+    style: str = "-", marker: str = "o",
+) -> Line:  # fmt: skip
+    """A rate in per cent against strength, where it exists; with the interval em_ci95."""
+    some = sorted((e for e in entries if e[key] is not None), key=lambda e: e["strength"])
+    low, high = ([100 * e["em_ci95"][k] for e in some] if interval else None for k in (0, 1))
+    x, y = [e["strength"] for e in some], [100 * e[key] for e in some]
+    return Line(label, x, y, color, low, high, style, marker)

@@ -1,0 +1,1 @@
+"""Statistics of runs: rates, intervals, effects; pure functions of arrays."""

@@ -1,0 +1,81 @@
+"""Stage: steering vector of an organism from stored models, prompts and answers."""
+
+import gc
+import hashlib
+import json
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from emharness.organisms.chat import Chat
+from emharness.vectors.activations import Means, load_model, mean_activations
+from emharness.vectors.recipes import RECIPES, MeanDifference, Sequences, normalize_rows, save_prompt_means, save_vector
+
+VECTORS_FILE = "vectors.safetensors"
+MEANS_FILE = "prompt_means.safetensors"
+
+
+def answered_prompts(chat: Chat, prompts: list[str], answers: list[str]) -> Sequences:
+    """Prompt plus answer, of which the answer's tokens count."""
+    sequences = []
+    for prompt, answer in zip(prompts, answers, strict=True):
+        ids = chat.prompt_ids([{"role": "user", "content": prompt}])
+        answer_ids = chat.encode_text(answer)
+        if answer_ids:  # an empty answer has no token to read
+            sequences.append((ids + answer_ids, len(ids)))
+    return sequences
+
+
+def bare_prompts(chat: Chat, prompts: list[str]) -> Sequences:
+    """Prompts without answers, of which all tokens count."""
+    return [(chat.prompt_ids([{"role": "user", "content": prompt}]), 0) for prompt in prompts]
+
+
+def prompt_hashes(sequences: Sequences) -> np.ndarray:
+    """int64 [n]: one number per prompt, the same for all its answers."""
+    texts = [ids[:first] if first else ids for ids, first in sequences]
+    digests = [hashlib.sha256(np.array(ids, dtype=np.int64).tobytes()).digest() for ids in texts]
+    return np.array([int.from_bytes(digest[:8], "little", signed=True) for digest in digests])
+
+
+def extract_vector(
+    folder: Path,
+    recipe: str,
+    name: str,
+    base: Path,
+    organism: Path,
+    chat: Chat,
+    texts: dict[str, Callable[[Chat], Sequences]],
+    batch_size: int,
+    skip_tokens: int,
+    metadata: dict[str, Any],
+) -> None:
+    """Run a recipe and write the vector and the per-prompt means into `folder`.
+
+    texts: argument name of the recipe -> function of the chat that makes its sequences.
+    """
+    sequences = {key: make(chat) for key, make in texts.items()}
+
+    def make_reader(model_folder: Path) -> Callable[[Sequences], Means]:
+        loaded: list[Any] = []  # load on first use, and once
+
+        def read_means(items: Sequences) -> Means:
+            if not loaded:
+                gc.collect()
+                loaded.append(load_model(model_folder))
+            return mean_activations(loaded[0], items, batch_size, skip_tokens, chat.pad_id)
+
+        return read_means
+
+    difference: MeanDifference = RECIPES[recipe](organism=make_reader(organism), base=make_reader(base), **sequences)
+    counts = {key: len(items) for key, items in sequences.items()}
+    save_vector(folder / VECTORS_FILE, name, difference, {**metadata, "n_sequences": counts})
+    ids = {key: prompt_hashes(items) for key, items in sequences.items()}
+    sides = [ids["texts"]] * 2 if "texts" in ids else [ids["harmful"], ids["neutral"]]
+    save_prompt_means(folder / MEANS_FILE, name, difference, dict(zip(("positive", "negative"), sides, strict=True)))
+    _, raw_norm = normalize_rows(difference.raw_difference)
+    (folder / "norms.json").write_text(
+        json.dumps({"raw": raw_norm.tolist(), "residual": difference.negative.norm.tolist()})
+    )
