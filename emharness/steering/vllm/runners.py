@@ -95,7 +95,7 @@ def _hook_blocks(model: Any, config: Any, device: Any) -> None:
             raise RuntimeError(f"{type(layer).__name__} scales its residual in float16; start with dtype=bfloat16")
         hooks.append(op.LayerHook(index, stream))
     for layer, hook in zip(layers, hooks, strict=True):
-        hook.add(layer, device)
+        hook.attach_to(layer, device)
 
 
 def _register_request(plan: Plan, request_id: str, found: dict[str, Any], prompt_length: int, cached: Any) -> None:
