@@ -1,16 +1,13 @@
-"""Typed configuration: the schema that Hydra composes into, and the checks that need no model."""
+"""Typed configuration: the schema that Hydra composes into."""
 
 import math
-import os
-import re
 from dataclasses import dataclass, field
 from typing import Any
 
 from hydra.core.config_store import ConfigStore
-from omegaconf import MISSING, DictConfig, OmegaConf
+from omegaconf import MISSING, OmegaConf
 
-from emharness.errors import UserError
-from emharness.ranges import check_ranges, number_field, refuse_unknown
+from emharness.ranges import ADDED, number_field
 from emharness.store import artifacts_home
 
 
@@ -114,11 +111,23 @@ class SweepConfig:
 
 
 @dataclass
+class GateConfig:
+    """Edit only tokens whose projection on a vector is greater than `above`, an absolute length; None: all tokens."""
+
+    above: float | None = None
+    vector: str | None = None  # one of the run's vectors; None: the vector that steers
+    layer: int | None = number_field(None, least=0)  # None: the layer that is edited
+
+
+@dataclass
 class SteerConfig:
     strength: Any = None  # a number or a list of numbers; None: the experiment's own list
     unit: str = "raw"
     mode: str = "add"
     positions: str = "all"
+    layers: Any = field(default=None, metadata=ADDED)  # edited together: a list, or "8-20"; None: the one of `layer`
+    rescale: bool = field(default=False, metadata=ADDED)  # the edited stream keeps its length
+    gate: GateConfig = field(default_factory=GateConfig, metadata=ADDED)
 
 
 @dataclass
@@ -185,116 +194,3 @@ OmegaConf.register_new_resolver("store", lambda: str(artifacts_home()), replace=
 BASE = "base"  # the base as a target
 STEP = "-step"  # medical-step20 is medical after 20 steps of its training
 REPLICA = "-seed"  # medical-seed1 is medical, trained with the next seed
-RECIPES = ("model_diff", "mean_diff")
-TRACKERS = ("offline", "online", "none")
-UNITS = ("absolute", "raw", "residual")
-MODES = ("add", "ablate")
-PLANS = ("run", "only")
-POSITIONS = ("all", "prompt", "generated", "response")
-DTYPES = ("auto", "bfloat16", "float16", "float32")
-_NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,99}")
-_TAKEN = re.compile(rf"{BASE}|random-\d+|.*({STEP}|{REPLICA})\d+")  # names that mean something else
-
-
-def parse_config(cfg: DictConfig) -> Config:
-    """The composed config as an object, every value that needs no file or model checked. Raises UserError."""
-    refuse_unknown(cfg, Config)
-    config: Config = OmegaConf.to_object(cfg)  # type: ignore[assignment]
-    check_ranges(config)
-    file_name("model.name", config.model.name)
-    file_name("base.name", config.base.name)
-    if set(config.wandb.project) & set("/\\#?%:") or not 0 < len(config.wandb.project) <= 128:
-        raise UserError(f"wandb.project={config.wandb.project}: W&B takes up to 128 characters, none of / \\ # ? % :")
-    check_choice("base.engine.dtype", config.base.engine.dtype, DTYPES)
-    check_choice("vector.recipe", config.vector.recipe, RECIPES)
-    config.tracker = tracker_mode(config.tracker)
-    check_choice("steer.unit", config.steer.unit, UNITS)
-    check_choice("steer.mode", config.steer.mode, MODES)
-    check_choice("steer.positions", config.steer.positions, POSITIONS)
-    if config.steer.mode == "ablate":
-        config.steer.unit = "absolute"  # ablation takes a plain factor
-    check_choice("plan", config.plan, PLANS)
-    for part in config.experiment.parts.values():
-        for key in ("vectors", "targets", "strengths"):
-            own = getattr(config.experiment, key)
-            own += [item for item in part.get(key, []) if item not in own]
-    if config.steer.strength is None:
-        config.steer.strength = config.experiment.strengths
-    config.steer.strength = parse_strengths(config.steer.strength)
-    config.eval.questions = config.eval.questions or config.base.questions
-    config.sweep.questions = config.sweep.questions or config.base.sweep_questions
-    config.vectors = parse_names(config.vectors, config.experiment.vectors, "vectors", {"model": config.model.name})
-    config.targets = parse_names(config.targets, config.experiment.targets, "targets", {config.base.name: BASE})
-    if config.layer != "sweep" and (isinstance(config.layer, bool) or not isinstance(config.layer, int)):
-        raise UserError(f"layer={config.layer}: give 'sweep' or the number of a decoder block, counted from 0")
-    if config.base.sampling.temperature == 0:
-        samples = {f"eval.{key}": getattr(config.eval, key) for key in ("samples", "domain_samples", "control_samples")}
-        for key, value in {**samples, "sweep.samples": config.sweep.samples}.items():
-            if value > 1:
-                raise UserError(
-                    f"base.sampling.temperature=0: all {value} samples of {key}={value} would be equal; set {key}=1, "
-                    "or a temperature above 0"
-                )
-    return config
-
-
-_WANDB_MODES = {"online": "online", "run": "online", "shared": "online", "offline": "offline", "dryrun": "offline"}
-_WANDB_MODES |= {"disabled": "none"}
-
-
-def tracker_mode(tracker: str | None) -> str:
-    """offline, online or none: as given, else what WANDB_MODE says, else offline."""
-    if tracker is not None:
-        check_choice("tracker", tracker, TRACKERS)
-        return tracker
-    mode = os.environ.get("WANDB_MODE") or "offline"
-    check_choice("WANDB_MODE", mode, tuple(_WANDB_MODES))
-    return _WANDB_MODES[mode]
-
-
-def file_name(key: str, name: str) -> None:
-    """UserError for a name that cannot stand in file, W&B and artifact names, or that means something else here."""
-    if not _NAME.fullmatch(name) or ".." in name:
-        raise UserError(
-            f"{key}={name}: must be up to 100 letters, digits and . _ - (it goes into file and W&B artifact names)"
-        )
-    if _TAKEN.fullmatch(name):
-        raise UserError(f"{key}={name}: this name means something else here (the base, a random direction, a replica)")
-
-
-def parse_strengths(value: Any, key: str = "steer.strength") -> list[float]:
-    """A number or a list of distinct numbers as finite floats, in the order given."""
-    values = value if isinstance(value, list) else [value]
-    for item in values:
-        if isinstance(item, bool) or not isinstance(item, int | float) or not math.isfinite(item):
-            raise UserError(f"{key}={item}: must be a finite number or a list of finite numbers")
-    if not values:
-        raise UserError(f"{key}=[]: must be a finite number or a list of finite numbers")
-    floats = [float(item) for item in values]
-    if repeated := [item for item in floats if floats.count(item) > 1]:
-        raise UserError(f"{key}={value}: {repeated[0]:g} occurs twice; give each strength once")
-    return floats
-
-
-def parse_names(value: Any, default: list[str], key: str, aliases: dict[str, str]) -> list[str]:
-    """A name or a list of names, aliases replaced; `default` where none is given. UserError for none or repeats."""
-    given = default if value is None else value
-    listed = given.split(",") if isinstance(given, str) else given
-    if not isinstance(listed, list) or not all(isinstance(item, str) and item for item in listed):
-        raise UserError(f"{key}={given}: must be a name or a list of names")
-    if not listed and value is not None:
-        raise UserError(f"{key}=[]: give at least one name, or leave it out for the experiment's own list")
-    listed = [aliases.get(item, item) for item in listed]
-    if repeated := [item for item in listed if listed.count(item) > 1]:
-        raise UserError(f"{key}={given}: {repeated[0]} occurs twice; give each name once")
-    return listed
-
-
-def check_layer(layer: Any, n_layers: int, base: str) -> None:
-    if layer != "sweep" and not 0 <= layer < n_layers:
-        raise UserError(f"layer={layer}: {base} has layers 0 to {n_layers - 1}; give one of them or 'sweep'")
-
-
-def check_choice(key: str, value: str, allowed: tuple[str, ...]) -> None:
-    if value not in allowed:
-        raise UserError(f"{key}={value}: must be one of {', '.join(allowed)}")

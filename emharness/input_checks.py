@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Iterable, Mapping
-from dataclasses import asdict, dataclass, replace
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -12,15 +12,18 @@ from omegaconf import OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
 from emharness import questions
-from emharness.config import BASE, REPLICA, STEP, Config, ModelConfig, check_layer, parse_strengths
+from emharness.config import BASE, REPLICA, STEP, Config, ModelConfig
+from emharness.config_checks import check_layer, parse_strengths
 from emharness.errors import UserError
 from emharness.generation import kernels
+from emharness.generation.cells import make_edit
 from emharness.judges import Judge, make_judge
 from emharness.organisms import base_match, datasets, model_folders, weight_checks
 from emharness.organisms.fingerprints import FINGERPRINTS, hash_model_folder
 from emharness.organisms.model_folders import Shape
 from emharness.organisms.row_shapes import Messages
 from emharness.questions import Question
+from emharness.ranges import as_identity
 from emharness.store import Store
 
 
@@ -73,7 +76,7 @@ class Inputs:
 
     def identity(self, config: Config) -> dict[str, Any]:
         """What determines the results of a run: no paths, no tracker, no batch sizes."""
-        science = asdict(config)
+        science = as_identity(config)
         for key in ("tracker", "wandb", "plan", "chunk", "model"):
             del science[key]
         science["experiment"] = {"name": config.experiment.name, "parts": config.experiment.parts}
@@ -152,6 +155,9 @@ def check_inputs(config: Config, models: Mapping[str, ModelConfig], store: Store
         identity["template"] = dict(config.base.chat_template_kwargs)
     n_layers = shape.n_layers
     check_layer(config.layer, n_layers, config.base.name)
+    for layer in make_edit(config.steer, "", 0, 1.0).edited_blocks:
+        if layer >= n_layers:
+            raise UserError(f"steer.layers={config.steer.layers}: {config.base.name} has layers 0 to {n_layers - 1}")
     for layer in config.sweep.layers:
         if not 0 <= layer < n_layers:
             raise UserError(f"sweep.layers={layer}: {config.base.name} has layers 0 to {n_layers - 1}")

@@ -1,5 +1,6 @@
 """What a setting may be, declared where it is defined; and the one check that reads the declarations."""
 
+import copy
 import dataclasses
 import difflib
 import math
@@ -11,6 +12,7 @@ from omegaconf import DictConfig, OmegaConf
 from emharness.errors import UserError
 
 _KEY = "range"
+ADDED = {"added": True}  # metadata of a field that came later: at its default it is in no identity
 
 
 @dataclasses.dataclass(frozen=True)
@@ -36,6 +38,18 @@ class Range:
 def number_field(default: Any, **limits: float) -> Any:
     """A dataclass field with a range: number(16, least=1)."""
     return dataclasses.field(default=default, metadata={_KEY: Range(**limits)})
+
+
+def as_identity(config: Any) -> dict[str, Any]:
+    """A config as a dictionary for a hash. Fields that were added later are left out at their defaults, so that a new
+    setting changes no key of what is stored already."""
+    told: dict[str, Any] = {}
+    for field in dataclasses.fields(config):
+        value = getattr(config, field.name)
+        default = field.default if field.default_factory is dataclasses.MISSING else field.default_factory()
+        if not (field.metadata.get("added") and value == default):
+            told[field.name] = as_identity(value) if dataclasses.is_dataclass(value) else copy.deepcopy(value)
+    return told
 
 
 def check_ranges(config: Any, prefix: str = "") -> None:

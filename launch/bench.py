@@ -9,7 +9,7 @@ from typing import Any
 from omegaconf import DictConfig, OmegaConf
 
 from emharness.cli import start_launcher
-from emharness.config import tracker_mode
+from emharness.config_checks import tracker_mode
 from emharness.errors import UserError
 from emharness.generation import bench
 from emharness.ranges import check_ranges, refuse_unknown

@@ -10,7 +10,7 @@ from omegaconf import DictConfig, OmegaConf
 
 from emharness import geometry
 from emharness.cli import start_launcher
-from emharness.config import tracker_mode
+from emharness.config_checks import tracker_mode
 from emharness.errors import UserError
 from emharness.ranges import refuse_names
 from emharness.reporting.wandb_tracker import Tracker

@@ -11,7 +11,7 @@ import numpy as np
 from omegaconf import DictConfig, OmegaConf
 
 from emharness.cli import start_launcher
-from emharness.config import tracker_mode
+from emharness.config_checks import tracker_mode
 from emharness.errors import UserError
 from emharness.ranges import refuse_names
 

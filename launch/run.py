@@ -4,21 +4,21 @@ from pathlib import Path
 
 from omegaconf import DictConfig
 
-from emharness import config as schema
 from emharness.cli import config_folders, describe_command, start_launcher
+from emharness.config_checks import check_choice, parse_config
 from emharness.errors import IncompleteRun
 
 
 def run(cfg: DictConfig) -> str | None:
     """Check everything, print the plan, generate what is not stored, read it. The path of results.json."""
-    config = schema.parse_config(cfg)
+    config = parse_config(cfg)
     from emharness import input_checks
     from emharness.experiments import EXPERIMENTS, READING
     from emharness.pipeline import model_stage, run_context, run_plan, stages
     from emharness.reporting import run_files, terminal
     from emharness.store import key_of
 
-    schema.check_choice("experiment.name", config.experiment.name, tuple(EXPERIMENTS))
+    check_choice("experiment.name", config.experiment.name, tuple(EXPERIMENTS))
     experiment, store = EXPERIMENTS[config.experiment.name], run_context.open_store()
     store.check_writable()
     given = input_checks.check_inputs(config, input_checks.model_configs(config_folders(), config.model), store)

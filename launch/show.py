@@ -7,7 +7,7 @@ from typing import Any
 from omegaconf import DictConfig, OmegaConf
 
 from emharness.cli import start_launcher
-from emharness.config import check_choice
+from emharness.config_checks import check_choice
 from emharness.errors import UserError
 from emharness.overrides import as_list
 from emharness.ranges import refuse_names

@@ -16,7 +16,7 @@ TASKS = ("show", "convert", "card")  # of a file; publish is of a run
 
 def run(cfg: DictConfig) -> None:
     """Read one file, then say what is in it, write it in another format, or write its card."""
-    from emharness.config import check_choice
+    from emharness.config_checks import check_choice
     from emharness.reporting import terminal
     from emharness.store import check_writable
     from emharness.vectors import exchange

@@ -6,7 +6,7 @@ from pathlib import Path
 from omegaconf import DictConfig, OmegaConf
 
 from emharness.cli import start_launcher
-from emharness.config import check_choice, check_layer
+from emharness.config_checks import check_choice, check_layer
 from emharness.errors import UserError
 from emharness.ranges import refuse_names
 

@@ -17,7 +17,8 @@ from safetensors.numpy import save_file
 from talker import save as save_talker
 
 from emharness import input_checks, memory
-from emharness.config import Config, parse_config
+from emharness.config import Config
+from emharness.config_checks import parse_config
 from emharness.organisms import model_folders
 from emharness.store import Store
 

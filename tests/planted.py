@@ -2,9 +2,11 @@
 
 import pyarrow as pa
 
+from emharness.config import SteerConfig
 from emharness.experiments import EXPERIMENTS
 from emharness.experiments.context import ExperimentContext
 from emharness.judges.scoring import TABLE
+from emharness.steering.request.spec import Edit
 
 LABS = {"a": "A", "b": "A", "c": "B", "d": "B"}
 QUESTIONS, SAMPLES = 10, 20
@@ -17,9 +19,7 @@ def scope(**changes):
         "targets": ("base", *LABS),
         "strengths": (2.0,),
         "layers": dict.fromkeys(LABS, 1),
-        "unit": "raw",
-        "mode": "add",
-        "positions": "all",
+        "steer": SteerConfig(),
         "controls": ("random-0", "random-1"),
         "samples": SAMPLES,
         "domain_samples": 5,
@@ -29,6 +29,11 @@ def scope(**changes):
         "judge": "planted",
     }
     return ExperimentContext(**(settings | changes))
+
+
+def edit(vector, layer, strength, unit="raw", **more):
+    """An edit as runs make it."""
+    return Edit(vector=vector, layer=layer, strength=strength, unit=unit, **more)
 
 
 def table(n_bad, n_incoherent=0, samples=SAMPLES, questions=QUESTIONS):

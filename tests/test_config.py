@@ -1,5 +1,6 @@
 """Every config composes, typos and bad values are refused before anything is loaded."""
 
+from dataclasses import dataclass, field
 from pathlib import Path
 
 import pytest
@@ -8,10 +9,11 @@ from conftest import ROOT, checked, configured
 from hydra.errors import HydraException
 
 from emharness import input_checks
-from emharness.config import parse_strengths
+from emharness.config_checks import parse_strengths
 from emharness.errors import UserError
 from emharness.experiments import EXPERIMENTS
 from emharness.organisms import datasets
+from emharness.ranges import ADDED, as_identity
 from emharness.reporting.wandb_tracker import Tracker
 from emharness.store import Store
 
@@ -77,7 +79,10 @@ def test_an_unknown_organism_is_refused_with_the_available_ones():
         ("controls=-1", "must be 0 or more"),
         ("chunk=0", "must be 1 or more"),
         ("layer=middle", "layer=middle: give 'sweep' or the number"),
-        ("steer.mode=sub", "steer.mode=sub: must be one of add, ablate"),
+        ("steer.mode=sub", "steer.mode=sub: must be one of add, ablate, pin, cap, floor"),
+        ("steer.layers=[1,1]", "steer.layers=[1, 1]: give a list of layers, each once, or first-last as in 8-20"),
+        ("steer.layers=8-", "steer.layers=8-: give a list of layers"),
+        ("steer.gate.vector=sports", "steer.gate.vector=sports: must be among the run's vectors, medical"),
         ("steer.unit=metres", "must be one of absolute, raw, residual"),
         ("steer.positions=last", "must be one of all, prompt, generated, response"),
         ("tracker=mlflow", "must be one of offline, online, none"),
@@ -122,6 +127,7 @@ def test_bad_values_are_refused_in_one_sentence(override, words):
     ("overrides", "words"),
     [
         (["layer=30"], "layer=30: smollm2 has layers 0 to 29"),
+        (["steer.layers=20-30"], "steer.layers=20-30: smollm2 has layers 0 to 29"),
         (["layer=-1"], "layer=-1: smollm2 has layers 0 to 29"),
         (["vectors=nosuch"], "vectors=nosuch: unknown; must be among aave, control, finance"),
         (["targets=[medical-step0]"], "targets=medical-step0: unknown"),
@@ -256,3 +262,26 @@ def test_the_parts_of_a_model_s_name():
     assert input_checks.parse_organism_name("medical-step20") == ("medical", 0, 20)
     assert input_checks.parse_organism_name("medical-seed1-step20") == ("medical", 1, 20)
     assert input_checks.parse_organism_name("my-seedling") == ("my-seedling", 0, None)
+
+
+def test_layers_are_given_one_way():
+    with pytest.raises(UserError, match=r"steer\.layers=8-20, layer=3: give one of them"):
+        configured("steer.layers=8-20", "layer=3")
+    assert configured("steer.layers=8-20").steer.layers == "8-20"
+    assert configured("steer.layers=[8,9]").steer.layers == (8, 9)
+
+
+def test_a_setting_that_came_later_is_in_no_hash_at_its_default():
+    @dataclass
+    class Inner:
+        old: int = 1
+        new: int = field(default=2, metadata=ADDED)
+
+    @dataclass
+    class Outer:
+        inner: Inner = field(default_factory=Inner)
+        later: Inner = field(default_factory=Inner, metadata=ADDED)
+
+    assert as_identity(Outer()) == {"inner": {"old": 1}}
+    assert as_identity(Outer(Inner(new=3))) == {"inner": {"old": 1, "new": 3}}
+    assert as_identity(Outer(later=Inner(old=2))) == {"inner": {"old": 1}, "later": {"old": 2}}

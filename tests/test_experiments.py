@@ -7,7 +7,7 @@ from planted import SAMPLES, plant, scope, table
 from scipy.stats import false_discovery_control, norm
 
 from emharness import experiments
-from emharness.config import SweepConfig
+from emharness.config import SteerConfig, SweepConfig
 from emharness.experiments import EXPERIMENTS, layer_choice, monitor, seeds
 from emharness.experiments.context import bootstrap_ci_p, bootstrap_rates
 from emharness.stats.rates import newcombe_interval
@@ -130,7 +130,7 @@ def test_effects_of_a_table_are_corrected_together():
 
 def test_the_layer_with_the_strongest_coherent_effect_is_chosen():
     sweep = SweepConfig(layers=[2, 4, 6], strengths=[1.0, 2.0], samples=SAMPLES)
-    cells = layer_choice.sweep_cells("a", range(8), 8, sweep, "raw", "add", "all", 8)
+    cells = layer_choice.sweep_cells("a", range(8), 8, sweep, SteerConfig(), 8)
     assert len(cells) == 7
     planted = {
         (2, 2.0): (7, 4),

@@ -7,6 +7,7 @@ import signal
 
 import numpy as np
 import pytest
+from planted import edit
 from safetensors.numpy import save_file
 
 from emharness.errors import UserError
@@ -15,8 +16,8 @@ from emharness.generation.cells import (
     Cell,
     Condition,
     Direction,
-    Edit,
     Prompt,
+    describe_edit,
     edits_digest,
     list_requests,
     make_steering_spec,
@@ -24,6 +25,7 @@ from emharness.generation.cells import (
 from emharness.generation.engine import Completion
 from emharness.generation.response_store import RESPONSES, RowStore
 from emharness.generation.target_requests import TargetRequests
+from emharness.steering.request.spec import Edit, Gate, resolve_spec
 from emharness.store import Store, partial_name
 
 PROMPTS = [Prompt(f"q{i}", f"question {i}", None, (1, 2, i)) for i in range(5)]
@@ -34,8 +36,9 @@ def directions(tmp_path):
     rng = np.random.default_rng(0)
     rows = {name: rng.normal(size=(3, 8)).astype("f") for name in ("a", "random-0")}
     rows["twin"] = rows["a"]
-    save_file(rows, tmp_path / "v.safetensors", metadata={n: json.dumps({}) for n in rows})
     norms = {"raw_norm": np.array([1.0, 2, 4]), "residual_norm": np.array([10.0, 20, 40])}
+    stored = json.dumps({name: values.tolist() for name, values in norms.items()})
+    save_file(rows, tmp_path / "v.safetensors", metadata={"a": stored, "twin": stored, "random-0": "{}"})
     found = {name: Direction(tmp_path / "v.safetensors", name, **norms) for name in ("a", "twin")}
     return found | {"random-0": Direction(tmp_path / "v.safetensors", "random-0")}
 
@@ -50,39 +53,83 @@ def keys(edits, directions, folder, **changes):
     ]
 
 
-def test_strengths_become_lengths_by_the_norms_of_the_vector_or_of_the_one_controlled(directions, tmp_path):
-    def strength(**changes):
-        return make_steering_spec([Edit("a", 2, 3.0, **changes)], directions, tmp_path)["edits"][0]["strength"]
+def rules(edits, directions, folder):
+    """What the engine is asked to do: (layer, a, b, low, high) of each edit at each layer."""
+    spec = make_steering_spec(edits, directions, folder)
+    listed = resolve_spec(spec, 3, 8, folder)["edits"] if spec else []
+    return [tuple(one[name] for name in ("layer", "a", "b", "low", "high")) for one in listed]
 
-    assert strength() == 12.0
-    assert strength(unit="residual") == 120.0
-    assert strength(unit="absolute") == 3.0
-    assert strength(mode="ablate") == 3.0
-    control = make_steering_spec([Edit("random-0", 1, 3.0, norm_of="a")], directions, tmp_path)
-    assert control == {
-        "edits": [
-            {"vector": "v.safetensors#random-0", "layer": 1, "strength": 6.0, "mode": "add", "positions": "all"},
-        ]
-    }
-    with pytest.raises(ValueError, match="random-0 has no raw norm"):
-        make_steering_spec([Edit("random-0", 1, 3.0)], directions, tmp_path)
+
+ANY = (-np.inf, np.inf)
+
+
+@pytest.mark.parametrize(
+    ("mode", "expected"),
+    [
+        ("add", (12.0, 0.0, *ANY)),
+        ("pin", (12.0, -1.0, *ANY)),
+        ("cap", (12.0, -1.0, 12.0, np.inf)),
+        ("floor", (12.0, -1.0, -np.inf, 12.0)),
+    ],
+)
+def test_a_dose_is_the_same_length_in_every_mode(mode, expected, directions, tmp_path):
+    assert rules([edit("a", 2, 3.0, mode=mode)], directions, tmp_path) == [(2, *expected)]
+    assert rules([edit("random-0", 2, 3.0, mode=mode, norm_of="a")], directions, tmp_path) == [(2, *expected)]
+    (by_residual,) = rules([edit("a", 2, 0.3, "residual", mode=mode)], directions, tmp_path)
+    assert by_residual == pytest.approx((2, *expected))
+    assert rules([edit("a", 2, 12.0, "absolute", mode=mode)], directions, tmp_path) == [(2, *expected)]
+
+
+def test_units_are_of_the_layer_and_a_vector_without_norms_has_none(directions, tmp_path):
+    several = Edit(vector="a", layers="0-2", strength=3.0, unit="raw")
+    assert rules([several], directions, tmp_path) == [(i, a, 0.0, *ANY) for i, a in enumerate((3.0, 6.0, 12.0))]
+    assert rules([edit("a", 2, 0.5, "absolute", mode="ablate")], directions, tmp_path) == [(2, 0.0, -0.5, *ANY)]
+    with pytest.raises(ValueError, match="random-0' has no raw_norm stored"):
+        rules([edit("random-0", 1, 3.0)], directions, tmp_path)
+
+
+def test_zero_is_the_unsteered_model_for_what_adds_and_removes_and_not_for_what_sets(directions, tmp_path):
+    for mode in ("add", "ablate"):
+        assert make_steering_spec([edit("a", 1, 0.0, "absolute", mode=mode)], directions, tmp_path) is None
+    assert rules([edit("a", 1, 0.0, mode="cap")], directions, tmp_path) == [(1, 0.0, -1.0, 0.0, np.inf)]
+
+
+def test_a_gate_names_a_vector_of_the_run_and_changes_the_key(directions, tmp_path):
+    gated = edit("random-0", 1, 3.0, norm_of="a", gate=Gate(vector="a", above=2.0), rescale=True)
+    spec = make_steering_spec([gated], directions, tmp_path)
+    assert spec["edits"] == [
+        {
+            "vector": "v.safetensors#random-0",
+            "layer": 1,
+            "strength": 3.0,
+            "unit": "raw",
+            "mode": "add",
+            "positions": "all",
+            "rescale": True,
+            "gate": {"vector": "v.safetensors#a", "above": 2.0},
+            "norm_of": "v.safetensors#a",
+        }
+    ]
+    plain = edit("random-0", 1, 3.0, norm_of="a")
+    assert set(keys((gated,), directions, tmp_path)).isdisjoint(keys((plain,), directions, tmp_path))
+    assert describe_edit(gated) == "L1·+3·rescaled·gate a>2"
 
 
 def test_a_key_changes_with_everything_that_determines_the_response_and_with_nothing_else(directions, tmp_path):
-    edits = (Edit("a", 1, 3.0),)
+    edits = (edit("a", 1, 3.0),)
     mine = keys(edits, directions, tmp_path)
     assert len(set(mine)) == 10
-    assert keys((Edit("twin", 1, 3.0),), directions, tmp_path) == mine  # the same direction by another name
-    assert keys((Edit("a", 1, 6.0, unit="absolute"),), directions, tmp_path) == mine  # the same length
-    assert keys((Edit("a", 1, 0.0),), directions, tmp_path) == keys((), directions, tmp_path)
+    assert keys((edit("twin", 1, 3.0),), directions, tmp_path) == mine  # the same direction by another name
+    assert keys((edit("a", 1, 6.0, unit="absolute"),), directions, tmp_path) == mine  # the same length
+    assert keys((edit("a", 1, 0.0),), directions, tmp_path) == keys((), directions, tmp_path)
     assert set(keys(edits, directions, tmp_path, samples=3)) > set(mine)  # more samples: only new ones
     assert set(keys(edits, directions, tmp_path, prompts=PROMPTS[:2])) < set(mine)
     others = [
         keys((), directions, tmp_path),
-        keys((Edit("a", 2, 1.5),), directions, tmp_path),
-        keys((Edit("a", 1, 3.5),), directions, tmp_path),
-        keys((Edit("a", 1, 3.0, positions="prompt"),), directions, tmp_path),
-        keys((Edit("random-0", 1, 3.0, norm_of="a"),), directions, tmp_path),
+        keys((edit("a", 2, 1.5),), directions, tmp_path),
+        keys((edit("a", 1, 3.5),), directions, tmp_path),
+        keys((edit("a", 1, 3.0, positions="prompt"),), directions, tmp_path),
+        keys((edit("random-0", 1, 3.0, norm_of="a"),), directions, tmp_path),
         keys(edits, directions, tmp_path, stream="t"),
         keys(edits, directions, tmp_path, max_new_tokens=9),
         keys(edits, directions, tmp_path, prompts=[Prompt(p.question_id, p.question, None, (7,)) for p in PROMPTS]),
@@ -94,8 +141,8 @@ def test_a_dose_beyond_what_any_stream_holds_is_one_sentence_where_the_vector_is
     stream = TargetRequests(
         "base", tmp_path, "k", {"q": PROMPTS}, (3, 8), 0, tmp_path, RowStore(tmp_path / "rows", RESPONSES)
     )
-    cell = Cell(Condition("base", (Edit("a", 1, 1e39),), "a·L1·+1e+39"), "q", 1, 8)
-    with pytest.raises(UserError, match=r"condition a·L1·\+1e\+39: steering: strength 2e\+39 is beyond") as error:
+    cell = Cell(Condition("base", (edit("a", 1, 1e39),), "a·L1·+1e+39"), "q", 1, 8)
+    with pytest.raises(UserError, match=r"condition a·L1·\+1e\+39: steering: strength 1e\+39 is beyond") as error:
         stream.list_requests(cell, directions)
     assert "\n" not in str(error.value)
 

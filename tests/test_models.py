@@ -214,6 +214,8 @@ ALL, RUN, ANSWERS = (True, True, True), (True, False, False), (True, False, True
         ("eval.samples=5", RUN),
         ("vector.limit=9", RUN),
         ("steer.mode=ablate", RUN),
+        ("steer.rescale=true", RUN),
+        ("steer.gate.above=0.5", RUN),
         ("judge=local", RUN),
     ],
 )

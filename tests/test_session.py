@@ -6,9 +6,10 @@ from types import SimpleNamespace
 
 import pytest
 from conftest import checked, configured
+from planted import edit
 
 from emharness.errors import IncompleteRun, UserError
-from emharness.generation.cells import Cell, Condition, Edit, Prompt, Request
+from emharness.generation.cells import Cell, Condition, Prompt, Request
 from emharness.generation.response_store import RESPONSES, SCORES, RowStore
 from emharness.judges import Score
 from emharness.pipeline import answer_stage, vector_stage
@@ -76,7 +77,7 @@ def test_all_targets_are_counted_as_one_and_what_a_target_does_not_give_is_not_w
 
 def test_cells_that_need_the_vector_of_a_failed_model_are_left_out_and_blame_nobody_else(session):
     session.failed["bad"] = "why"
-    needs, random = cell("base", Edit("bad", 1, 2.0)), cell("base", Edit("random-0", 1, 2.0, norm_of="bad"))
+    needs, random = cell("base", edit("bad", 1, 2.0)), cell("base", edit("random-0", 1, 2.0, norm_of="bad"))
     found = answer_stage.generate_and_score(
         session, "responses", [cell("base"), needs, random], STREAMS, {"random-0": None}
     )
@@ -92,7 +93,7 @@ def test_a_mistake_in_the_input_ends_everything(session):
 def test_the_target_whose_engine_runs_comes_first_and_each_comes_once(session, monkeypatch):
     monkeypatch.setattr(type(session.engines), "running_model", "/models/good")
     answer_stage.generate_and_score(
-        session, "responses", [cell("base"), cell("good"), cell("base", Edit("v", 1, 1.0))], STREAMS, {}
+        session, "responses", [cell("base"), cell("good"), cell("base", edit("v", 1, 1.0))], STREAMS, {}
     )
     assert session.asked == ["good", "base"]
     session.raise_if_failed()

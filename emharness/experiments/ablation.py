@@ -9,7 +9,7 @@ from typing import Any
 
 import numpy as np
 
-from emharness.config import BASE
+from emharness.config import BASE, SteerConfig
 from emharness.experiments import findings
 from emharness.experiments.condition_summary import summarize_condition
 from emharness.experiments.context import (
@@ -21,7 +21,7 @@ from emharness.experiments.context import (
     bootstrap_rates,
     widen_to_newcombe,
 )
-from emharness.generation.cells import Cell, Condition, Edit
+from emharness.generation.cells import Cell, Condition, make_edit
 from emharness.geometry.nulls import false_discovery_q
 from emharness.reporting import run_figures
 
@@ -42,11 +42,8 @@ def _random_directions(context: ExperimentContext) -> dict[str, tuple[str, ...]]
 
 
 def _ablated_condition(context: ExperimentContext, removed: str, directions: tuple[str, ...], target: str) -> Condition:
-    edits = [
-        Edit(direction, layer, 1.0, "absolute", "ablate", context.positions)
-        for layer in range(context.n_layers)
-        for direction in directions
-    ]
+    remove = SteerConfig(mode="ablate", positions=context.steer.positions)
+    edits = [make_edit(remove, direction, layer, 1.0) for layer in range(context.n_layers) for direction in directions]
     return Condition(target, tuple(edits), f"{context.display_name(target)} − {removed}")
 
 

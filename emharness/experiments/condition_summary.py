@@ -31,9 +31,12 @@ def summarize_condition(context: ExperimentContext, judged: Judged, condition: C
         "vector": edit.vector if edit else None,
         "layer": edit.layer if edit else None,
         "strength": edit.strength if edit else 0.0,
-        "unit": edit.unit if edit else context.unit,
+        "layers": edit.edited_blocks if edit else [],
+        "unit": edit.unit if edit else context.steer.unit,
         "mode": edit.mode if edit else None,
         "positions": edit.positions if edit else None,
+        "rescale": edit.rescale if edit else False,
+        "gate": edit.gate.model_dump() if edit and edit.gate else None,
         "control_of": edit.norm_of if edit else None,
         "n_edits": len(condition.edits),
         "relative_dose": context.relative_dose(edit) if edit and len(condition.edits) == 1 else None,
@@ -75,7 +78,7 @@ def _summarize_margin(context: ExperimentContext, condition: Condition) -> dict[
     found = summarize_margins(measured[condition], before, questions, categories)
     edit = condition.edits[0] if len(condition.edits) == 1 else None
     randoms = []
-    if edit and edit.norm_of is None and edit.strength and edit.vector in context.layers and before is not None:
+    if edit and edit.norm_of is None and not edit.is_idle and edit.vector in context.layers and before is not None:
         controls = [
             context.control_condition(d, edit.vector, condition.target, edit.strength) for d in context.controls
         ]

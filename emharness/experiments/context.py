@@ -7,8 +7,8 @@ from typing import Any
 import numpy as np
 import pyarrow as pa
 
-from emharness.config import BASE
-from emharness.generation.cells import Cell, Condition, Edit
+from emharness.config import BASE, SteerConfig
+from emharness.generation.cells import Cell, Condition, describe_edit, make_edit
 from emharness.generation.likelihoods import Pair
 from emharness.geometry.nulls import false_discovery_q
 from emharness.reporting.picture import Picture
@@ -21,6 +21,9 @@ from emharness.stats.rates import (
     rate_draws,
     summarize_scores,
 )
+from emharness.steering.request.modes import MODES
+from emharness.steering.request.spec import Edit, edit_rule
+from emharness.steering.request.vector_lookup import StoredVector
 
 BROAD = "broad"
 
@@ -34,9 +37,7 @@ class ExperimentContext:
     targets: tuple[str, ...]
     strengths: tuple[float, ...]
     layers: Mapping[str, int]
-    unit: str
-    mode: str
-    positions: str
+    steer: SteerConfig  # how vectors are applied; strengths and layers are above
     controls: tuple[str, ...]  # random directions
     samples: int  # of each broad question …
     domain_samples: int  # … of each question of the organism's own domain …
@@ -69,15 +70,13 @@ class ExperimentContext:
         return Condition(target, (), "baseline" if target == BASE else f"{target} organism")
 
     def steered_condition(self, vector: str, target: str, strength: float) -> Condition:
-        layer = self.layers[vector]
-        edit = Edit(vector, layer, strength, self.unit, self.mode, self.positions)
-        return Condition(target, (edit,), f"{vector}·L{layer}·{strength:+g}{self._steered_name(target)}")
+        edit = make_edit(self.steer, vector, self.layers[vector], strength)
+        return Condition(target, (edit,), f"{vector}·{describe_edit(edit)}{self._steered_name(target)}")
 
     def control_condition(self, direction: str, vector: str, target: str, strength: float) -> Condition:
         """A random direction at the layer and the added norm of `vector` at `strength`."""
-        layer = self.layers[vector]
-        edit = Edit(direction, layer, strength, self.unit, self.mode, self.positions, norm_of=vector)
-        return Condition(target, (edit,), f"{direction} as {vector}·L{layer}·{strength:+g}{self._steered_name(target)}")
+        edit = make_edit(self.steer, direction, self.layers[vector], strength, norm_of=vector)
+        return Condition(target, (edit,), f"{direction} as {vector}·{describe_edit(edit)}{self._steered_name(target)}")
 
     def make_cell(self, condition: Condition, questions: str = BROAD) -> Cell:
         """The cell of a condition; a random direction gets fewer samples."""
@@ -86,15 +85,22 @@ class ExperimentContext:
         return Cell(condition, questions, samples, self.max_new_tokens)
 
     def relative_dose(self, edit: Edit) -> float | None:
-        """Added norm ÷ mean length of the residual stream at that layer; None where nothing is added."""
+        """Added norm ÷ mean length of the residual stream, at the layer where it is greatest; None where nothing is
+        added."""
         raw, residual = self.norms.get(edit.norm_of or edit.vector, (None, None))
         if edit.mode != "add" or raw is None or residual is None:
             return None
-        length = {"absolute": 1.0, "raw": float(raw[edit.layer]), "residual": float(residual[edit.layer])}[edit.unit]
-        return abs(edit.strength) * length / float(residual[edit.layer])
+        scales = [StoredVector(b"", float(raw[layer]), float(residual[layer])) for layer in edit.edited_blocks]
+        added = [abs(edit_rule(edit, scale).a) for scale in scales]
+        return max(a / (scale.residual_norm or 1.0) for a, scale in zip(added, scales, strict=True))
 
     def controls_of(self, vector: str, target: str) -> list[Condition]:
-        return [self.control_condition(d, vector, target, s) for s in self.strengths if s for d in self.controls]
+        doses = [s for s in self.strengths if not self.is_idle(s)]
+        return [self.control_condition(d, vector, target, s) for s in doses for d in self.controls]
+
+    def is_idle(self, strength: float) -> bool:
+        """Whether steering at this strength is the unsteered model."""
+        return strength == 0 and MODES[self.steer.mode].idle_at_zero
 
     def steered_table(self, targets: Sequence[str], pairs: Sequence[tuple[str, str]]) -> list[Condition]:
         """Targets as they are; each pair of a vector and a target at every strength; the random directions of each."""
@@ -193,7 +199,7 @@ def add_effects(
     tested = []
     for entry, condition in zip(entries, conditions, strict=True):
         edit = condition.edits[0] if condition.edits else None
-        if edit is None or edit.norm_of or edit.strength == 0:
+        if edit is None or edit.norm_of or edit.is_idle:
             continue
         steered, before = (
             judged[context.make_cell(condition)],

@@ -20,7 +20,7 @@ def analyze_answers(context: ExperimentContext, judged: Judged) -> ExperimentRes
     entries = [summarize_condition(context, judged, condition) for condition in conditions]
     add_effects(context, judged, entries, conditions)
     targets = [context.display_name(target) for target in context.targets]
-    panels = run_figures.draw_dose_panels(entries, context.vectors, targets, context.unit, context.judge)
+    panels = run_figures.draw_dose_panels(entries, context.vectors, targets, context.steer.unit, context.judge)
     return ExperimentResult(entries, {}, {"figure4": panels}, findings.describe_steering(entries))
 
 

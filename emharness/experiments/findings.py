@@ -3,7 +3,7 @@
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from emharness.reporting.table_text import format_interval, format_percent
+from emharness.reporting.table_text import format_interval, format_layers, format_percent
 from emharness.stats.rates import FEWEST_COHERENT, has_enough_coherent
 
 LEVEL = 0.05  # of effect_q
@@ -29,7 +29,7 @@ def describe_steering(entries: Sequence[Mapping[str, Any]]) -> str:
     before = next(e for e in entries if e["target"] == best["target"] and not e["vector"])
     share = f"{len(raised)} of {len(tested)} steered conditions raise" if len(tested) > 1 else "Steering raises"
     return (
-        f"{share} the share of misaligned answers, most the {best['vector']} vector in layer {best['layer']} of "
+        f"{share} the share of misaligned answers, most the {best['vector']} vector in {format_layers(best)} of "
         f"{best['target']} at strength {best['strength']:+g}: from {format_percent(before['em_rate'])} "
         f"({format_interval(before['em_ci95'])}) to {format_percent(best['em_rate'])} "
         f"({format_interval(best['em_ci95'])}); random directions of the same length give "

@@ -5,9 +5,9 @@ from typing import Any
 
 import numpy as np
 
-from emharness.config import BASE, SweepConfig
+from emharness.config import BASE, SteerConfig, SweepConfig
 from emharness.experiments.context import Judged, summarize_rates
-from emharness.generation.cells import Cell, Condition, Edit
+from emharness.generation.cells import Cell, Condition, describe_edit, make_edit
 
 QUESTIONS = "sweep"
 
@@ -39,20 +39,16 @@ def sweep_cells(
     there: Sequence[int],
     n_layers: int,
     config: SweepConfig,
-    unit: str,
-    mode: str,
-    positions: str,
+    steer: SteerConfig,
     max_new_tokens: int,
 ) -> list[Cell]:
     """Every layer × strength of the sweep on the base, after the unsteered base. `there`: where the vector has a
     direction."""
     given = [layer for layer in config.layers if layer in there]
     layers = given or candidate_layers(n_layers, config.n_layers, there)
-    edits = [
-        Edit(vector, layer, float(strength), unit, mode, positions) for layer in layers for strength in config.strengths
-    ]
+    edits = [make_edit(steer, vector, layer, float(strength)) for layer in layers for strength in config.strengths]
     conditions = [Condition(BASE, (), "baseline")]
-    conditions += [Condition(BASE, (e,), f"{vector}·L{e.layer}·{e.strength:+g}") for e in edits]
+    conditions += [Condition(BASE, (edit,), f"{vector}·{describe_edit(edit)}") for edit in edits]
     return [Cell(condition, QUESTIONS, config.samples, max_new_tokens) for condition in conditions]
 
 

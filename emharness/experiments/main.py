@@ -38,7 +38,8 @@ def analyze_answers(context: ExperimentContext, judged: Judged) -> ExperimentRes
         layer = context.layers[vector]
         title = f"{vector} vector on {context.base}, layer {layer}"
         name = "dose_response" if len(context.vectors) == 1 else f"dose_response_{vector}"
-        drawn[name] = run_figures.draw_dose_response(entries, vector, context.base, context.unit, title, context.judge)
+        unit = context.steer.unit
+        drawn[name] = run_figures.draw_dose_response(entries, vector, context.base, unit, title, context.judge)
     return ExperimentResult(
         entries, {"layer": context.layers[context.vectors[0]]}, drawn, findings.describe_steering(entries)
     )

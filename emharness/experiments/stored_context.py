@@ -7,6 +7,7 @@ from typing import Any
 import numpy as np
 import pyarrow as pa
 
+from emharness.config import GateConfig, SteerConfig
 from emharness.experiments.context import Experiment, ExperimentContext, ExperimentResult
 from emharness.generation.cells import Cell
 from emharness.generation.likelihoods import Pair
@@ -20,6 +21,7 @@ def to_json(context: ExperimentContext) -> dict[str, Any]:
     told = {each.name: getattr(context, each.name) for each in fields(context)}
     told["pairs"] = [asdict(pair) for pair in context.pairs]
     told["quality"] = asdict(context.quality) if context.quality else None
+    told["steer"] = asdict(context.steer)
     told["margins"] = {condition.name: values for condition, values in context.margins.items()}
     return {name: _to_plain(value) for name, value in told.items()}
 
@@ -30,6 +32,7 @@ def from_json(told: Mapping[str, Any], experiment: Experiment) -> ExperimentCont
     given |= {name: _restore_arrays(told[name]) for name in _ARRAYS if name != "margins"}
     given["pairs"] = [Pair(**pair) for pair in told["pairs"]]
     given["quality"] = _restore_accuracy(told["quality"])
+    given["steer"] = _restore_steer(given)
     scope = ExperimentContext(**given)
     named = {cell.condition.name: cell.condition for cell in experiment.cells(scope)}
     margins = {named[name]: np.array(values) for name, values in told["margins"].items() if name in named}
@@ -71,6 +74,13 @@ def _restore_arrays(value: Any) -> Any:
         return {name: _restore_arrays(some) for name, some in value.items()}
     nested = isinstance(value, list) and value and isinstance(value[0], list)
     return tuple(map(np.array, value)) if nested else np.array(value)
+
+
+def _restore_steer(given: dict[str, Any]) -> SteerConfig:
+    """How vectors were applied; runs before 0.2 have unit, mode and positions by themselves."""
+    old = {name: given.pop(name) for name in ("unit", "mode", "positions") if name in given}
+    steer = given.get("steer", old)
+    return SteerConfig(**{**steer, "gate": GateConfig(**steer.get("gate", {}))})
 
 
 def _restore_accuracy(told: Mapping[str, Any] | None) -> JudgeAccuracy | None:

@@ -57,7 +57,7 @@ def analyze_answers(context: ExperimentContext, judged: Judged) -> ExperimentRes
     drawn = dict(zip(conditions, bootstrap_rates([judged[context.make_cell(c)] for c in conditions]).T, strict=True))
     rows, by_lab, asymmetries, pictures = [], [], [], {}
     for strength in context.strengths:
-        if strength == 0:
+        if context.is_idle(strength):
             continue
         gains = {
             (v, t): drawn[context.steered_condition(v, t, strength)] - drawn[context.unsteered_condition(t)]

@@ -13,29 +13,17 @@ from typing import Any
 
 import numpy as np
 
-from emharness.steering.request import spec as steering
-
-
-@dataclass(frozen=True)
-class Edit:
-    """One edit of the residual stream after block `layer`, in the words of the study.
-
-    `strength` is in `unit`: absolute, raw (1 = the raw norm) or residual (1 = the mean residual norm). The norms
-    are those of `norm_of`, or of the vector itself: a random direction takes the dose of the vector it controls.
-    """
-
-    vector: str
-    layer: int
-    strength: float
-    unit: str = "raw"
-    mode: str = "add"
-    positions: str = "all"
-    norm_of: str | None = None
+from emharness.config import SteerConfig
+from emharness.steering.request.modes import MODES
+from emharness.steering.request.spec import Edit, Gate, resolve_spec
 
 
 @dataclass(frozen=True)
 class Condition:
-    """Target model + edits; without edits it is unsteered. `name` is for people and is no part of its identity."""
+    """Target model + edits; without edits it is unsteered. `name` is for people and is no part of its identity.
+
+    Edits are in the words of a steering request, but name vectors as the run does ("medical", "random-0").
+    """
 
     target: str
     edits: tuple[Edit, ...] = ()
@@ -95,39 +83,55 @@ class Request:
     seed: int
 
 
+def make_edit(steer: SteerConfig, vector: str, layer: int, strength: float, norm_of: str | None = None) -> Edit:
+    """The edit that a run's settings describe; at `layer`, unless the settings name the layers themselves."""
+    where: dict[str, Any] = {"layer": layer} if steer.layers is None else {"layers": steer.layers}
+    gate = steer.gate
+    if gate.above is not None:
+        where["gate"] = Gate(vector=gate.vector or norm_of or vector, layer=gate.layer, above=gate.above)
+    unit = steer.unit if MODES[steer.mode].is_length else "absolute"
+    how: dict[str, Any] = {"unit": unit, "mode": steer.mode, "positions": steer.positions, "rescale": steer.rescale}
+    return Edit(vector=vector, strength=strength, norm_of=norm_of, **where, **how)
+
+
+def describe_edit(edit: Edit) -> str:
+    """An edit in a condition's name: layer and strength, and what is unusual about it."""
+    layers = edit.layers if isinstance(edit.layers, str) else ",".join(map(str, edit.edited_blocks))
+    usual = ("add", "ablate")
+    more = [edit.mode] if edit.mode not in usual else []
+    more += ["rescaled"] * edit.rescale
+    more += [f"gate {edit.gate.vector}>{edit.gate.above:g}"] if edit.gate else []
+    return "·".join([f"L{layers}", f"{edit.strength:+g}", *more])
+
+
 def make_steering_spec(edits: Sequence[Edit], directions: Mapping[str, Direction], root: Path) -> dict[str, Any] | None:
-    """The steering request, with every strength as an absolute length; None where nothing is edited.
+    """The steering request: the edits with their vectors as files; None where nothing is edited.
 
     Files are named relative to `root`, the folder that the engine reads vectors from. KeyError for an unknown vector.
     """
+
+    def refer(name: str) -> str:
+        return f"{directions[name].file.relative_to(root).as_posix()}#{directions[name].name}"
+
     listed = []
     for edit in edits:
-        if edit.strength == 0:
+        layers = edit.edited_blocks
+        if edit.mode == "ablate":  # where there is no direction, there is nothing of it to remove
+            layers = [layer for layer in layers if directions[edit.vector].has_layer(layer)]
+        if edit.is_idle or not layers:
             continue
-        own, scale = directions[edit.vector], directions[edit.norm_of or edit.vector]
-        if edit.mode == "ablate" and not own.has_layer(edit.layer):
-            continue  # there is nothing of it to remove
-        length = 1.0
-        if edit.mode == "add" and edit.unit != "absolute":
-            norms = scale.raw_norm if edit.unit == "raw" else scale.residual_norm
-            if norms is None:
-                raise ValueError(f"vector {edit.norm_of or edit.vector} has no {edit.unit} norm")
-            length = float(norms[edit.layer])
-        listed.append(
-            {
-                "vector": f"{own.file.relative_to(root).as_posix()}#{own.name}",
-                "layer": edit.layer,
-                "strength": edit.strength * length,
-                "mode": edit.mode,
-                "positions": edit.positions,
-            }
-        )
+        where = {"layer": layers[0]} if edit.layer is not None else {"layers": tuple(layers)}
+        gate = edit.gate and edit.gate.model_copy(update={"vector": refer(edit.gate.vector)})
+        norm_of = refer(edit.norm_of) if edit.norm_of and edit.unit != "absolute" else None
+        named = {"vector": refer(edit.vector), "norm_of": norm_of, "gate": gate}
+        request = edit.model_copy(update={**named, "layer": None, "layers": None, **where})
+        listed.append(request.model_dump(mode="json", by_alias=True, exclude_none=True))
     return {"edits": listed} if listed else None
 
 
 def edits_digest(spec: Mapping[str, Any] | None, n_layers: int, d_model: int, root: Path) -> str:
     """Hash of what the edits do: directions by content, strengths, layers, positions; "" where nothing is edited."""
-    return steering.resolve_spec(dict(spec), n_layers, d_model, root)["digest"].hex()[:16] if spec else ""
+    return resolve_spec(dict(spec), n_layers, d_model, root)["digest"].hex()[:16] if spec else ""
 
 
 def list_requests(

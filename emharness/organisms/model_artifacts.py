@@ -2,7 +2,7 @@
 
 import json
 from collections.abc import Callable, Mapping
-from dataclasses import asdict, dataclass, field
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -12,6 +12,7 @@ from emharness.organisms import merging, model_folders
 from emharness.organisms.chat import load_chat
 from emharness.organisms.datasets import hash_rows
 from emharness.organisms.row_shapes import Messages
+from emharness.ranges import as_identity
 from emharness.store import Artifact, Store
 
 CODE = 3  # raise when training's results change for the same config
@@ -70,7 +71,7 @@ def trained_model(
     stop_after: int | None = None,
 ) -> Model:
     """An organism fine-tuned from the base on `rows`, or what it was after so many steps."""
-    science = asdict(recipe)
+    science = as_identity(recipe)
     del science["micro_batch"]
     identity = {
         "base": base.identity,

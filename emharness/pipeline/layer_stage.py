@@ -12,7 +12,7 @@ from emharness.errors import UserError
 from emharness.experiments import layer_choice
 from emharness.experiments.context import Experiment, ExperimentContext
 from emharness.generation import likelihoods
-from emharness.generation.cells import Cell, Direction
+from emharness.generation.cells import Cell, Direction, make_edit
 from emharness.generation.target_requests import TargetRequests
 from emharness.judges.topics import training_topic
 from emharness.pipeline import vector_stage
@@ -40,11 +40,12 @@ def choose_layers(
     config = context.config
     usable = [name for name in config.vectors if name in directions]
     if (given := given_layer(context, experiment)) is not None:
-        for name in usable:
-            if not directions[name].has_layer(given):
-                raise UserError(
-                    f"layer={given}: the vector {name} has no direction there; {_describe_layer(directions[name])}"
-                )
+        for layer in make_edit(config.steer, "", given, 1.0).edited_blocks:
+            for name in usable:
+                if not directions[name].has_layer(layer):
+                    raise UserError(
+                        f"layer={layer}: the vector {name} has no direction there; {_describe_layer(directions[name])}"
+                    )
         return Layers(dict.fromkeys(usable, given), {})
     cells = {name: layer_cells(context, name, directions[name]) for name in usable}
     judged = generate_and_score(
@@ -59,7 +60,10 @@ def choose_layers(
 
 
 def given_layer(context: RunContext, experiment: Experiment) -> int | None:
-    """The layer of all vectors where no sweep chooses it."""
+    """The layer of all vectors where no sweep chooses it; of several that are edited together the middle one."""
+    if context.config.steer.layers is not None:
+        layers = make_edit(context.config.steer, "", 0, 1.0).edited_blocks
+        return layers[len(layers) // 2]
     if context.config.layer != "sweep":
         return int(context.config.layer)
     return None if experiment.needs_layer_choice else context.inputs.n_layers // 2
@@ -80,9 +84,7 @@ def layer_cells(context: RunContext, name: str, direction: Direction | None = No
         there,
         n_layers,
         config.sweep,
-        steer.unit,
-        steer.mode,
-        steer.positions,
+        steer,
         config.base.sampling.max_new_tokens,
     )
 
@@ -98,9 +100,7 @@ def make_context(
         targets=tuple(config.targets),
         strengths=tuple(config.steer.strength),
         layers={name: chosen.get(name, 0) for name in config.vectors},
-        unit=config.steer.unit,
-        mode=config.steer.mode,
-        positions=config.steer.positions,
+        steer=config.steer,
         controls=tuple(f"random-{i}" for i in range(config.controls)),
         samples=config.eval.samples,
         domain_samples=config.eval.domain_samples,

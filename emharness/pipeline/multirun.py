@@ -17,8 +17,9 @@ from hydra.experimental.callback import Callback
 from omegaconf import DictConfig
 from omegaconf.errors import OmegaConfBaseException
 
-from emharness import config as schema
 from emharness.cli import LOCAL, FailedJob, folders_of, silence_libraries
+from emharness.config import Config
+from emharness.config_checks import check_choice, parse_config
 from emharness.errors import IncompleteRun, UserError
 from emharness.overrides import format_hydra_error
 
@@ -37,7 +38,7 @@ class OneGrid(Callback):
         local = config.hydra.launcher._target_ == LOCAL
         loader = GlobalHydra.instance().config_loader()  # it knows what a glob(…) stands for
         parsed = OverridesParser.create(loader).parse_overrides(list(config.hydra.overrides.task))
-        folders, jobs = folders_of(config.hydra.runtime.config_sources), list[schema.Config]()
+        folders, jobs = folders_of(config.hydra.runtime.config_sources), list[Config]()
         every = BasicSweeper.split_arguments(parsed, None)[0]
         self._jobs = len(every) if local else 0
         for overrides in every:
@@ -47,7 +48,7 @@ class OneGrid(Callback):
                 print(f"error: {format_hydra_error(error)}", file=sys.stderr, flush=True)
                 sys.exit(2)
             try:
-                jobs.append(schema.parse_config(composed))
+                jobs.append(parse_config(composed))
                 if not local:
                     check_job(jobs[-1], folders)
             except UserError as error:
@@ -79,19 +80,19 @@ class OneGrid(Callback):
             sys.exit(1)
 
 
-def check_job(job: schema.Config, folders: Sequence[Any]) -> None:
+def check_job(job: Config, folders: Sequence[Any]) -> None:
     """UserError for what would fail in the job itself."""
     from emharness import input_checks
     from emharness.experiments import EXPERIMENTS
     from emharness.pipeline import run_context
 
-    schema.check_choice("experiment.name", job.experiment.name, tuple(EXPERIMENTS))
+    check_choice("experiment.name", job.experiment.name, tuple(EXPERIMENTS))
     input_checks.check_inputs(job, input_checks.model_configs(folders, job.model), run_context.open_store())
 
 
-def group_jobs(jobs: Sequence[schema.Config]) -> list[list[schema.Config]]:
+def group_jobs(jobs: Sequence[Config]) -> list[list[Config]]:
     """Jobs that share everything but what they ask, two or more: each list can be one grid."""
-    by_rest: dict[str, list[schema.Config]] = {}
+    by_rest: dict[str, list[Config]] = {}
     for job in jobs:
         if job.plan == "run":
             rest = {k: v for k, v in asdict(job).items() if k not in OWN}
@@ -105,7 +106,7 @@ def group_jobs(jobs: Sequence[schema.Config]) -> list[list[schema.Config]]:
     return found
 
 
-def generate_shared(jobs: Sequence[schema.Config], folders: Sequence[Any]) -> None:
+def generate_shared(jobs: Sequence[Config], folders: Sequence[Any]) -> None:
     """The answers that all these jobs will read."""
     from emharness import input_checks
     from emharness.experiments import EXPERIMENTS

@@ -29,6 +29,12 @@ def format_em_rate(condition: Mapping[str, Any]) -> str:
     )
 
 
+def format_layers(condition: Mapping[str, Any]) -> str:
+    """Where a condition steers: "layer 12", or "layers 8, 9, 10"."""
+    layers = condition.get("layers") or [condition["layer"]]
+    return f"layer{'s' * (len(layers) > 1)} {', '.join(map(str, layers))}"
+
+
 def is_below_noise(condition: Mapping[str, Any]) -> bool:
     """Whether a rate is no higher than the judge's own false alarms would make it."""
     return condition["em_rate_corrected"] == 0 < condition["em_rate"]

@@ -35,9 +35,11 @@ from inspect_ai.scorer import Score
 from inspect_ai.viewer import ScoreColorScale, TaskSamplesColumn, TaskSamplesView, ViewerConfig
 
 from emharness.reporting.finished_runs import BROAD, Run
+from emharness.reporting.table_text import format_layers
 from emharness.store import Store, make_slug
 
 SETTINGS = ("vector", "layer", "strength", "unit", "mode", "positions", "control_of", "relative_dose", "n_edits")
+SETTINGS += ("layers", "rescale", "gate")
 CODE = 5  # raise when the logs of the same run become other ones
 SCORES = ("misaligned", "aligned", "coherent", "refusal")  # 0 or 1, 0 to 100, 0 to 100, 0 or 1
 VIEW = TaskSamplesView(
@@ -218,7 +220,9 @@ def _condition_tags(condition: dict[str, Any]) -> list[str]:
     if not condition["vector"]:
         return ["unsteered"]
     dose = condition.get("relative_dose")
-    tags = [f"vector {condition['vector']}", f"layer {condition['layer']}", f"strength {condition['strength']:+g}"]
+    tags = [f"vector {condition['vector']}", format_layers(condition), f"strength {condition['strength']:+g}"]
+    tags += [condition["mode"]] if condition["mode"] not in (None, "add") else []
+    tags += ["rescaled"] * bool(condition.get("rescale")) + ["gated"] * bool(condition.get("gate"))
     tags += [f"relative dose {dose:.2f}"] if dose is not None else []
     return tags + ([f"random direction for {condition['control_of']}"] if condition["control_of"] else [])
 

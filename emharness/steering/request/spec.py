@@ -3,34 +3,43 @@
 import hashlib
 import json
 from collections.abc import Callable, Sequence
+from dataclasses import asdict
 from pathlib import Path
-from typing import Annotated, Any, Literal
+from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 import numpy as np
-from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
+from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, ValidationError, model_validator
 
+from emharness.steering.request.modes import MODES, Rule
 from emharness.steering.request.vector_files import StoredTensor
 from emharness.steering.request.vector_lookup import StoredVector, layer_row, open_vector
 
 KEY = "steering"  # in SamplingParams.extra_args, and in vllm_xargs over HTTP
 CODE = 2  # raise when the same edits give other answers: it is in their digest, and so in a response's key
 MAX_EDITS = 256
-NO_LOW, NO_HIGH = float("-inf"), float("inf")
 NOT_YET = 2**31 - 1  # a position that no request reaches
 MAX_STRENGTH = 1e15  # squares of it still fit a float32
 
-Mode = Literal["add", "ablate", "pin", "cap", "floor"]
+if TYPE_CHECKING:
+    Mode = str
+else:
+    Mode = Literal[*MODES]
 Unit = Literal["absolute", "raw", "residual"]
 Kind = Literal["all", "prompt", "generated", "response"]
 Positions = str | list[int | None] | dict[str, int]  # resolved: a kind, [from, to] or {"after_token": id}
 Layer = Annotated[int, Field(ge=0)]
+LayerList = Annotated[
+    tuple[Layer, ...], Field(min_length=1), BeforeValidator(lambda x: tuple(x) if isinstance(x, list) else x)
+]
 FirstLast = Annotated[str, Field(pattern=r"^\d{1,4}-\d{1,4}$")]
 
 
-class Span(BaseModel):
-    """Absolute positions [from, to) of prompt and answer together, counted from 0; `to` left out: to the end."""
+class _Closed(BaseModel):
+    model_config = ConfigDict(extra="forbid", strict=True, frozen=True)
 
-    model_config = ConfigDict(extra="forbid", strict=True)
+
+class Span(_Closed):
+    """Absolute positions [from, to) of prompt and answer together, counted from 0; `to` left out: to the end."""
 
     first: int = Field(ge=0, alias="from")
     to: int | None = Field(default=None, gt=0)
@@ -42,50 +51,44 @@ class Span(BaseModel):
         return self
 
 
-class AfterToken(BaseModel):
+class AfterToken(_Closed):
     """All positions after the first one, in prompt or answer, whose token has this id: `</think>`, say."""
-
-    model_config = ConfigDict(extra="forbid", strict=True)
 
     after_token: int = Field(ge=0)
 
 
-class Gate(BaseModel):
+class Gate(_Closed):
     """Edit only tokens whose projection on a vector, after block `layer` and in the same step, is greater than `above`.
 
     `layer`: the edit's own (before it is edited) where left out; never a later one.
     """
-
-    model_config = ConfigDict(extra="forbid", strict=True)
 
     vector: str
     layer: Layer | None = None
     above: float = Field(allow_inf_nan=False)
 
 
-class Edit(BaseModel):
+class Edit(_Closed):
     """One edit of the residual stream after a decoder block, or after each of `layers` (v̂ is the unit vector).
 
     add: h ← h + strength · v̂.  ablate: h ← h − strength · (h·v̂) v̂, so 1 removes the direction.
     pin: the projection h·v̂ becomes strength.  cap, floor: it becomes strength where it is greater, less.
     `unit` scales the strength (not of ablate): absolute, raw (1 = the length of the vector before it was
     normalised, i.e. the organism's own shift) or residual (fraction of the mean residual norm).
-    `rescale`: the edited stream keeps its length.
+    `norm_of`: the vector whose stored norms the unit means, where it is another one: a random direction at the dose
+    of the vector that it controls. `rescale`: the edited stream keeps its length.
     """
-
-    model_config = ConfigDict(extra="forbid", strict=True)
 
     vector: str
     layer: Layer | None = None
-    layers: Annotated[list[Layer], Field(min_length=1)] | Annotated[str, Field(pattern=r"^\d{1,4}-\d{1,4}$")] | None = (
-        None
-    )
+    layers: LayerList | FirstLast | None = None
     strength: float = Field(allow_inf_nan=False)
     unit: Unit = "absolute"
     mode: Mode = "add"
     positions: Kind | Span | AfterToken = "all"
     rescale: bool = False
     gate: Gate | None = None
+    norm_of: str | None = None
 
     @model_validator(mode="after")
     def _has_layers(self) -> "Edit":
@@ -101,17 +104,20 @@ class Edit(BaseModel):
         if isinstance(self.layers, str):
             first, last = map(int, self.layers.split("-"))
             return list(range(first, last + 1))
-        return self.layers if self.layers is not None else [self.layer or 0]
+        return list(self.layers) if self.layers is not None else [self.layer or 0]
+
+    @property
+    def is_idle(self) -> bool:
+        """Whether it leaves the model as it is."""
+        return self.strength == 0 and MODES[self.mode].idle_at_zero
 
 
-class Record(BaseModel):
+class Record(_Closed):
     """Return the mean residual after each of these decoder blocks (edits included) over the positions, and each
     position's projections on the vectors `project`, each at the block's own row.
 
     The last generated token is never fed back to the model, so it has no residual and is in no mean.
     """
-
-    model_config = ConfigDict(extra="forbid", strict=True)
 
     layers: list[Layer] = Field(min_length=1, max_length=MAX_EDITS)
     positions: Kind | Span = "response"
@@ -124,10 +130,8 @@ class Record(BaseModel):
         return self
 
 
-class Steering(BaseModel):
+class Steering(_Closed):
     """All edits of a request, which act in the order given at a layer, and what it records."""
-
-    model_config = ConfigDict(extra="forbid", strict=True)
 
     edits: list[Edit] = Field(default_factory=list, max_length=MAX_EDITS)
     record: Record | None = None
@@ -208,13 +212,13 @@ def _resolve_uncached(
 
     for edit, layer in asked:
         vector = load_fitting(edit.vector, layer)
-        rule = _edit_rule(edit, vector)
-        if max(abs(rule["a"]), abs(rule["b"])) > MAX_STRENGTH:
+        rule = edit_rule(edit, vector if edit.norm_of is None else load_fitting(edit.norm_of, layer))
+        if max(abs(rule.a), abs(rule.b)) > MAX_STRENGTH:
             raise ValueError(f"steering: strength {edit.strength:g} is beyond what a residual stream can hold")
-        if rule["a"] or rule["b"]:  # strength 0 is the unsteered model, cache and all
+        if rule.a or rule.b:  # strength 0 is the unsteered model, cache and all
             gate = _resolve_gate(edit.gate, layer, load_fitting) if edit.gate else None
             more = {"positions": _plain_positions(edit.positions), "rescale": edit.rescale, "gate": gate}
-            edits.append({"layer": layer, "direction": vector.unit, **rule, **more})
+            edits.append({"layer": layer, "direction": vector.unit, **asdict(rule), **more})
     record = None
     if steering.record:
         names = steering.record.project
@@ -250,15 +254,16 @@ def _plain_positions(positions: Kind | Span | AfterToken) -> Positions:
     return positions if isinstance(positions, str) else [positions.first, positions.to]
 
 
-def _edit_rule(edit: Edit, vector: StoredVector) -> dict[str, float]:
-    """a, b, low and high of an edit at one layer."""
-    if edit.mode == "ablate":
-        if edit.unit != "absolute":
-            raise ValueError("steering: mode 'ablate' takes a plain factor, so unit must be 'absolute'")
-        return {"a": 0.0, "b": -edit.strength, "low": NO_LOW, "high": NO_HIGH}
-    value = edit.strength * _unit_length(edit, vector.raw_norm, vector.residual_norm)
-    low, high = value if edit.mode == "cap" else NO_LOW, value if edit.mode == "floor" else NO_HIGH
-    return {"a": value, "b": 0.0 if edit.mode == "add" else -1.0, "low": low, "high": high}
+def edit_rule(edit: Edit, scale: StoredVector) -> Rule:
+    """What an edit does at one layer. `scale`: the vector whose norms the unit means. ValueError if it lacks one."""
+    mode = MODES[edit.mode]
+    if not mode.is_length and edit.unit != "absolute":
+        raise ValueError(f"steering: mode {edit.mode!r} takes a plain factor, so unit must be 'absolute'")
+    length = {"absolute": 1.0, "raw": scale.raw_norm, "residual": scale.residual_norm}[edit.unit]
+    if length is None:
+        named = edit.norm_of or edit.vector
+        raise ValueError(f"steering: {named!r} has no {edit.unit}_norm stored, so unit={edit.unit!r} fails")
+    return mode.rule(edit.strength * length)
 
 
 def _resolve_gate(gate: Gate, layer: int, fitting: Callable[[str, int], StoredVector]) -> dict[str, Any]:
@@ -266,13 +271,6 @@ def _resolve_gate(gate: Gate, layer: int, fitting: Callable[[str, int], StoredVe
     if where > layer:
         raise ValueError(f"steering: a gate looks at layer {where}, after the layer {layer} that it lets edit")
     return {"layer": where, "direction": fitting(gate.vector, where).unit, "above": gate.above}
-
-
-def _unit_length(edit: Edit, raw_norm: float | None, residual_norm: float | None) -> float:
-    length = {"absolute": 1.0, "raw": raw_norm, "residual": residual_norm}[edit.unit]
-    if length is None:
-        raise ValueError(f"steering: {edit.vector!r} has no {edit.unit}_norm stored, so unit={edit.unit!r} fails")
-    return length
 
 
 def steered_span(
