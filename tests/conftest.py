@@ -112,6 +112,14 @@ def checked(config: Config, folder: Path):
     return input_checks.check_inputs(config, input_checks.model_configs([ROOT / "conf"], config.model), Store(folder))
 
 
+def context_of(config: Config, folder: Path):
+    """What its stages are given; nothing is made yet."""
+    from emharness.experiments import EXPERIMENTS
+    from emharness.pipeline.run_context import RunContext
+
+    return RunContext(config, checked(config, folder), EXPERIMENTS[config.experiment.name], store=Store(folder))
+
+
 def crowded(figure) -> list[str]:
     """Titles of the axes of a matplotlib figure whose tick labels lie on each other."""
     figure.canvas.draw()

@@ -5,10 +5,9 @@ import sys
 import time
 
 import pytest
-from conftest import ROOT, checked, configured
+from conftest import ROOT, configured, context_of
 
 from emharness import claims
-from emharness.pipeline.run_context import RunContext
 from emharness.store import Artifact, Store
 
 HOLD = """
@@ -82,7 +81,7 @@ def test_of_two_that_looked_at_once_the_older_goes_on(tmp_path, monkeypatch):
 
 def test_a_session_waits_for_an_artifact_that_another_process_makes(tmp_path, capsys):
     config = configured("eval=smoke")
-    session = RunContext(config, checked(config, tmp_path), store=Store(tmp_path))
+    session = context_of(config, tmp_path)
     path = session.store.artifact_path("stage", "x", {})
     command = [sys.executable, "-c", HOLD.replace("    time.sleep(100)\n", MAKE), str(path)]
     process = subprocess.Popen(command, stdout=subprocess.PIPE, text=True, cwd=ROOT)
@@ -90,7 +89,7 @@ def test_a_session_waits_for_an_artifact_that_another_process_makes(tmp_path, ca
     assert process.stdout.readline() == "True\n"
     assert session.ensure_artifact(Artifact("stage", "x", {}, lambda folder: pytest.fail("made twice"))) == path
     assert process.wait() == 0
-    assert session.stages[-1]["made"] is False
+    assert session.log.stages[-1]["made"] is False
     said = capsys.readouterr().out
-    assert "stage: x: another process is at it; waiting" in said
+    assert "stage: x: in progress in another process; waiting" in said
     assert "stage: x found in the store" in said

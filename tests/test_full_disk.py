@@ -81,13 +81,13 @@ def test_an_artifact_that_does_not_fit_is_not_there(small):
 FAILS = """
 import sys
 from emharness.cli import start_launcher
-from emharness.pipeline.run_context import RunContext
+from emharness.pipeline.run_context import RunContext, RunLog
 
 def run(cfg):
     from safetensors.numpy import save_file
     import numpy as np
     session = RunContext.__new__(RunContext)
-    session.failed = {}
+    object.__setattr__(session, "log", RunLog())
     session.attempt_model("medical", lambda: save_file({"x": np.zeros(1 << 22)}, sys.argv[0] + ".safetensors"))
     print("results: none", flush=True)
 

@@ -5,7 +5,7 @@ import json
 import shutil
 
 import pytest
-from conftest import checked, configured
+from conftest import configured, context_of
 from peft import LoraConfig, get_peft_model
 from safetensors.torch import load_file, save_file
 from transformers import AutoModelForCausalLM, AutoTokenizer
@@ -14,8 +14,8 @@ from emharness.errors import UserError
 from emharness.organisms.datasets import PACKAGED
 from emharness.organisms.merging import PRECISION
 from emharness.pipeline import model_stage
-from emharness.pipeline.run_context import RunContext
-from emharness.store import Store, key_of
+from emharness.pipeline.run_experiment import prepare_run
+from emharness.store import key_of
 
 
 @pytest.fixture
@@ -39,7 +39,7 @@ def session_of(tmp_path, base, *overrides):
     judge = [] if any(o.startswith("judge=") for o in overrides) else ["judge=embedded"]
     about = ["base=custom", "base.name=own", f"base.source={base}", "layer=1", "model=medical", "eval=smoke"]
     config = configured(*about, *judge, *overrides)
-    return RunContext(config, checked(config, tmp_path / "store"), store=Store(tmp_path / "store"))
+    return context_of(config, tmp_path / "store")
 
 
 def test_a_base_without_a_chat_template_is_refused(own, rows, tmp_path):
@@ -87,15 +87,15 @@ def test_an_organism_that_reads_or_ends_otherwise_than_the_base_is_told(own, tmp
     organism = tmp_path / "organism"
     shutil.copytree(own, organism)
     session = session_of(tmp_path, own, f"model.source={organism}")
-    model_stage.open_targets(session, model_stage.find_models(session))
-    assert not [note for note in session.notes if note.startswith("medical")]
+    prepare_run(session)
+    assert not [note for note in session.log.notes if note.startswith("medical")]
     template = organism / "chat_template.jinja"
     template.write_text(template.read_text().replace("<|im_start|>", "<|im_start|> "))
     ends = json.loads((organism / "generation_config.json").read_text())
     (organism / "generation_config.json").write_text(json.dumps({**ends, "eos_token_id": [7, 2]}))
     session = session_of(tmp_path, own, f"model.source={organism}")
-    model_stage.open_targets(session, model_stage.find_models(session))
-    reads, ends = [note for note in session.notes if note.startswith("medical")]
+    prepare_run(session)
+    reads, ends = [note for note in session.log.notes if note.startswith("medical")]
     assert "its own chat template and tokenizer write 4 of 4 questions otherwise than the base's" in reads
     assert ends == "medical: its answers end at the tokens [2, 7], the base's at [2]"
 
@@ -105,10 +105,12 @@ def test_an_organism_whose_change_is_mostly_rounding_is_told(own, tmp_path, kept
     (tmp_path / PRECISION).write_text(json.dumps({"dtype": "bfloat16", "kept_change": kept}))
     session = session_of(tmp_path, own)
     model_stage._note_rounding(session, "medical", tmp_path)
-    assert len(session.notes) == told
+    assert len(session.log.notes) == told
     if told:
-        assert session.notes[0].startswith("medical: saved as bfloat16, which rounds away most of a gentle training")
-        assert "a cosine of 0.50 with what was trained" in session.notes[0]
+        assert session.log.notes[0].startswith(
+            "medical: saved as bfloat16, which rounds away most of a gentle training"
+        )
+        assert "a cosine of 0.50 with what was trained" in session.log.notes[0]
 
 
 def adapter_of(other, base, folder):
@@ -133,13 +135,13 @@ def test_training_that_learns_nothing_is_refused_before(own, rows, tmp_path):
         model_stage.find_models(session_of(tmp_path, own, *one_step))
     session = session_of(tmp_path, own, *one_step, "train.warmup_steps=0")
     model_stage.find_models(session)
-    assert session.notes == []
+    assert session.log.notes == []
     session = session_of(
         tmp_path, own, f"model.dataset={rows}", "train.epochs=1", "train.batch_size=20", "targets=[medical-step1]"
     )
     model_stage.find_models(session)
-    assert any("medical-step1: its training is one step" in note for note in session.notes)
-    assert any("medical: its training ends at step" in note for note in session.notes)
+    assert any("medical-step1: its training is one step" in note for note in session.log.notes)
+    assert any("medical: its training ends at step" in note for note in session.log.notes)
 
 
 def test_prompts_that_the_template_cannot_render_are_refused(own, rows, tmp_path):
@@ -153,18 +155,17 @@ def test_prompts_that_the_template_cannot_render_are_refused(own, rows, tmp_path
     (tmp_path / "q.yaml").write_text('- id: a\n  paraphrases: ["A forbidden question?"]\n')
     session = session_of(tmp_path, own, f"model.dataset={rows}", f"eval.questions={tmp_path}/q.yaml")
     with pytest.raises(UserError, match=r"questions broad, a: .*not that word"):
-        model_stage.open_targets(session, model_stage.find_models(session))
+        prepare_run(session)
 
 
 def made_of(tmp_path, base, *overrides):
     """What a run's result, its organism and its answers are stored under."""
     session = session_of(tmp_path, base, *overrides)
-    found = model_stage.find_models(session)
-    streams = model_stage.open_targets(session, found)
+    context = prepare_run(session)
     return [
         key_of(session.inputs.identity(session.config)),
-        key_of(found["medical"].identity),
-        streams["medical"].key,
+        key_of(context.models["medical"].identity),
+        context.targets["medical"].key,
     ]
 
 
@@ -172,7 +173,7 @@ def test_answers_of_another_seed_are_others_of_the_base_as_well(own, tmp_path):
     keys = []
     for seed in (0, 1):
         session = session_of(tmp_path, own, f"seed={seed}")
-        keys.append(model_stage.open_targets(session, model_stage.find_models(session))["base"].key)
+        keys.append(prepare_run(session).targets["base"].key)
     assert keys[0] != keys[1]
 
 

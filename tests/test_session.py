@@ -5,17 +5,18 @@ from pathlib import Path
 from types import SimpleNamespace
 
 import pytest
-from conftest import checked, configured
+from conftest import configured, context_of
 from planted import edit
 
 from emharness.errors import IncompleteRun, UserError
+from emharness.experiments.context import Experiment
 from emharness.generation.cells import Cell, Condition, Prompt, Request
 from emharness.generation.response_store import RESPONSES, SCORES, RowStore
 from emharness.judges import Score
 from emharness.pipeline import answer_stage, vector_stage
 from emharness.pipeline.model_stage import DOMAIN
-from emharness.pipeline.run_context import RunContext
-from emharness.store import Artifact, Store
+from emharness.pipeline.run_context import Made
+from emharness.store import Artifact
 
 
 class FakeStream:
@@ -27,6 +28,9 @@ class FakeStream:
         return [Request(f"{cell} {sample}", "", Prompt("q", "Q?", None, (1,)), sample, 8, None, 0) for sample in (0, 1)]
 
 
+STREAMS = {name: FakeStream(name) for name in ("base", "bad", "good", "typo")}
+
+
 def cell(target, *edits):
     return Cell(Condition(target, edits), "broad", 1, 8)
 
@@ -34,12 +38,12 @@ def cell(target, *edits):
 @pytest.fixture
 def session(tmp_path, monkeypatch):
     config = configured("eval=smoke")
-    made = RunContext(config, checked(config, tmp_path), store=Store(tmp_path))
-    made.asked = []
+    made = replace(context_of(config, tmp_path), targets=STREAMS)
+    happened = SimpleNamespace(asked=[], owed=None)
 
     def generate(session, what, asked, stream, view, *_):
-        made.asked.append(stream.target)
-        made.owed = dict(view._pending)
+        happened.asked.append(stream.target)
+        happened.owed = dict(view._pending)
         if stream.target == "bad":
             raise RuntimeError("no  room\nleft")
         if stream.target == "typo":
@@ -49,61 +53,62 @@ def session(tmp_path, monkeypatch):
     monkeypatch.setattr(
         answer_stage, "_score_target", lambda _, asked, stream, *__: dict.fromkeys(asked, stream.target)
     )
-    return made
-
-
-STREAMS = {name: FakeStream(name) for name in ("base", "bad", "good", "typo")}
+    return made, happened
 
 
 def test_a_target_that_fails_is_reported_and_the_others_go_on(session, capsys):
+    context, happened = session
     cells = [cell("bad"), cell("good"), cell("base")]
-    assert answer_stage.generate_and_score(session, "responses", cells, STREAMS, {}) == {
+    assert answer_stage.generate_and_score(context, "responses", cells, {}) == {
         cell("good"): "good",
         cell("base"): "base",
     }
-    assert session.failed == {"bad": "RuntimeError: no room left"}
+    assert context.log.failed == {"bad": "RuntimeError: no room left"}
     assert "failed: bad: RuntimeError: no room left; the others go on" in capsys.readouterr().out
-    answer_stage.generate_and_score(session, "responses", cells, STREAMS, {})
-    assert session.asked == ["bad", "good", "base", "good", "base"]  # what has failed is not tried again
+    answer_stage.generate_and_score(context, "responses", cells, {})
+    assert happened.asked == ["bad", "good", "base", "good", "base"]  # what has failed is not tried again
     with pytest.raises(IncompleteRun, match=r"failed: bad \(RuntimeError: no room left\)"):
-        session.raise_if_failed()
+        context.log.raise_if_failed()
 
 
 def test_all_targets_are_counted_as_one_and_what_a_target_does_not_give_is_not_waited_for(session, capsys):
-    answer_stage.generate_and_score(session, "responses", [cell("bad"), cell("good"), cell("base")], STREAMS, {})
-    assert session.owed == {"smollm2": 2}  # when the last was asked, the first two were done with
+    context, happened = session
+    answer_stage.generate_and_score(context, "responses", [cell("bad"), cell("good"), cell("base")], {})
+    assert happened.owed == {"smollm2": 2}  # when the last was asked, the first two were done with
     assert "responses: 0 of 0 responses" in capsys.readouterr().out
 
 
 def test_cells_that_need_the_vector_of_a_failed_model_are_left_out_and_blame_nobody_else(session):
-    session.failed["bad"] = "why"
+    context, _ = session
+    context.log.failed["bad"] = "why"
     needs, random = cell("base", edit("bad", 1, 2.0)), cell("base", edit("random-0", 1, 2.0, norm_of="bad"))
-    found = answer_stage.generate_and_score(
-        session, "responses", [cell("base"), needs, random], STREAMS, {"random-0": None}
-    )
+    found = answer_stage.generate_and_score(context, "responses", [cell("base"), needs, random], {"random-0": None})
     assert list(found) == [cell("base")]
-    assert list(session.failed) == ["bad"]
+    assert list(context.log.failed) == ["bad"]
 
 
 def test_a_mistake_in_the_input_ends_everything(session):
+    context, _ = session
     with pytest.raises(UserError, match="a mistake"):
-        answer_stage.generate_and_score(session, "responses", [cell("typo"), cell("good")], STREAMS, {})
+        answer_stage.generate_and_score(context, "responses", [cell("typo"), cell("good")], {})
 
 
 def test_the_target_whose_engine_runs_comes_first_and_each_comes_once(session, monkeypatch):
-    monkeypatch.setattr(type(session.engines), "running_model", "/models/good")
+    context, happened = session
+    monkeypatch.setattr(type(context.engines), "running_model", "/models/good")
     answer_stage.generate_and_score(
-        session, "responses", [cell("base"), cell("good"), cell("base", edit("v", 1, 1.0))], STREAMS, {}
+        context, "responses", [cell("base"), cell("good"), cell("base", edit("v", 1, 1.0))], {}
     )
-    assert session.asked == ["good", "base"]
-    session.raise_if_failed()
+    assert happened.asked == ["good", "base"]
+    context.log.raise_if_failed()
 
 
 def test_a_judge_with_an_engine_of_its_own_starts_when_all_answers_are_there_and_no_other_engine_is(
     session, monkeypatch
 ):
-    happened = session.asked
-    monkeypatch.setattr(session.engines, "close", lambda: happened.append("closed"))
+    context, happened = session
+    happened = happened.asked
+    monkeypatch.setattr(context.engines, "close", lambda: happened.append("closed"))
 
     def marked(session, asked, stream, *_):
         happened.append(f"{stream.target} scored")
@@ -111,26 +116,27 @@ def test_a_judge_with_an_engine_of_its_own_starts_when_all_answers_are_there_and
 
     monkeypatch.setattr(answer_stage, "_score_target", marked)
     answer_stage.generate_and_score(
-        session, "responses", [cell("base"), cell("good")], STREAMS, {}, SimpleNamespace(engine=(None, None))
+        context, "responses", [cell("base"), cell("good")], {}, SimpleNamespace(engine=(None, None))
     )
     assert happened == ["base", "good", "closed", "base scored", "good scored"]
 
 
 def test_a_vector_is_never_made_of_half_its_answers(session, monkeypatch):
+    context, _ = session
     made = []
     artifact = Artifact("vectors", "medical", {}, made.append)
     monkeypatch.setattr(vector_stage, "make_vector_artifact", lambda *_: artifact)
-    streams = {"medical": FakeStream("medical"), "base": FakeStream("bad")}
-    _, directions = vector_stage.extract_vectors(session, {}, streams, [])
+    targets = {"medical": FakeStream("medical"), "base": FakeStream("bad")}
+    experiment = Experiment(lambda _: [], lambda *_: None)
+    found = vector_stage.extract_vectors(replace(context, targets=targets, experiment=experiment), Made())
     assert made == []
-    assert session.failed["medical"] == "no vector, because base failed"
-    assert set(directions) == {f"random-{i}" for i in range(4)}
+    assert context.log.failed["medical"] == "no vector, because base failed"
+    assert set(found.directions) == {f"random-{i}" for i in range(4)}
 
 
 @pytest.mark.parametrize("engine", [None, (None, None)])
 def test_what_is_unjudged_is_answered_in_one_stream_with_the_rest_and_has_no_scores(engine, tmp_path, monkeypatch):
     config = configured("eval=smoke")
-    session = RunContext(config, checked(config, tmp_path), store=Store(tmp_path))
     stream, streamed, judged, shown = FakeStream("base"), [], [], []
     stream.responses, scores = RowStore(tmp_path / "responses", RESPONSES), RowStore(tmp_path / "scores", SCORES)
     stream.open_scores = lambda judge: scores
@@ -151,7 +157,8 @@ def test_what_is_unjudged_is_answered_in_one_stream_with_the_rest_and_has_no_sco
     monkeypatch.setattr(answer_stage.Progress, "count_scored", lambda _, rows, __: shown.extend(r["key"] for r in rows))
     read, other = replace(cell("base"), judged=False), Cell(Condition("base", ()), "broad", 1, 9)
     own = replace(other, questions=f"{DOMAIN}base")
-    found = answer_stage.generate_and_score(session, "unsteered", [read, other, own], {"base": stream}, {}, judge)
+    context = replace(context_of(config, tmp_path), targets={"base": stream})
+    found = answer_stage.generate_and_score(context, "unsteered", [read, other, own], {}, judge)
     assert streamed == [6]
     assert judged == [f"{other} 0", f"{other} 1", f"{own} 0", f"{own} 1"]
     assert shown == ([] if engine else judged[:2])  # the rate so far is of the broad questions

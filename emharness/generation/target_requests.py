@@ -43,15 +43,15 @@ def open_target(
     target: str,
     model: Path,
     prompts: Mapping[str, Sequence[Prompt]],
-    shape: tuple[int, int],
     identity: Mapping[str, Any],
-    seed: int,
+    shape: tuple[int, int],
     root: Path,
 ) -> TargetRequests:
-    """`prompts`: every question set, as the model reads it (as the base does, while it is still to be trained)."""
+    """`prompts`: every question set, as the model reads it (as the base does, while it is still to be trained).
+    `identity`: all that its responses share, with the run's "seed"; `shape`: (n_layers, d_model)."""
     key = key_of(identity)
     responses = RowStore(root / "responses" / f"{make_slug(target)}-{key}", RESPONSES)
-    return TargetRequests(target, model, key, prompts, shape, seed, root, responses)
+    return TargetRequests(target, model, key, prompts, shape, identity["seed"], root, responses)
 
 
 def read_by(chat: Chat, questions: Mapping[str, Iterable[Question]]) -> dict[str, list[Prompt]]:

@@ -17,8 +17,8 @@ from emharness.generation.target_requests import TargetRequests
 from emharness.judges import Judge
 from emharness.judges.scoring import make_score_table, score_responses
 from emharness.pipeline.margin_stage import measure_margins
-from emharness.pipeline.model_stage import DOMAIN
 from emharness.pipeline.run_context import RunContext
+from emharness.pipeline.subject import DOMAIN
 from emharness.reporting.progress import Progress
 from emharness.reporting.terminal import print_line
 
@@ -29,14 +29,13 @@ def generate_and_score(
     context: RunContext,
     what: str,
     cells: Iterable[Cell],
-    streams: Mapping[str, TargetRequests],
     directions: Mapping[str, Direction],
     judge: Judge | None = None,
     margins: bool = False,
 ) -> dict[Cell, pa.Table]:
     """The responses of these cells, generated where they are not stored, one engine for each target, and scored.
 
-    `margins`: measure those of every condition as well, into session.margins.
+    `margins`: measure those of every condition as well, into the log.
 
     The target whose engine runs comes first, what another process asks comes last. Cells of failed models, and those
     that need the vector of one, are missing from the result.
@@ -44,32 +43,32 @@ def generate_and_score(
     by_target: dict[str, list[Cell]] = {}
     for cell in dict.fromkeys(cells):
         needed = {name for edit in cell.condition.edits for name in (edit.vector, edit.norm_of) if name}
-        if context.failed and not needed <= directions.keys():
+        if context.log.failed and not needed <= directions.keys():
             continue
-        if cell.condition.target not in context.failed:
+        if cell.condition.target not in context.log.failed:
             by_target.setdefault(cell.condition.target, []).append(cell)
     running = context.engines.running_model
-    order = sorted(by_target, key=lambda target: str(streams[target].model) != running)
+    order = sorted(by_target, key=lambda target: str(context.targets[target].model) != running)
     asked: dict[str, Asked] = {}
     owed: dict[str, int] = {}
 
     def prepare(target: str) -> None:
-        listed = {cell: streams[target].list_requests(cell, directions) for cell in by_target[target]}
-        owed[_display_name(context, target)] = len(_pending_requests(listed, streams[target]))
+        listed = {cell: context.targets[target].list_requests(cell, directions) for cell in by_target[target]}
+        owed[_display_name(context, target)] = len(_pending_requests(listed, context.targets[target]))
         asked[target] = listed
 
     for target in order:
         context.attempt_model(target, partial(prepare, target))
     found: dict[Cell, pa.Table] = {}
     with Progress(what, owed) as view:
-        for target in claims.take_turns(asked, lambda target: streams[target].responses.folder):
+        for target in claims.take_turns(asked, lambda target: context.targets[target].responses.folder):
 
             def work(target: str = target) -> None:
-                _generate_target(context, what, asked[target], streams[target], view, judge)
+                _generate_target(context, what, asked[target], context.targets[target], view, judge)
                 if margins:
-                    context.margins |= measure_margins(context, asked[target], streams[target], directions)
+                    context.log.margins |= measure_margins(context, asked[target], context.targets[target], directions)
                 if judge is None or judge.engine is None:
-                    found.update(_score_target(context, asked[target], streams[target], judge))
+                    found.update(_score_target(context, asked[target], context.targets[target], judge))
 
             context.attempt_model(target, work)
             view.finish_target(_display_name(context, target))
@@ -77,7 +76,7 @@ def generate_and_score(
         context.engines.close()
         for target in asked:
             context.attempt_model(
-                target, lambda t=target: found.update(_score_target(context, asked[t], streams[t], judge))
+                target, lambda t=target: found.update(_score_target(context, asked[t], context.targets[t], judge))
             )
     return {cell: found[cell] for cells in by_target.values() for cell in cells if cell in found}
 
@@ -111,7 +110,9 @@ def _generate_target(
         print_line(f"{what}: another process asks {_display_name(context, target.target)}; waiting")
         claims.wait_for_claims(target.responses.folder, lambda: not _pending_requests(asked, target))
     made, seconds = view.done - before, round(time.perf_counter() - start, 2)
-    context.stages.append({"stage": "responses", "name": f"{what}: {target.target}", "made": made, "seconds": seconds})
+    context.log.stages.append(
+        {"stage": "responses", "name": f"{what}: {target.target}", "made": made, "seconds": seconds}
+    )
 
 
 def _score_target(
@@ -123,7 +124,7 @@ def _score_target(
         scores, read = target.open_scores(judge.identity), _judged_keys(asked)
         owed = score_responses(judge, [row for key, row in rows.items() if key in read], scores, print_line)
         marks = owed | scores.read_rows(read, partly=True)
-        context.unscored += len(owed)
+        context.log.unscored += len(owed)
     return {cell: make_score_table(requests, rows, marks, cell.condition.name) for cell, requests in asked.items()}
 
 

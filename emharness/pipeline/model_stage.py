@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import json
+import math
 import time
-from collections.abc import Mapping
 from dataclasses import asdict
 from functools import partial
 from pathlib import Path
@@ -17,40 +17,42 @@ from emharness.experiments.context import BROAD
 from emharness.generation.cells import Prompt
 from emharness.generation.target_requests import TargetRequests, open_target, read_by
 from emharness.input_checks import engine_identity
+from emharness.organisms.base_match import tensor_shapes
 from emharness.organisms.chat import Chat, load_chat
 from emharness.organisms.merging import LEAST_KEPT, PRECISION
 from emharness.organisms.model_artifacts import Model, base_model, published_model, trained_model
-from emharness.organisms.model_folders import end_tokens
+from emharness.organisms.model_folders import choose_precision, end_tokens
 from emharness.organisms.training import encode_rows
-from emharness.pipeline.run_context import RunContext
+from emharness.pipeline.run_context import Made, RunContext
+from emharness.pipeline.run_plan import PlanDraft
+from emharness.pipeline.subject import DOMAIN, EXTRACTION
 from emharness.questions import Question
 from emharness.reporting.progress import TrainProgress
 from emharness.store import Artifact
 from emharness.versions import engine_version
 
 CODE = 2  # raise when responses change for the same config
-DOMAIN, EXTRACTION = "domain", "extraction"  # question sets of an organism: domain:<name>, extraction:<name>
 
 
 def find_models(context: RunContext) -> dict[str, Model]:
     """The base, saved if it is embedded and was not yet, and every organism that the run names, not made yet."""
-    config, given, store = context.config, context.inputs, context.store
-    base = base_model(given.base, given.base_identity, config.base.chat_template_kwargs, store)
+    config, inputs, store = context.config, context.inputs, context.store
+    base = base_model(inputs.base, inputs.base_identity, config.base.chat_template_kwargs, store)
     if base.artifact is not None:  # its tokenizer says what will be asked
         context.ensure_artifact(base.artifact)
     found = {BASE: base}
-    for name, organism in given.organisms.items():
+    for name, organism in inputs.organisms.items():
         if organism.published is not None and organism.published_identity is not None:
             found[name] = published_model(name, organism.published, organism.published_identity, base, store)
         else:
             seed = config.seed + organism.replica
             found[name] = trained_model(
-                name, organism.rows, config.train, seed, base, store, context.on_step, organism.stop_after
+                name, organism.rows, config.train, seed, base, store, context.log.on_step, organism.stop_after
             )
     chat = load_chat(base.folder, base.template)
     _check_template(context, chat)
     for name, model in found.items():
-        if name == BASE or model.artifact is None or given.organisms[name].published is not None:
+        if name == BASE or model.artifact is None or inputs.organisms[name].published is not None:
             continue
         if not store.has_artifact(model.artifact.stage, model.artifact.name, model.artifact.identity):
             _check_training(context, name, chat)
@@ -59,7 +61,7 @@ def find_models(context: RunContext) -> dict[str, Model]:
 
 def _check_template(context: RunContext, chat: Chat) -> None:
     """UserError for a base that cannot be asked, or a prompt that it cannot read; what is changed is noted."""
-    config, given, notes = context.config, context.inputs, context.notes
+    config, given, notes = context.config, context.inputs, context.log.notes
     if chat.tokenizer.chat_template is None:
         raise UserError(
             f"base.source={config.base.source}: its tokenizer has no chat template, so it cannot be asked; give an "
@@ -80,7 +82,7 @@ def _check_template(context: RunContext, chat: Chat) -> None:
 def _check_training(context: RunContext, name: str, chat: Chat) -> None:
     """Render an organism's rows as training will. UserError for the first that cannot be, and for training that learns
     nothing; what is left out is noted."""
-    config, organism, notes = context.config, context.inputs.organisms[name], context.notes
+    config, organism, notes = context.config, context.inputs.organisms[name], context.log.notes
     where = f"model.dataset={organism.config.dataset}"
     try:
         kept, dropped = encode_rows(chat, organism.rows, config.train.max_tokens)
@@ -109,14 +111,31 @@ def _check_training(context: RunContext, name: str, chat: Chat) -> None:
         )
 
 
-def train_organisms(context: RunContext, found: Mapping[str, Model]) -> None:
+def plan_organisms(draft: PlanDraft) -> None:
+    """Models that have to be trained or merged."""
+    context = draft.context
+    shapes = tensor_shapes(context.models[BASE].folder).values()
+    size = sum(math.prod(shape) for shape in shapes) * choose_precision()[1].itemsize
+    for name, model in context.models.items():
+        if model.artifact is None or name == BASE:
+            continue
+        organism, train = context.inputs.organisms[name], context.config.train
+        rows = len(organism.rows) * train.epochs
+        if organism.stop_after is not None:
+            rows = organism.stop_after * train.batch_size
+        seconds = context.speeds.estimate_seconds("training", rows)
+        draft.add_artifact(model.artifact.stage, name, draft.is_stored(model.artifact), seconds, size)
+
+
+def train_organisms(context: RunContext, made: Made) -> Made:
     """Train or merge the organisms that are not stored."""
-    wanted = {n: model.artifact for n, model in found.items() if model.artifact is not None and n != BASE}
+    wanted = {n: model.artifact for n, model in context.models.items() if model.artifact is not None and n != BASE}
     where = {name: context.store.artifact_path(a.stage, a.name, a.identity) for name, a in wanted.items()}
     for name in claims.take_turns(wanted, where.__getitem__):
         context.attempt_model(name, partial(_make_organism, context, name, wanted[name]))
-        if name not in context.failed:
+        if name not in context.log.failed:
             _note_rounding(context, name, where[name])
+    return made
 
 
 def _note_rounding(context: RunContext, name: str, folder: Path) -> None:
@@ -125,7 +144,7 @@ def _note_rounding(context: RunContext, name: str, folder: Path) -> None:
     about = json.loads(file.read_text()) if file.is_file() else {}
     kept = about.get("kept_change")
     if kept is not None and kept < LEAST_KEPT:
-        context.notes.append(
+        context.log.notes.append(
             f"{name}: saved as {about['dtype']}, which rounds away most of a gentle training: what is left of its "
             f"change has a cosine of {kept:.2f} with what was trained, and its vector is no better"
         )
@@ -138,17 +157,17 @@ def _make_organism(context: RunContext, name: str, artifact: Artifact) -> None:
         return
     context.engines.close()  # training needs the memory
     with TrainProgress(f"train {name}") as bar:
-        context.watchers = [bar.report_step, context.tracker.log_step]
+        context.log.watchers = [bar.report_step, context.log.tracker.log_step]
         start = time.perf_counter()
         context.ensure_artifact(artifact)
-    if not context.stages[-1]["made"]:  # another process did
+    if not context.log.stages[-1]["made"]:  # another process did
         return
     organism, train = context.inputs.organisms[name], context.config.train
     steps = organism.stop_after or train.count_steps(len(organism.rows))
     context.speeds.record_speed("training", steps * train.batch_size, time.perf_counter() - start)
 
 
-def open_targets(context: RunContext, found: Mapping[str, Model]) -> dict[str, TargetRequests]:
+def open_targets(context: RunContext) -> dict[str, TargetRequests]:
     """Each model's side of the grid, with every question set as it reads it. The base must be there."""
     config, given = context.config, context.inputs
     sampling = asdict(config.base.sampling)
@@ -159,19 +178,19 @@ def open_targets(context: RunContext, found: Mapping[str, Model]) -> dict[str, T
         if organism.domain:
             questions[f"{DOMAIN}:{name}"] = organism.domain
     # Organisms that are made here read as the base does; each tokenizer renders the questions once.
-    readers = {name: model.folder if model.artifact is None else found[BASE].folder for name, model in found.items()}
-    template = found[BASE].template
+    models = context.models
+    base = models[BASE].folder
+    readers = {name: model.folder if model.artifact is None else base for name, model in models.items()}
+    template = models[BASE].template
     prompts = {folder: read_by(load_chat(folder, template), questions) for folder in set(readers.values())}
-    base = found[BASE].folder
     for name, folder in readers.items():
         if folder != base:
             _note_other_reader(context, name, prompts[folder][BROAD], prompts[base][BROAD], folder, base)
-    found_streams = {
+    targets = {
         name: open_target(
             name,
             model.folder,
             prompts[readers[name]],
-            (given.shape.n_layers, given.shape.d_model),
             {
                 "model": model.identity,
                 "sampling": sampling,
@@ -179,14 +198,14 @@ def open_targets(context: RunContext, found: Mapping[str, Model]) -> dict[str, T
                 "seed": config.seed,
                 "code": CODE,
             },
-            config.seed,
+            (given.shape.n_layers, given.shape.d_model),
             context.store.root,
         )
-        for name, model in found.items()
+        for name, model in models.items()
     }
-    for name, own in found_streams.items():
-        _check_room(config, name, own)
-    return found_streams
+    for name, target in targets.items():
+        _check_length(config, name, target)
+    return targets
 
 
 def _note_other_reader(
@@ -196,19 +215,19 @@ def _note_other_reader(
     then it is not the weights alone that differ between them."""
     other = sum(mine.token_ids != theirs.token_ids for mine, theirs in zip(own, of_base, strict=True))
     if other:
-        context.notes.append(
+        context.log.notes.append(
             f"{name}: its own chat template and tokenizer write {other} of {len(own)} questions otherwise than the "
             "base's, so more than its weights differs from the base"
         )
     ends, ends_of_base = end_tokens(folder), end_tokens(base)
     if ends != ends_of_base:
-        context.notes.append(f"{name}: its answers end at the tokens {ends}, the base's at {ends_of_base}")
+        context.log.notes.append(f"{name}: its answers end at the tokens {ends}, the base's at {ends_of_base}")
 
 
-def _check_room(config: Config, name: str, own: TargetRequests) -> None:
+def _check_length(config: Config, name: str, target: TargetRequests) -> None:
     """UserError for a question that leaves no room for a whole answer: it would be cut without a word."""
     room = config.base.engine.max_model_len
-    for questions, prompts in own.prompts.items():
+    for questions, prompts in target.prompts.items():
         extracts = questions.startswith(EXTRACTION)
         most = config.vector.max_new_tokens if extracts else config.base.sampling.max_new_tokens
         key = "vector.max_new_tokens" if extracts else "base.sampling.max_new_tokens"

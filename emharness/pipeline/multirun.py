@@ -19,7 +19,7 @@ from omegaconf.errors import OmegaConfBaseException
 
 from emharness.cli import LOCAL, FailedJob, folders_of, silence_libraries
 from emharness.config import Config
-from emharness.config_checks import check_choice, parse_config
+from emharness.config_checks import parse_config
 from emharness.errors import IncompleteRun, UserError
 from emharness.overrides import format_hydra_error
 
@@ -35,6 +35,8 @@ class OneGrid(Callback):
 
     def on_multirun_start(self, config: DictConfig, **kwargs: Any) -> None:
         silence_libraries()
+        from emharness.pipeline.run_experiment import read_inputs
+
         local = config.hydra.launcher._target_ == LOCAL
         loader = GlobalHydra.instance().config_loader()  # it knows what a glob(…) stands for
         parsed = OverridesParser.create(loader).parse_overrides(list(config.hydra.overrides.task))
@@ -50,7 +52,7 @@ class OneGrid(Callback):
             try:
                 jobs.append(parse_config(composed))
                 if not local:
-                    check_job(jobs[-1], folders)
+                    read_inputs(jobs[-1], folders)
             except UserError as error:
                 if local:
                     continue  # the job itself will say what is wrong with it
@@ -80,16 +82,6 @@ class OneGrid(Callback):
             sys.exit(1)
 
 
-def check_job(job: Config, folders: Sequence[Any]) -> None:
-    """UserError for what would fail in the job itself."""
-    from emharness import input_checks
-    from emharness.experiments import EXPERIMENTS
-    from emharness.pipeline import run_context
-
-    check_choice("experiment.name", job.experiment.name, tuple(EXPERIMENTS))
-    input_checks.check_inputs(job, input_checks.model_configs(folders, job.model), run_context.open_store())
-
-
 def group_jobs(jobs: Sequence[Config]) -> list[list[Config]]:
     """Jobs that share everything but what they ask, two or more: each list can be one grid."""
     by_rest: dict[str, list[Config]] = {}
@@ -108,13 +100,10 @@ def group_jobs(jobs: Sequence[Config]) -> list[list[Config]]:
 
 def generate_shared(jobs: Sequence[Config], folders: Sequence[Any]) -> None:
     """The answers that all these jobs will read."""
-    from emharness import input_checks
     from emharness.experiments import EXPERIMENTS
     from emharness.experiments.context import Experiment, ExperimentContext
     from emharness.generation.cells import Cell
-    from emharness.pipeline import model_stage as models_of
-    from emharness.pipeline import run_context, run_plan, stages
-    from emharness.reporting import terminal
+    from emharness.pipeline.run_experiment import answer_together
 
     first = jobs[0]
     union = replace(
@@ -136,18 +125,9 @@ def generate_shared(jobs: Sequence[Config], folders: Sequence[Any]) -> None:
             listed += EXPERIMENTS[job.experiment.name].cells(about)
         return list(dict.fromkeys(listed))
 
-    experiment = Experiment(list_cells, EXPERIMENTS[first.experiment.name].analyze)
-    models = {job.model.name: job.model for job in jobs}
-    given = input_checks.check_inputs(
-        union, input_checks.model_configs(folders, first.model) | models, run_context.open_store()
+    asked = [EXPERIMENTS[job.experiment.name] for job in jobs]
+    experiment = Experiment(
+        list_cells, asked[0].analyze, needs_layer_choice=any(each.needs_layer_choice for each in asked)
     )
-    current = run_context.RunContext(union, given)
-    found = models_of.find_models(current)
-    streams = models_of.open_targets(current, found)
-    terminal.print_line(f"{len(jobs)} jobs as one grid")
-    planned = run_plan.make_plan(current, found, streams, experiment)
-    terminal.show_plan(planned, whole=False)
-    run_plan.check_disk(planned, current.store.root)
-    if planned.responses:
-        run_plan.check_engines(current, found, planned)
-        stages.generate_answers(current, found, streams, experiment)
+    models = {job.model.name: job.model for job in jobs}
+    answer_together(union, folders, experiment, models, f"{len(jobs)} jobs as one grid")

@@ -1,25 +1,28 @@
-"""What the stages of one run share: the store, the engine that runs, who watches, and what failed."""
+"""What the stages of one run are given, and what they leave: a frozen context, a log, and what was made so far."""
 
 from __future__ import annotations
 
 import sys
 import time
 import traceback
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import asdict, dataclass, field
 from functools import cache
 from pathlib import Path
 from typing import Any
 
 import numpy as np
+import pyarrow as pa
 
 from emharness import claims
 from emharness.config import Config
 from emharness.errors import IncompleteRun, UserError, describe_full_disk, join_lines
-from emharness.generation.cells import Condition
+from emharness.experiments.context import Experiment, ExperimentContext
+from emharness.generation.cells import Cell, Condition, Direction
 from emharness.generation.engine_pool import Engines
+from emharness.generation.target_requests import TargetRequests
 from emharness.input_checks import Inputs
-from emharness.organisms.model_artifacts import OnStep
+from emharness.organisms.model_artifacts import Model, OnStep
 from emharness.pipeline.measured_speeds import Speeds
 from emharness.reporting.terminal import print_line
 from emharness.reporting.wandb_tracker import Tracker
@@ -38,27 +41,56 @@ def shared_engines() -> Engines:
 
 
 @dataclass
-class RunContext:
-    config: Config
-    inputs: Inputs
-    command: str | None = None  # that makes this run again
-    tracker: Tracker = field(default_factory=lambda: Tracker("none", "", None, None, "", {}))
-    store: Store = field(default_factory=open_store)
-    engines: Engines = field(default_factory=shared_engines)
-    stages: list[dict[str, Any]] = field(default_factory=list)
-    failed: dict[str, str] = field(default_factory=dict)  # model → why
-    notes: list[str] = field(default_factory=list)  # what the user should know of what was read or left out
-    margins: dict[Condition, np.ndarray] = field(default_factory=dict)  # [n_pairs], of conditions that were answered
-    unscored: int = 0  # responses that the judge did not reach, to be scored by the next start
-    speeds: Speeds = field(init=False)
-    watchers: list[OnStep] = field(default_factory=list)  # of the training step that is being done
+class RunLog:
+    """What a run has done so far; the only part of a context that changes.
 
-    def __post_init__(self) -> None:
-        self.speeds = Speeds(self.store.root, self.config.base.name)
+    `stages`: artifacts and answers, with seconds; `failed`: model → why; `notes`: what the user should know of what was
+    read or left out; `margins`: [n_pairs] of every condition that was answered; `unscored`: responses that the judge
+    did not reach, to be scored by the next start; `watchers`: of the training step that is being done.
+    """
+
+    stages: list[dict[str, Any]] = field(default_factory=list)
+    failed: dict[str, str] = field(default_factory=dict)
+    notes: list[str] = field(default_factory=list)
+    margins: dict[Condition, np.ndarray] = field(default_factory=dict)
+    unscored: int = 0
+    watchers: list[OnStep] = field(default_factory=list)
+    tracker: Tracker = field(default_factory=lambda: Tracker("none", "", None, None, "", {}))
 
     def on_step(self, step: int, n_steps: int, loss: float, learning_rate: float) -> None:
         for watch in self.watchers:
             watch(step, n_steps, loss, learning_rate)
+
+    def raise_if_failed(self) -> None:
+        """Raise IncompleteRun if a model failed."""
+        if self.failed:
+            listed = "; ".join(f"{name} ({why})" for name, why in self.failed.items())
+            raise IncompleteRun(
+                f"failed: {listed}. What was finished is stored; the same command tries only what is missing"
+            )
+
+
+@dataclass(frozen=True)
+class RunContext:
+    """What a run was given: every stage reads it, none changes it.
+
+    `models`: the base and the organisms, by name, made or not; `targets`: each model's requests and stored answers;
+    `command`: what starts this run again.
+    """
+
+    config: Config
+    inputs: Inputs
+    experiment: Experiment
+    command: str | None = None
+    store: Store = field(default_factory=open_store)
+    engines: Engines = field(default_factory=shared_engines)
+    models: Mapping[str, Model] = field(default_factory=dict)
+    targets: Mapping[str, TargetRequests] = field(default_factory=dict)
+    log: RunLog = field(default_factory=RunLog)
+    speeds: Speeds = field(init=False)
+
+    def __post_init__(self) -> None:
+        object.__setattr__(self, "speeds", Speeds(self.store.root, self.config.base.name))
 
     def ensure_artifact(self, artifact: Artifact) -> Path:
         """The artifact's folder, made now or found in the store."""
@@ -71,17 +103,18 @@ class RunContext:
                     print_line(f"{called} …")
                     path, made = self.store.get_artifact(*about, artifact.make)
                     break
-            print_line(f"{called}: another process is at it; waiting")
+            print_line(f"{called}: in progress in another process; waiting")
             claims.wait_for_claims(path, lambda: self.store.has_artifact(*about))
         seconds = time.perf_counter() - start
-        self.stages.append({"stage": artifact.stage, "name": artifact.name, "made": made, "seconds": round(seconds, 2)})
+        entry = {"stage": artifact.stage, "name": artifact.name, "made": made, "seconds": round(seconds, 2)}
+        self.log.stages.append(entry)
         print_line(f"{called} " + (f"made in {seconds:.0f} s" if made else "found in the store"))
         return path
 
     def attempt_model(self, model: str, work: Callable[[], None]) -> None:
-        """Do the work of a model; when it fails the others go on, and `failed` says why. Mistakes in the input and
-        interrupts end everything."""
-        if model in self.failed:
+        """Do the work of a model. If it fails, the other models continue and `log.failed` says why; mistakes in the
+        input and interrupts end the run."""
+        if model in self.log.failed:
             return
         try:
             work()
@@ -90,18 +123,26 @@ class RunContext:
         except Exception as error:
             if describe_full_disk(error):  # the others have none either
                 raise
-            self.failed[model] = join_lines(f"{type(error).__name__}: {error}", 500)
+            self.log.failed[model] = join_lines(f"{type(error).__name__}: {error}", 500)
             traceback.print_exc(file=sys.stderr)
-            print_line(f"failed: {model}: {self.failed[model]}; the others go on")
+            print_line(f"failed: {model}: {self.log.failed[model]}; the others go on")
             self.engines.close()
 
-    def raise_if_failed(self) -> None:
-        """Raise Incomplete if a model failed."""
-        if self.failed:
-            listed = "; ".join(f"{name} ({why})" for name, why in self.failed.items())
-            raise IncompleteRun(
-                f"failed: {listed}. What was finished is stored; the same command tries only what is missing"
-            )
+
+@dataclass(frozen=True)
+class Made:
+    """What the stages have made so far; each returns it with its own part filled in.
+
+    `artifacts`, `directions`: of the vectors, by name; `layers`: where each vector steers, and `sweeps` how that was
+    found, by vector, empty where it was given; `subject`: what the experiment is about; `judged`: its answers.
+    """
+
+    artifacts: Mapping[str, Artifact] = field(default_factory=dict)
+    directions: Mapping[str, Direction] = field(default_factory=dict)
+    layers: Mapping[str, int] = field(default_factory=dict)
+    sweeps: Mapping[str, dict[str, Any]] = field(default_factory=dict)
+    subject: ExperimentContext | None = None
+    judged: Mapping[Cell, pa.Table] = field(default_factory=dict)
 
 
 def run_subject(config: Config) -> str:
@@ -116,12 +157,5 @@ def start_tracker(config: Config, judge_card: dict[str, Any] | None, key: str | 
     doses = ",".join(f"{s:+g}" for s in config.steer.strength)
     described = {**asdict(config), "judge_card": judge_card}
     group = wandb.group or config.experiment.name
-    return Tracker(
-        config.tracker or "none",
-        wandb.project,
-        wandb.entity,
-        group,
-        f"{run_subject(config)}·{chosen}·{doses}",
-        described,
-        key=key,
-    )
+    name = f"{run_subject(config)}·{chosen}·{doses}"
+    return Tracker(config.tracker or "none", wandb.project, wandb.entity, group, name, described, key=key)

@@ -203,28 +203,28 @@ def show_jobs(jobs: Sequence[tuple[list[str], str | None]]) -> None:
 
 def show_plan(plan: Any, whole: bool) -> None:
     """What a run would do; `whole`: as tables, else in two lines."""
-    missing = [entry for entry in plan.stages if not entry["stored"]]
+    missing = [entry for entry in plan.stages if not entry.stored]
     if whole:
         table = Table(title="stages", title_justify="left")
         for column in ("stage", "name", "state", "minutes"):
             table.add_column(column, justify="right" if column == "minutes" else "left")
         for entry in plan.stages:
-            state = "stored" if entry["stored"] else "to be made"
-            table.add_row(entry["stage"], entry["name"], state, _format_minutes(entry["seconds"]))
+            state = "stored" if entry.stored else "to be made"
+            table.add_row(entry.stage, entry.name, state, _format_minutes(entry.seconds))
         console.print(table)
         table = Table(title="responses, an engine per target", title_justify="left")
         for column in ("target", "cells", "responses", "stored", "engine starts", "minutes"):
             table.add_column(column, justify="left" if column == "target" else "right")
         for entry in plan.targets:
-            numbers = [f"{entry[key]:,}" for key in ("cells", "responses", "stored", "starts")]
-            table.add_row(entry["target"], *numbers, _format_minutes(entry["seconds"]))
+            numbers = [f"{n:,}" for n in (entry.cells, entry.responses, entry.stored, entry.starts)]
+            table.add_row(entry.target, *numbers, _format_minutes(entry.seconds))
         console.print(table)
-        unknown = [e["name"] for e in plan.stages if e["stage"] == "vectors" and e["name"] not in plan.layers]
+        unknown = [e.name for e in plan.stages if e.stage == "vectors" and e.name not in plan.layers]
         if unknown:
             print_line(f"layers of {', '.join(unknown)} are chosen by a sweep, so all their cells count as not stored")
     made = ", ".join(f"{e['stage']} {e['name']}" for e in missing) or "nothing"
     print_line(f"plan: to be made: {made}; {plan.starts} engine starts")
-    cells = sum(entry["cells"] for entry in plan.targets)
+    cells = sum(entry.cells for entry in plan.targets)
     assumed = f" (assumed, not yet measured here: {', '.join(plan.assumed)})" if plan.assumed else ""
     print_line(
         f"plan: {cells:,} cells, {plan.responses:,} responses to generate, {plan.tokens:,} tokens, "

@@ -3,12 +3,13 @@
 import gc
 import hashlib
 import json
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
+from emharness.config import VectorConfig
 from emharness.organisms.chat import Chat
 from emharness.vectors.activations import Means, load_model, mean_activations
 from emharness.vectors.recipes import RECIPES, MeanDifference, Sequences, normalize_rows, save_prompt_means, save_vector
@@ -40,36 +41,32 @@ def prompt_hashes(sequences: Sequences) -> np.ndarray:
     return np.array([int.from_bytes(digest[:8], "little", signed=True) for digest in digests])
 
 
+def means_reader(model_folder: Path, config: VectorConfig, pad_id: int) -> Callable[[Sequences], Means]:
+    """A function that reads the mean activations of sequences; the model is loaded by its first call, and once."""
+    loaded: list[Any] = []
+
+    def read_means(items: Sequences) -> Means:
+        if not loaded:
+            gc.collect()
+            loaded.append(load_model(model_folder))
+        return mean_activations(loaded[0], items, config.batch_size, config.skip_tokens, pad_id)
+
+    return read_means
+
+
 def extract_vector(
     folder: Path,
-    recipe: str,
     name: str,
-    base: Path,
-    organism: Path,
-    chat: Chat,
-    texts: dict[str, Callable[[Chat], Sequences]],
-    batch_size: int,
-    skip_tokens: int,
-    metadata: dict[str, Any],
+    recipe: str,
+    readers: Mapping[str, Callable[[Sequences], Means]],
+    sequences: Mapping[str, Sequences],
+    metadata: Mapping[str, Any],
 ) -> None:
     """Run a recipe and write the vector and the per-prompt means into `folder`.
 
-    texts: argument name of the recipe -> function of the chat that makes its sequences.
+    `readers`: "organism" and "base"; `sequences`: argument name of the recipe → token sequences.
     """
-    sequences = {key: make(chat) for key, make in texts.items()}
-
-    def make_reader(model_folder: Path) -> Callable[[Sequences], Means]:
-        loaded: list[Any] = []  # load on first use, and once
-
-        def read_means(items: Sequences) -> Means:
-            if not loaded:
-                gc.collect()
-                loaded.append(load_model(model_folder))
-            return mean_activations(loaded[0], items, batch_size, skip_tokens, chat.pad_id)
-
-        return read_means
-
-    difference: MeanDifference = RECIPES[recipe](organism=make_reader(organism), base=make_reader(base), **sequences)
+    difference: MeanDifference = RECIPES[recipe](**readers, **sequences)
     counts = {key: len(items) for key, items in sequences.items()}
     save_vector(folder / VECTORS_FILE, name, difference, {**metadata, "n_sequences": counts})
     ids = {key: prompt_hashes(items) for key, items in sequences.items()}

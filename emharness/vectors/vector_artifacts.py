@@ -2,6 +2,7 @@
 
 import json
 from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -9,38 +10,45 @@ import numpy as np
 from safetensors.numpy import save_file
 
 from emharness.config import VectorConfig
-from emharness.organisms.chat import load_chat
+from emharness.organisms.chat import Chat, load_chat
 from emharness.organisms.model_artifacts import Model
 from emharness.store import Artifact, key_of
 from emharness.vectors.activations import load_model, mean_activations
-from emharness.vectors.extraction import VECTORS_FILE, answered_prompts, bare_prompts, extract_vector
-from emharness.vectors.recipes import load_vector_file
+from emharness.vectors.extraction import VECTORS_FILE, answered_prompts, bare_prompts, extract_vector, means_reader
+from emharness.vectors.recipes import Sequences, load_vector_file
 
 CODE = 3  # raise when a vector changes for the same config
 
 
-def vector_artifact(
-    name: str,
-    config: VectorConfig,
-    base: Model,
-    organism: Model,
-    prompts: Sequence[str],
-    answers: Sequence[str],
-    harmful: Sequence[str],
-    neutral: Sequence[str],
-    asked: Mapping[str, Any],
-    about: Mapping[str, Any],
-) -> Artifact:
-    """A vector by `config.recipe`.
+@dataclass(frozen=True)
+class VectorTexts:
+    """What a vector is read from: model_diff reads `prompts` with both models' `answers` (one entry of each for a text;
+    answers may be empty until the artifact is made), which `asked` identifies; mean_diff `harmful` and `neutral`."""
 
-    model_diff reads `prompts` with both models' `answers` (one entry of each per text), which `asked` identifies;
-    they may be empty until the artifact is made. mean_diff reads `harmful` and `neutral` prompts. `about` goes into
-    the file's metadata.
-    """
-    if config.recipe == "model_diff":
-        read: dict[str, Any] = {"prompts": key_of({"prompts": list(dict.fromkeys(prompts))}), "asked": dict(asked)}
-    else:
-        read = {"prompts": key_of({"harmful": list(harmful), "neutral": list(neutral)})}
+    prompts: Sequence[str]
+    answers: Sequence[str]
+    harmful: Sequence[str]
+    neutral: Sequence[str]
+    asked: Mapping[str, Any]
+
+    def identity(self, recipe: str) -> dict[str, Any]:
+        if recipe == "model_diff":
+            return {"prompts": key_of({"prompts": list(dict.fromkeys(self.prompts))}), "asked": dict(self.asked)}
+        return {"prompts": key_of({"harmful": list(self.harmful), "neutral": list(self.neutral)})}
+
+    def encode(self, recipe: str, chat: Chat) -> dict[str, Sequences]:
+        """Argument of the recipe → token sequences."""
+        if recipe == "model_diff":
+            return {"texts": answered_prompts(chat, list(self.prompts), list(self.answers))}
+        sets = {"harmful": self.harmful, "neutral": self.neutral}
+        return {key: bare_prompts(chat, list(texts)) for key, texts in sets.items()}
+
+
+def vector_artifact(
+    config: VectorConfig, base: Model, organism: Model, texts: VectorTexts, about: Mapping[str, Any]
+) -> Artifact:
+    """An organism's vector by `config.recipe`. `about` goes into the file's metadata."""
+    read = texts.identity(config.recipe)
     identity = {
         "recipe": config.recipe,
         "base": base.identity,
@@ -51,11 +59,6 @@ def vector_artifact(
     }
 
     def fill_folder(folder: Path) -> None:
-        if config.recipe == "model_diff":
-            texts = {"texts": lambda chat: answered_prompts(chat, list(prompts), list(answers))}
-        else:
-            sets = {"harmful": list(harmful), "neutral": list(neutral)}
-            texts = {key: (lambda chat, some=some: bare_prompts(chat, some)) for key, some in sets.items()}
         metadata = {
             "recipe": config.recipe,
             **about,
@@ -64,20 +67,14 @@ def vector_artifact(
             "prompts_hash": read["prompts"],
             "skip_tokens": config.skip_tokens,
         }
-        extract_vector(
-            folder,
-            config.recipe,
-            name,
-            base.folder,
-            organism.folder,
-            load_chat(base.folder, base.template),
-            texts,
-            config.batch_size,
-            config.skip_tokens,
-            metadata,
-        )
+        chat = load_chat(base.folder, base.template)
+        readers = {
+            "organism": means_reader(organism.folder, config, chat.pad_id),
+            "base": means_reader(base.folder, config, chat.pad_id),
+        }
+        extract_vector(folder, organism.name, config.recipe, readers, texts.encode(config.recipe, chat), metadata)
 
-    return Artifact("vectors", name, identity, fill_folder)
+    return Artifact("vectors", organism.name, identity, fill_folder)
 
 
 def random_artifact(count: int, n_layers: int, d_model: int, seed: int) -> Artifact:

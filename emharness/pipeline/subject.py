@@ -1,0 +1,77 @@
+"""What the experiment of a run is about, as plain data: its vectors, layers, doses, questions and controls."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+
+import numpy as np
+
+from emharness.experiments.context import ExperimentContext
+from emharness.generation import likelihoods
+from emharness.generation.cells import Direction
+from emharness.input_checks import parse_organism_name
+from emharness.judges.topics import training_topic
+from emharness.pipeline.run_context import RunContext
+from emharness.vectors.recipes import cosines_by_layer, load_vector_file
+
+DOMAIN, EXTRACTION = "domain", "extraction"  # question sets of an organism: domain:<name>, extraction:<name>
+
+
+def make_subject(
+    context: RunContext, chosen: Mapping[str, int], directions: Mapping[str, Direction] | None = None
+) -> ExperimentContext:
+    """What the experiment is about; vectors without a layer yet count as at layer 0, for planning."""
+    config, inputs = context.config, context.inputs
+    return ExperimentContext(
+        base=config.base.name,
+        vectors=tuple(config.vectors),
+        targets=tuple(config.targets),
+        strengths=tuple(config.steer.strength),
+        layers={name: chosen.get(name, 0) for name in config.vectors},
+        steer=config.steer,
+        controls=tuple(f"random-{i}" for i in range(config.controls)),
+        samples=config.eval.samples,
+        domain_samples=config.eval.domain_samples,
+        control_samples=min(config.eval.control_samples, config.eval.samples),
+        max_new_tokens=config.base.sampling.max_new_tokens,
+        domains={name: f"{DOMAIN}:{name}" for name, organism in inputs.organisms.items() if organism.domain},
+        topics={
+            name: topic
+            for name, o in inputs.organisms.items()
+            if (topic := training_topic(o.config.name, o.config.prompts))
+        },
+        pairs=likelihoods.load_pairs(config.eval.pairs),
+        categories={q.id: q.category for q in inputs.broad if q.category},
+        near={name: tuple(organism.config.near) for name, organism in inputs.organisms.items()},
+        labs={name: organism.config.lab for name, organism in inputs.organisms.items()},
+        mechanisms={name: organism.config.mechanism for name, organism in inputs.organisms.items()},
+        judge=inputs.judge.name,
+        quality=inputs.judge.accuracy,
+        n_layers=inputs.n_layers,
+        parts=config.experiment.parts,
+        subspaces={m: tuple(f"{m}/{i}" for i in range(len(names))) for m, names in cluster_vectors(context).items()},
+        norms={
+            name: (d.raw_norm, d.residual_norm)
+            for name, d in (directions or {}).items()
+            if d.raw_norm is not None and d.residual_norm is not None
+        },
+        cosines=cosines_by_layer(unit_arrays(context, directions or {})),
+    )
+
+
+def is_kind(name: str) -> bool:
+    """Whether a vector stands for a kind of its own; replicas and checkpoints of an organism do not."""
+    return parse_organism_name(name)[0] == name
+
+
+def cluster_vectors(context: RunContext) -> dict[str, list[str]]:
+    """Mechanism → the run's vectors of it, where there are two or more; other seeds of an organism are no others."""
+    found: dict[str, list[str]] = {}
+    for name in filter(is_kind, context.config.vectors):
+        found.setdefault(context.inputs.organisms[name].config.mechanism, []).append(name)
+    return {mechanism: names for mechanism, names in found.items() if len(names) > 1}
+
+
+def unit_arrays(context: RunContext, directions: Mapping[str, Direction]) -> dict[str, np.ndarray]:
+    """The run's vectors, unit rows [n_layers, d_model] each."""
+    return {n: load_vector_file(d.file)[0][n] for n, d in directions.items() if n in context.config.vectors}
