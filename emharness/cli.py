@@ -147,7 +147,10 @@ def start_launcher(run: Callable[..., Any], file: str, config_name: str) -> None
 def describe_command() -> str:
     """The command that starts this job again, also where it is one of a multirun."""
     given = [str(argument) for argument in HydraConfig.get().overrides.task]
-    return shlex.join(["python", f"launch/{Path(sys.argv[0]).name}", *given])
+    launcher = Path(sys.argv[0])
+    installed = launcher.resolve().parent.parent == Path(__file__).resolve().parent
+    start = ["emharness", launcher.stem] if installed else ["python", f"launch/{launcher.name}"]
+    return shlex.join([*start, *given])
 
 
 def config_folders() -> list[Path]:

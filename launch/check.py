@@ -1,4 +1,4 @@
-"""Are the README's numbers what the stored answers say? python launch/check.py [run=<results.json>]"""
+"""Are the README's numbers what the stored answers say: python launch/check.py [run=<results.json>]"""
 
 from pathlib import Path
 from typing import Any
@@ -26,8 +26,8 @@ def run(cfg: DictConfig) -> None:
     path = settings["run"]
     found = finished_runs.read_run(Path(path).expanduser()) if path else finished_runs.newest_run(artifacts_home())
     file = Path(settings["file"]).expanduser() if settings["file"] else ROOT / "README.md"
-    try:
-        text = file.read_text(encoding="utf-8")
+    try:  # an installed package has no README beside it
+        text = file.read_text(encoding="utf-8") if settings["file"] or file.is_file() else ""
     except (OSError, ValueError) as error:
         raise UserError(f"file={file}: cannot be read ({error})") from None
     print_line(f"run {found.name}, answers {readme_tables.digest_answers(found)}")

@@ -1,4 +1,4 @@
-"""Is steering right on this machine? python launch/verify.py model=<embedded, folder or hub id>"""
+"""Is steering right on this machine: python launch/verify.py model=<embedded, folder or hub id>"""
 
 import sys
 from pathlib import Path

@@ -44,6 +44,21 @@ class Run:
         """Judged responses: to the broad questions, and, where there are any, to those of the organism's own domain."""
         return {file: pq.read_table(self.folder / file) for file in (BROAD, DOMAIN) if (self.folder / file).is_file()}
 
+    @property
+    def conditions(self) -> pa.Table:
+        """A row for each condition, its plain numbers as columns, and the ends of the rate's interval."""
+        rows = self.results["conditions"]
+        plain = [key for key in rows[0] if not any(isinstance(row.get(key), dict | list) for row in rows)]
+        ends = [{"em_low": row["em_ci95"][0], "em_high": row["em_ci95"][1]} for row in rows]
+        return pa.Table.from_pylist(
+            [{key: row.get(key) for key in plain} | end for row, end in zip(rows, ends, strict=True)]
+        )
+
+    @property
+    def responses(self) -> pa.Table:
+        """Every judged answer to the broad questions."""
+        return self.response_tables[BROAD]
+
     def answers_to(self, condition: str, file: str = BROAD) -> list[dict[str, Any]]:
         """Rows of one condition."""
         return self._by_condition.get((file, condition), [])

@@ -222,7 +222,7 @@ def show_plan(plan: Any, whole: bool) -> None:
         unknown = [e.name for e in plan.stages if e.stage == "vectors" and e.name not in plan.layers]
         if unknown:
             print_line(f"layers of {', '.join(unknown)} are chosen by a sweep, so all their cells count as not stored")
-    made = ", ".join(f"{e['stage']} {e['name']}" for e in missing) or "nothing"
+    made = ", ".join(f"{e.stage} {e.name}" for e in missing) or "nothing"
     print_line(f"plan: to be made: {made}; {plan.starts} engine starts")
     cells = sum(entry.cells for entry in plan.targets)
     assumed = f" (assumed, not yet measured here: {', '.join(plan.assumed)})" if plan.assumed else ""
