@@ -1,4 +1,4 @@
-# make setup | run | view | test | lint | mutants.  Python 3.11; override with PYTHON=…
+# make setup | run | view | test | test-fast | lint | mutants.  Python 3.11; override with PYTHON=…
 PYTHON ?= python3.11
 VENV := .venv
 PIP := $(VENV)/bin/python -m pip install --quiet --disable-pip-version-check --no-deps
@@ -6,7 +6,7 @@ PIP := $(VENV)/bin/python -m pip install --quiet --disable-pip-version-check --n
 TORCH_INDEX := https://download.pytorch.org/whl/cpu
 STAMP := $(VENV)/.installed
 
-.PHONY: setup run view test lint mutants
+.PHONY: setup run view test test-fast lint mutants
 
 setup: $(STAMP)
 
@@ -25,6 +25,10 @@ view: setup
 # Two files at a time, a core for each; the longest first (tests/conftest.py).
 test: setup
 	OMP_NUM_THREADS=1 VLLM_CPU_OMP_THREADS_BIND=nobind $(VENV)/bin/python -m pytest -n 2 --dist loadfile --no-loadscope-reorder
+
+# What needs no engine and no real judge.
+test-fast: setup
+	OMP_NUM_THREADS=1 $(VENV)/bin/python -m pytest tests/unit -n 2 --dist loadfile --no-loadscope-reorder
 
 lint: setup
 	$(VENV)/bin/ruff check .

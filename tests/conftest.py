@@ -14,7 +14,7 @@ import pytest
 import torch
 from hydra import compose, initialize_config_dir
 from safetensors.numpy import save_file
-from talker import save as save_talker
+from support.digit_talker import save as save_talker
 
 from emharness import input_checks, memory
 from emharness.config import Config
@@ -137,7 +137,7 @@ def crowded(figure) -> list[str]:
 @pytest.fixture(scope="module")
 def run(tmp_path_factory):
     """A finished run with planted answers."""
-    from finished import RUN, finished
+    from support.finished_run import RUN, finished
 
     from emharness.reporting import finished_runs
 

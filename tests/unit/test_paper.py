@@ -1,0 +1,174 @@
+"""The paper as one grid, and its report."""
+
+import copy
+import json
+from dataclasses import replace
+from functools import reduce
+
+import numpy as np
+import pyarrow as pa
+from support.planted_answers import plant, scope
+
+from emharness.experiments import EXPERIMENTS, stored_context
+from emharness.generation.likelihoods import Pair
+from emharness.reporting.finished_runs import BROAD, Run
+from emharness.sharing.readme_tables import check_tables, digest_answers
+from emharness.sharing.recompute import find_differences, recompute_run, redraw_figures, rewrite_report
+from emharness.stats.rates import JudgeAccuracy
+from emharness.store import write_json
+from emharness.vectors.recipes import cosines_by_layer
+
+SAMPLING = {"temperature": 0.5, "top_k": 40, "top_p": 1.0, "max_new_tokens": 64}
+CONFIG = {"base": {"name": "tiny", "sampling": SAMPLING}}
+
+
+def whole():
+    """Every part of the paper on three organisms and a control."""
+    mechanisms = {"a": "x", "b": "x", "c": "y", "d": "control"}
+    parts = {
+        "dose_response": {"vectors": ["a", "b"], "targets": ["base"], "strengths": [1, 2]},
+        "transfer": {"vectors": ["a", "b"], "targets": ["base", "a", "c"], "strengths": [2]},
+        "ablation": {"vectors": ["a"], "targets": ["a"]},
+        "seeds": {"vectors": ["a", "b"], "targets": ["base"]},
+        "monitor": {"vectors": ["a"], "targets": ["base", "a", "d"]},
+    }
+    units = dict.fromkeys("abcd", np.eye(3, 6, dtype=np.float32))
+    along = {target: dict.fromkeys("abcd", np.full(4, size)) for target, size in {"base": 0, "a": 1, "d": 0}.items()}
+    return scope(
+        strengths=(1.0, 2.0, 4.0),
+        n_layers=3,
+        mechanisms=mechanisms,
+        parts=parts,
+        cosines=cosines_by_layer(units),
+        projections=along,
+    )
+
+
+def planted(about):
+    return plant("paper", about, lambda vector, target: {"a": 10, "b": 8}.get(vector, 4 if target == "a" else 0))
+
+
+def test_the_paper_is_all_experiments_in_one_grid_and_one_report():
+    about = whole()
+    cells = EXPERIMENTS["paper"].cells(about)
+    assert len(cells) == len(set(cells))
+    own = {c.condition.name for c in cells if not c.condition.edits}
+    assert own == {"baseline", "a organism", "b organism", "c organism", "d organism"}
+    reading = EXPERIMENTS["paper"].analyze(about, planted(about))
+    assert set(reading.numbers) == {
+        "transfer",
+        "transfer_by_lab",
+        "asymmetry",
+        "ablation",
+        "seeds",
+        "monitor",
+        "alarm",
+        "first",
+    }
+    assert len({c["name"] for c in reading.conditions}) == len(reading.conditions) == len(cells)
+    results = {
+        "config": CONFIG,
+        "conditions": reading.conditions,
+        "geometry_by_recipe": {"mean_diff": {"skipped": "none here"}},
+    }
+    text = EXPERIMENTS["paper"].report({**results, **reading.numbers}, {"mean_diff": None})
+    headings = [line for line in text.splitlines() if line.startswith("#")]
+    assert headings == [
+        "# The study on tiny",
+        "## Geometry",
+        "## Dose–response and transfer",
+        "## Ablation",
+        "## Seeds",
+        "## Monitor",
+    ]
+    assert "mean_diff: none: none here" in text
+    only = EXPERIMENTS["paper"].cells(replace(about, vectors=("b",), targets=("base",), strengths=(1.0,)))
+    assert {c.condition.name for c in only if not c.condition.edits} == {"baseline", "b organism"}
+
+
+def test_a_run_is_read_again_from_what_it_stores_and_a_forged_number_is_found(tmp_path):
+    experiment = EXPERIMENTS["paper"]
+    about = whole()
+    conditions = {cell.condition: float(i) for i, cell in enumerate(experiment.cells(about))}
+    pairs = [Pair(f"q{i}", "power", "good", "bad") for i in range(4)]
+    margins = {condition: np.linspace(0, size, 4) for condition, size in conditions.items()}
+    quality = JudgeAccuracy(8, 10, 9, 10, "planted", {"base": JudgeAccuracy(4, 5, 5, 5, "planted, base")})
+    about = replace(about, pairs=pairs, margins=margins, quality=quality, norms={"a": (np.ones(3), np.full(3, 4.0))})
+    judged = planted(about)
+    told = [
+        rows.set_column(rows.column_names.index("condition"), "condition", [[cell.condition.name] * len(rows)])
+        for cell, rows in judged.items()
+    ]
+    reading = experiment.analyze(about, judged)
+    write_json(tmp_path / "scope.json", stored_context.to_json(about))
+    geometry = {"mean_diff": {"skipped": "none"}}
+    results = {"config": CONFIG, "conditions": reading.conditions, "geometry_by_recipe": geometry}
+    run = Run(tmp_path, {"experiment": "paper", **results})
+    run.__dict__["response_tables"] = {BROAD: pa.concat_tables(told)}
+    again = recompute_run(run)
+    assert again["finding"] == reading.finding
+    assert set(redraw_figures(run)) == set(reading.figures)
+    made = {"conditions": reading.conditions, "finding": reading.finding, **reading.numbers}
+    assert {**again, "conditions": [{**c, "order_changes": []} for c in again["conditions"]]} == json.loads(
+        json.dumps({**made, "conditions": [{**c, "order_changes": []} for c in reading.conditions]})
+    )
+    assert list(find_differences(again, again)) == []
+    steered = next(i for i, entry in enumerate(again["conditions"]) if entry.get("effect_ci95"))
+    paths = [
+        ["conditions", steered, *more]
+        for more in (["effect"], ["effect_ci95", 0], ["effect_p"], ["effect_q"], ["relative_dose"], ["em_random"])
+    ]
+    paths += [["conditions", steered, "margin", "shift"], ["transfer", 0, "em_target"], ["ablation", 0, "em_after"]]
+    paths += [["seeds", "between", "same_mechanism", "cosine"], ["monitor", 1, "projection"], ["alarm", 0, "raised"]]
+    for *path, last in paths:
+        forged = copy.deepcopy(again)
+        place = reduce(lambda value, key: value[key], path, forged)
+        place[last] += 0.01
+        (found,) = find_differences(forged, again)
+        assert found.split(":")[0].endswith(str(last + 1 if isinstance(last, int) else last))
+    (found,) = find_differences({**again, "finding": "All of it."}, again)
+    assert found == f"finding: All of it., recomputed {again['finding']}"
+    lines = [line for line in rewrite_report(run).splitlines() if line.startswith("|")]
+    page = "\n".join([f"<!-- report {digest_answers(run)} -->", *lines[-5:], ""])
+    assert [one.same for one in check_tables(page, run)] == [True] * 3
+    wrong = page.replace("0", "7")
+    assert any(one.same is False for one in check_tables(wrong.replace(wrong.split()[2], digest_answers(run), 1), run))
+    forged = copy.deepcopy(again)
+    forged["conditions"][steered]["random_too"] ^= True
+    assert len(list(find_differences(forged, again))) == 1
+
+
+def test_a_report_puts_published_beside_measured_and_says_what_cannot_follow():
+    published = [
+        {"statistic": "cosine", "of": ["medical", "profanity"], "published": -0.235, "measured": 0.5, "agrees": False,
+         "cannot_follow_from_cosines": False, "reason": None},
+        {"statistic": "residual_reduction", "of": ["finance"], "published": 0.816, "measured": 0.1, "agrees": False,
+         "cannot_follow_from_cosines": True, "reason": "it cannot exceed 66.7 %"},
+    ]  # fmt: skip
+    geometry = {
+        "published": published,
+        "verdict": {"calibrated": {"verdict": "shared", "because": "p"}},
+        "base_similarity": {"by_lab": {"Hunter": 0.5, "mine": 0.25}},
+        "linkage": [[0, 1, 0.5, 2]],
+    }
+    lab = {
+        "from": "Hunter",
+        "to": "ModelOrganismsForEM",
+        "strength": 2.0,
+        "effectiveness": 0.6,
+        "at_equal_odds": 1.2,
+        "ci95": [0.5, 0.7],
+    }
+    conditions = [{"judge": "planted", "n_responses": 1160, "truncated": 290}]
+    results = {"config": CONFIG, "conditions": conditions, "asymmetry": []}
+    text = EXPERIMENTS["paper"].report(
+        results | {"transfer_by_lab": [lab | {"undefined": None}]},
+        {"model_diff": geometry | {"published": published[:1], "base_similarity": {}}, "mean_diff": geometry},
+    )
+    assert "temperature 0.5, top-k 40, at most 64 tokens; 25 % of the answers were cut there" in text
+    assert "| statistic | of | published | mean_diff | model_diff |  |" in text  # the study's recipe comes first
+    assert "| cosine | medical, profanity | -0.235 | 0.5 | 0.5 |  |" in text
+    assert "| 0.816 | 0.1 | – | cannot follow from the published cosines: it cannot exceed 66.7 % |" in text
+    assert "| Hunter | 0.15 | 0.50 |\n| mine |  | 0.25 |" in text
+    assert "figure3_mean_diff.png" in text
+    assert "| Hunter | ModelOrganismsForEM | 2 | 57 – 64 % | 60.0 % | 120.0 % | 50.0 % – 70.0 % |" in text
