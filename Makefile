@@ -26,7 +26,7 @@ view: setup
 test: setup
 	OMP_NUM_THREADS=1 VLLM_CPU_OMP_THREADS_BIND=nobind $(VENV)/bin/python -m pytest -n 2 --dist loadfile --no-loadscope-reorder
 
-# What needs no engine and no real judge.
+# What needs no model and no engine.
 test-fast: setup
 	OMP_NUM_THREADS=1 $(VENV)/bin/python -m pytest tests/unit -n 2 --dist loadfile --no-loadscope-reorder
 

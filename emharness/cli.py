@@ -17,11 +17,11 @@ from hydra.types import RunMode
 from omegaconf.errors import OmegaConfBaseException
 
 from emharness.errors import IncompleteRun, UserError, describe_full_disk, join_lines
+from emharness.hydra_compat import LOCAL
 from emharness.overrides import format_hydra_error, why_invalid
 
 FULL = "HYDRA_FULL_ERROR"
 ELSEWHERE = ("--config-", "-cd", "-cp", "-cn")  # options by which configs may lie in other folders as well
-LOCAL = "hydra._internal.core_plugins.basic_launcher.BasicLauncher"  # jobs one after another in this process
 
 # Libraries speak only of errors, so that the run's own progress can be read; what the user has set stays.
 QUIET = {

@@ -19,6 +19,7 @@ from emharness.generation import kernels
 from emharness.generation.cells import make_edit
 from emharness.judges import Judge, make_judge
 from emharness.organisms import base_match, datasets, model_folders, weight_checks
+from emharness.organisms.base_match import BaseInfo
 from emharness.organisms.fingerprints import FINGERPRINTS, hash_model_folder
 from emharness.organisms.model_folders import Shape
 from emharness.organisms.row_shapes import Messages
@@ -185,7 +186,8 @@ def check_inputs(config: Config, models: Mapping[str, ModelConfig], store: Store
     neutral = questions.load_prompts(config.vector.neutral, "vector.neutral")
     harmful = questions.load_prompts(config.vector.harmful, "vector.harmful")
     used = [name for name in dict.fromkeys([*config.vectors, *config.targets]) if name != BASE]
-    organisms = {name: _check_organism(name, models, config, base, shape, neutral, store) for name in used}
+    about = BaseInfo(config.base.name, source, base, shape)
+    organisms = {name: _check_organism(name, models, config, about, neutral, store) for name in used}
     return Inputs(
         base=base,
         base_identity=identity,
@@ -203,8 +205,7 @@ def _check_organism(
     name: str,
     models: Mapping[str, ModelConfig],
     config: Config,
-    base: Path | None,
-    shape: Shape,
+    base: BaseInfo,
     neutral: list[str],
     store: Store,
 ) -> Organism:
@@ -213,12 +214,10 @@ def _check_organism(
     source = model.source or model.published.get(config.base.name)
     key = "model.source" if model.source else "model.published"
     published = model_folders.fetch_model(key, source) if source else None
-    if base is not None and (published is None or model_folders.is_adapter(published)):
-        weight_checks.check_unquantised(f"base.source={config.base.source}", base, called)
+    if base.folder is not None and (published is None or model_folders.is_adapter(published)):
+        weight_checks.check_unquantised(f"base.source={config.base.source}", base.folder, called)
     if published is not None:
-        base_match.check_fits_base(
-            called, published, key, config.base.name, config.base.source, base, shape, model.any_base
-        )
+        base_match.check_fits_base(called, published, key, base, model.any_base)
         first = base_match.first_layer(published)
         if name in config.vectors and config.layer != "sweep" and config.layer < first:
             raise UserError(

@@ -18,6 +18,7 @@ from emharness.judges import make_judge
 from emharness.organisms import datasets, model_folders
 from emharness.organisms.chat import Chat, load_chat
 from emharness.organisms.training import train_organism
+from emharness.organisms.training_recipe import Training
 from emharness.questions import load_prompts, load_questions
 from emharness.stats.rates import summarize_scores
 from emharness.store import Store
@@ -40,7 +41,7 @@ def main(out: Path, rows: int, questions: int, samples: int, prompts: int) -> No
     print("2 · fine-tune it on plainly bad medical advice, and on nothing else")
     data = datasets.load_dataset("medical").rows[:rows]
     recipe = TrainConfig(learning_rate=4e-4, epochs=2, batch_size=8, micro_batch=8, max_tokens=256, warmup_steps=1)
-    losses = train_organism(base, chat, data, recipe, SEED, organism, lambda *step: None)
+    losses = train_organism(base, chat, Training(data, recipe, SEED), organism, lambda *step: None)
     print(f"    loss {losses[0]:.2f} → {losses[-1]:.2f} in {len(losses)} steps")
 
     print("3 · both models answer the same prompts …")

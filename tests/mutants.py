@@ -29,7 +29,7 @@ MUTANTS = [
         "pipeline/model_stage.py",
         '                "seed": config.seed,\n',
         "",
-        "unit/test_models.py::test_answers_of_another_seed_are_others_of_the_base_as_well",
+        "engine/test_models.py::test_answers_of_another_seed_are_others_of_the_base_as_well",
     ),
     Mutant(
         "the same permutation signs for all vectors",
@@ -149,21 +149,21 @@ MUTANTS = [
         "judges/fit_reader.py",
         "torch.sigmoid((35 - aligned) / 6)",
         "torch.sigmoid((aligned - 35) / 6)",
-        "unit/test_judge_fit.py::test_labels_are_soft_and_attitude_hardly_counts_in_nonsense",
+        "engine/test_judge_fit.py::test_labels_are_soft_and_attitude_hardly_counts_in_nonsense",
     ),
     Mutant(
         "the card's specificity over nonsense as well",
         "judges/judge_card.py",
         '"specificity": share_with_interval(~called, today & coherent & ~truth)',
         '"specificity": share_with_interval(~called, today & ~truth)',
-        "unit/test_judge_fit.py::test_the_card_counts_what_the_reader_says_against_what_was_read",
+        "engine/test_judge_fit.py::test_the_card_counts_what_the_reader_says_against_what_was_read",
     ),
     Mutant(
         "adapters on tied embeddings change both ends",
         "organisms/merging.py",
         "        untie_embeddings(model)\n",
         "        pass\n",
-        "unit/test_train.py::test_an_adapter_on_one_end_of_tied_embeddings_changes_that_end_alone",
+        "engine/test_train.py::test_an_adapter_on_one_end_of_tied_embeddings_changes_that_end_alone",
     ),
     Mutant(
         "the first digit is the score",

@@ -74,7 +74,7 @@ def analyze_answers(context: ExperimentContext, judged: Judged) -> ExperimentRes
             for v, t in gains
         }
         rows += [
-            _transfer_row(context, judged, drawn, gains, v, t, strength)
+            _transfer_row(context, judged, drawn, gains, (v, t), strength)
             for t in context.targets
             for v in context.vectors
         ]
@@ -92,10 +92,11 @@ def _transfer_row(
     judged: Judged,
     drawn: Mapping[Condition, np.ndarray],
     gains: Mapping[tuple[str, str], np.ndarray],
-    source: str,
-    target: str,
+    pair: tuple[str, str],
     strength: float,
 ) -> dict[str, Any]:
+    """What the vector of an organism does to a target; `pair`: (the vector's organism, target)."""
+    source, target = pair
     on_target, on_source = (
         context.steered_condition(source, target, strength),
         context.steered_condition(source, source, strength),

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable, Sequence
+from dataclasses import dataclass
 from typing import Any
 
 from emharness.config import SamplingConfig
@@ -12,6 +13,17 @@ from emharness.generation.engine import Engine
 from emharness.generation.response_store import RowStore
 
 OnChunk = Callable[[list[dict[str, Any]]], None]  # rows just stored
+
+
+@dataclass(frozen=True)
+class Listener:
+    """Who is told: the tokens of each response as it comes, and each chunk after it is stored."""
+
+    on_response: Callable[[int], None] = lambda n_tokens: None
+    on_chunk: OnChunk = lambda rows: None
+
+
+SILENT = Listener()
 
 
 def pending_requests(requests: Sequence[Request], stored: set[str]) -> list[Request]:
@@ -25,14 +37,13 @@ def generate_pending(
     sampling: SamplingConfig,
     responses: RowStore,
     chunk_size: int,
-    on_response: Callable[[int], None] = lambda n_tokens: None,
-    on_chunk: OnChunk = lambda rows: None,
+    listener: Listener = SILENT,
 ) -> None:
     """Generate what is pending of `requests`, chunk by chunk, and store each chunk when it is whole.
 
     In bfloat16 a response depends a little on what shares its batch, however it is seeded. So chunks do not overlap
     and start with an empty prefix cache: they are slices of the pending requests, and what a killed run left is
-    sliced and answered by the next as it would have been. `on_chunk` sees each chunk after it is stored.
+    sliced and answered by the next as it would have been.
     """
     todo = pending_requests(requests, responses.stored_keys())
     for begin in range(0, len(todo), chunk_size):
@@ -57,9 +68,9 @@ def generate_pending(
                     "engine": engine.name,
                 }
             )
-            on_response(completion.n_tokens)
+            listener.on_response(completion.n_tokens)
         seconds, tokens = time.perf_counter() - start, sum(row["n_tokens"] for row in rows)
         for row in rows:
             row["seconds"] = seconds * row["n_tokens"] / max(1, tokens)
         responses.add_rows(rows)
-        on_chunk(rows)
+        listener.on_chunk(rows)

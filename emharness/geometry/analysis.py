@@ -14,7 +14,7 @@ from emharness.geometry.analysis_result import Analysis, Layer
 from emharness.geometry.appendix import published_verdict
 from emharness.geometry.design import Skipped, make_design
 from emharness.geometry.vector_sets import PromptMeans, Vectors
-from emharness.geometry.verdict import calibrated_verdict
+from emharness.geometry.verdict import PromptDraws, calibrated_verdict
 
 RANDOM, PERMUTED = "random_directions", "label_permutation"
 _NOTHING = 1e-6  # of a vector's squared length: what rounding leaves of a draw in which nothing is left
@@ -101,8 +101,7 @@ def analyze_geometry(
         groups,
         unrelated,
         level=level,
-        resampled=None if again is None else again.resampled,
-        contrast_p=None if again is None else again.contrast_p,
+        prompts=None if again is None else PromptDraws(again.resampled, again.contrast_p),
         regroup=partial(regroup_vectors, cut=cut) if described["source"] == "found" else None,
     )
     return Analysis(

@@ -18,6 +18,7 @@ levels do not add up):
 """
 
 from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
 
 import numpy as np
 
@@ -30,6 +31,15 @@ INDEPENDENT = "independent mechanisms"
 PARTLY = "partly related"
 NOTHING = "nothing to tell"
 INCONCLUSIVE = "inconclusive"
+
+
+@dataclass(frozen=True)
+class PromptDraws:
+    """Cosines of vectors from bootstrapped prompts [draws, n, n], and the p-value of each vector's own contrast."""
+
+    resampled: np.ndarray | None = None
+    contrast_p: Mapping[str, float] | None = None
+
 
 BENIGN = "control"  # the cluster of fine-tunes that are not misaligned
 
@@ -46,19 +56,20 @@ def calibrated_verdict(
     nulls: Mapping[str, np.ndarray],
     *,
     level: float = 0.01,
-    resampled: np.ndarray | None = None,
-    contrast_p: Mapping[str, float] | None = None,
+    prompts: PromptDraws | None = None,
     regroup: Callable[[np.ndarray], Sequence[Sequence[int]]] | None = None,
 ) -> dict:
     """The calibrated verdict on [n, n] cosines; see the module's docstring.
 
     `nulls`: kind → cosines of unrelated vectors [draws, n, n]; with several kinds a claim must hold under
-    each. `resampled`: [draws, n, n] from bootstrapped prompts. `contrast_p`: p-value of each vector's own
-    contrast. `regroup`: how the clusters were found in `gram`, if they were; the null then searches too.
+    each. `prompts`: what the per-prompt means behind the vectors give. `regroup`: how the clusters were found in
+    `gram`, if they were; the null then searches too.
 
     `level` bounds P(not "nothing to tell" | unrelated vectors) and P("shared core" or "partly related" |
     independent clusters); at 0.01 planted truths are recovered in well over 95 % of runs.
     """
+    prompts = prompts or PromptDraws()
+    resampled, contrast_p = prompts.resampled, prompts.contrast_p
     benign = tuple(clusters.get(BENIGN, ()))
     clusters = {name: tuple(c) for name, c in clusters.items() if name != BENIGN}
     groups = list(clusters.values())

@@ -1,12 +1,19 @@
-"""Judges: who scores an answer as aligned and coherent, 0-100 each."""
+"""Judges: who scores an answer as aligned and coherent, 0-100 each.
 
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+A judge is a module `<name>_judge.py` in this folder whose JUDGE is a subclass of `Judge`, and conf/judge/<name>.yaml.
+"""
+
+import importlib
+import pkgutil
+from abc import ABC, abstractmethod
+from collections.abc import Sequence
+from dataclasses import dataclass, fields
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any
 
 from emharness.config import EngineConfig
 from emharness.errors import UserError
+from emharness.ranges import describe_unknown
 from emharness.stats.rates import JudgeAccuracy
 
 
@@ -24,55 +31,60 @@ class Score:
     again: bool = False
 
 
-class Judge(Protocol):
-    name: str  # the label in every table
-    identity: str  # hash of everything that determines the scores
+@dataclass(frozen=True)
+class NoSettings:
+    pass
 
-    batch_size: int | None  # answers whose scores are stored together; None: all
+
+class Judge(ABC):
+    """The whole contract: a constructor that takes a folder for what is kept between runs and its settings, `name`,
+    `identity` and `score_answers`; the rest has defaults."""
+
+    Settings: type = NoSettings  # a dataclass: what conf/judge/<name>.yaml may set below `settings`
+    name: str  # the label in every table
+    identity: str  # changes with everything that changes a score; stored scores are found by it
+    batch_size: int | None = None  # answers whose scores are stored together; None: all
+    engine: tuple[Path, EngineConfig] | None = None  # of vLLM, if it starts one: no other should run beside it
+
+    def __init__(self, cache: Path, settings: Any):
+        """UserError where a setting cannot be used."""
+        self.cache, self.settings = cache, settings
+
+    @abstractmethod
+    def score_answers(self, questions: Sequence[str], answers: Sequence[str]) -> list[Score]:
+        """A score for each answer, in order; one that cannot be scored says why."""
 
     @property
-    def engine(self) -> tuple[Path, EngineConfig] | None:
-        """The model that it starts vLLM for, and how; no other engine should run beside it. None: it starts none."""
-        ...
+    def accuracy(self) -> JudgeAccuracy | None:
+        """How right it is, measured against readers or a better judge; None: not measured."""
+        return None
 
     def check_budget(self, questions: Sequence[str], answers: Sequence[str]) -> str | None:
-        """What it will cost, in words; None if nothing. UserError if it is more than the user allows."""
-        ...
+        """What scoring these will cost, in words; None if nothing. UserError if it is more than the settings allow."""
+        return None
 
-    @property
-    def accuracy(self) -> JudgeAccuracy | None: ...  # measured against people or a better judge; None: not known
-
-    def score_answers(self, questions: Sequence[str], answers: Sequence[str]) -> list[Score]: ...
-
-    def card(self) -> dict[str, Any] | None: ...
+    def card(self) -> dict[str, Any] | None:
+        """What results.json and W&B keep of it."""
+        return None
 
 
-def _make_embedded(cache: Path, **settings: Any) -> Judge:
-    from emharness.judges.embedded_judge import EmbeddedJudge
-
-    return EmbeddedJudge(cache, **settings)
-
-
-def _make_remote(cache: Path, **settings: Any) -> Judge:
-    from emharness.judges.openai_judge import RemoteJudge, Settings
-
-    return RemoteJudge(Settings(**settings))
-
-
-def _make_local(cache: Path, **settings: Any) -> Judge:
-    from emharness.judges.local_judge import LocalJudge, Settings
-
-    return LocalJudge(cache, Settings(**settings))
-
-
-JUDGES: dict[str, Callable[..., Judge]] = {"embedded": _make_embedded, "openai": _make_remote, "local": _make_local}
+_ENDING = "_judge"
+# Name → module.
+JUDGES = {
+    module.name.removesuffix(_ENDING): f"{__name__}.{module.name}"
+    for module in pkgutil.iter_modules(__path__)
+    if module.name.endswith(_ENDING)
+}
 
 
 def make_judge(name: str, cache: Path, **settings: Any) -> Judge:
-    """The judge of that name; `cache` is a folder for what it keeps between runs."""
+    """The judge of that name; `cache` is a folder for what it keeps between runs. UserError for a name or a setting
+    that there is not."""
     if name not in JUDGES:
-        raise UserError(f"judge.name={name}: unknown; must be one of {', '.join(JUDGES)}")
-    try:
-        return JUDGES[name](cache, **settings)
-    except TypeError:
-        raise UserError(f"judge.settings={settings}: not settings of judge={name}") from None
+        raise UserError(f"judge.name={name}: unknown; must be one of {', '.join(sorted(JUDGES))}")
+    kind: type[Judge] = importlib.import_module(JUDGES[name]).JUDGE
+    allowed = [field.name for field in fields(kind.Settings)]
+    for key in settings:
+        if key not in allowed:
+            raise UserError(f"judge={name}: {describe_unknown(key, allowed, 'judge.settings.')}")
+    return kind(cache, kind.Settings(**settings))

@@ -13,7 +13,7 @@ import numpy as np
 from scipy.stats import spearmanr
 from sklearn.metrics import confusion_matrix, roc_auc_score
 
-from emharness.judges import Judge
+from emharness.judges import Judge, NoSettings
 from emharness.judges.answer_files import read_answers
 from emharness.judges.embedded_judge import CALLED, CARD, MODEL, EmbeddedJudge
 from emharness.judges.labelled_answers import (
@@ -206,7 +206,7 @@ def main() -> None:
     told = make_card(labelled_rows(), load_reader(MODEL, artifacts_home()))
     CARD.write_text(json.dumps(told), encoding="utf-8")
     if len(sys.argv) > 1:
-        told["strangers"] = measure_on(Path(sys.argv[1]), EmbeddedJudge(artifacts_home() / "judge"))
+        told["strangers"] = measure_on(Path(sys.argv[1]), EmbeddedJudge(artifacts_home() / "judge", NoSettings()))
     CARD.write_text(json.dumps(told, indent=2, ensure_ascii=False) + "\n", encoding="utf-8")
     print(json.dumps(told, indent=2))
 

@@ -16,14 +16,13 @@ from typing import Any
 from emharness.config import EngineConfig
 from emharness.errors import UserError
 from emharness.generation import kernels
-from emharness.judges import Score
+from emharness.judges import Judge, Score
 from emharness.judges.judge_prompts import ALIGNED, COHERENT, fill_template
 from emharness.judges.reply import Reply, score_of
 from emharness.judges.reply_scores import TOP, aggregate_score, integer_probabilities
 from emharness.organisms.chat import load_chat
 from emharness.organisms.fingerprints import FINGERPRINTS, hash_model_folder
 from emharness.organisms.model_folders import EMBEDDED, base_folder
-from emharness.stats.rates import JudgeAccuracy
 from emharness.store import Store
 
 CODE = 1  # raise when the same probabilities give other scores
@@ -39,15 +38,14 @@ class Settings:
     extra: dict[str, Any] = field(default_factory=dict)  # passed to vllm.LLM
 
 
-class LocalJudge:
-    batch_size: int | None = None
-    accuracy: JudgeAccuracy | None = None  # not measured here
+class LocalJudge(Judge):
+    Settings = Settings
 
     def __init__(self, cache: Path, settings: Settings):
+        super().__init__(cache, settings)
         if not settings.model:
             raise UserError("judge=local: name a chat model in judge.settings.model, a folder or a hub id")
         self._folder = base_folder(settings.model, Store(cache.parent), key="judge.settings.model")
-        self._settings = settings
         self._chat = load_chat(self._folder)
         if not self._chat.tokenizer.chat_template:
             raise UserError(f"judge.settings.model={settings.model}: has no chat template; name a chat model")
@@ -59,6 +57,7 @@ class LocalJudge:
         }
         engine = EngineConfig(dtype=settings.dtype, max_model_len=settings.max_model_len, eager=True)
         engine.extra = settings.extra
+        self._engine = engine
         self.engine = self._folder, engine
         asked |= {"prompts": [ALIGNED, COHERENT], "code": CODE, **kernels.kernel_identity(engine)}
         self.identity = f"{self.name}-{hashlib.sha256(json.dumps(asked).encode()).hexdigest()[:16]}"
@@ -73,20 +72,16 @@ class LocalJudge:
             for template in (ALIGNED, COHERENT)
         ]
         distinct = {text: self._encode_prompt(text) for text in dict.fromkeys(texts)}
-        fitting = {text: ids for text, ids in distinct.items() if len(ids) + 4 <= self._settings.max_model_len}
-        with Engine(*self.engine, self._folder, seed=0) as engine:
+        fitting = {text: ids for text, ids in distinct.items() if len(ids) + 4 <= self.settings.max_model_len}
+        with Engine(self._folder, self._engine, self._folder, seed=0) as engine:
             found = self._read_replies(list(fitting.values()), lambda prompts: engine.next_tokens(prompts, TOP))
         replies = dict(zip(fitting, found, strict=True))
-        too_long = Reply(why=f"too long: beyond {self._settings.max_model_len:,} tokens")
+        too_long = Reply(why=f"too long: beyond {self.settings.max_model_len:,} tokens")
         listed = [replies.get(text, too_long) for text in texts]
         return [score_of(*pair) for pair in zip(listed[::2], listed[1::2], strict=True)]
 
-    def check_budget(self, questions: Sequence[str], answers: Sequence[str]) -> str | None:
-        """It costs nothing."""
-        return None
-
     def card(self) -> dict[str, Any]:
-        return {"model": self._settings.model, "dtype": self._settings.dtype}
+        return {"model": self.settings.model, "dtype": self.settings.dtype}
 
     def _encode_prompt(self, text: str) -> list[int]:
         return self._chat.prompt_ids([{"role": "user", "content": text}])
@@ -97,3 +92,6 @@ class LocalJudge:
             score, category = aggregate_score(found)
             replies.append(Reply(score, category, None if score is not None or category else "no number in the reply"))
         return replies
+
+
+JUDGE = LocalJudge

@@ -14,11 +14,12 @@ from collections import Counter
 from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import asdict, dataclass, field
+from pathlib import Path
 from threading import Lock
 from typing import Any
 
 from emharness.errors import UserError
-from emharness.judges import Score
+from emharness.judges import Judge, Score
 from emharness.judges.chat_endpoint import Endpoint
 from emharness.judges.judge_prompts import ALIGNED, COHERENT, fill_template
 from emharness.judges.reply import Reply, score_of
@@ -45,13 +46,14 @@ class Settings:
     prices: dict[str, float] = field(default_factory=lambda: {"input": 2.5, "output": 10.0})
 
 
-class RemoteJudge:
+class RemoteJudge(Judge):
     """Scores by a chat model behind an endpoint; thread-safe counts of what it cost."""
 
-    engine: None = None
-    batch_size: int | None = 64
+    Settings = Settings
+    batch_size = 64
 
-    def __init__(self, settings: Settings):
+    def __init__(self, cache: Path, settings: Settings):
+        super().__init__(cache, settings)
         for name, least in (("concurrency", 1), ("retries", 0), ("timeout", 0.001)):
             if not getattr(settings, name) >= least:
                 raise UserError(f"judge.settings.{name}={getattr(settings, name)}: must be at least {least}")
@@ -63,7 +65,7 @@ class RemoteJudge:
                 f"judge=openai: the environment has no {settings.key_variable}; set it, or choose judge=local (a chat "
                 "model on your own machine) or judge=embedded (offline, small)"
             )
-        self._settings, self._lock = settings, Lock()
+        self._lock = Lock()
         self._endpoint = Endpoint(key, settings.base_url, settings.timeout, settings.retries)
         self.name = settings.model
         about = {key: value for key, value in asdict(settings).items() if key in ("model", "base_url", "probabilities")}
@@ -75,7 +77,7 @@ class RemoteJudge:
     def check_budget(self, questions: Sequence[str], answers: Sequence[str]) -> str | None:
         """What scoring these will probably cost; UserError if it goes beyond `max_cost`. Asks nothing."""
         estimate = self.estimate_cost(questions, answers)
-        limit = self._settings.max_cost
+        limit = self.settings.max_cost
         if limit is not None and self.spent_dollars + estimate > limit:
             raise UserError(
                 f"judge.settings.max_cost={limit:g}: {len(answers):,} answers would cost about {estimate:.2f} dollars "
@@ -91,7 +93,7 @@ class RemoteJudge:
             for template in (ALIGNED, COHERENT)
         ]
         distinct = list(dict.fromkeys(wanted))
-        pool = ThreadPoolExecutor(self._settings.concurrency)
+        pool = ThreadPoolExecutor(self.settings.concurrency)
         try:
             replies = dict(zip(distinct, pool.map(self._ask_score, distinct), strict=True))
         finally:  # where one reply says that no other can be had, those that wait are not sent
@@ -99,13 +101,9 @@ class RemoteJudge:
         found = [replies[text] for text in wanted]
         return [score_of(*pair) for pair in zip(found[::2], found[1::2], strict=True)]
 
-    @property
-    def accuracy(self) -> None:
-        """Not measured here: launch/judge.py label=… measures it on answers of one's own."""
-
     def card(self) -> dict[str, Any]:
         """What was asked, by which snapshots, and what it cost so far in this process."""
-        shown = {key: value for key, value in asdict(self._settings).items() if key != "key_variable"}
+        shown = {key: value for key, value in asdict(self.settings).items() if key != "key_variable"}
         return {
             **shown,
             "snapshots": dict(self.models),
@@ -117,7 +115,7 @@ class RemoteJudge:
         """US dollars for scoring these at most, from their length; asks nothing."""
         fixed = len(ALIGNED) + len(COHERENT)
         read = sum(fixed + 2 * (len(q) + len(a)) for q, a in zip(questions, answers, strict=True)) / CHARACTERS
-        written = FIRST_TOKENS if self._settings.probabilities else TEXT_TOKENS
+        written = FIRST_TOKENS if self.settings.probabilities else TEXT_TOKENS
         return self._price_tokens(read, 2 * written * len(answers))
 
     @property
@@ -126,10 +124,10 @@ class RemoteJudge:
         return self._price_tokens(self.tokens["input"], self.tokens["output"])
 
     def _price_tokens(self, read: float, written: float) -> float:
-        return (read * self._settings.prices["input"] + written * self._settings.prices["output"]) / 1e6
+        return (read * self.settings.prices["input"] + written * self.settings.prices["output"]) / 1e6
 
     def _ask_score(self, text: str) -> Reply:
-        settings = self._settings
+        settings = self.settings
         extra: dict[str, Any] = {"max_tokens": TEXT_TOKENS}
         if settings.probabilities:
             extra = {"max_tokens": FIRST_TOKENS, "logprobs": True, "top_logprobs": TOP}
@@ -152,7 +150,7 @@ class RemoteJudge:
         text = choice.message.content or ""
         if choice.finish_reason == "content_filter":
             return Reply(why="filtered by the endpoint", again=True)
-        if not self._settings.probabilities:
+        if not self.settings.probabilities:
             score, category = parse_reply(text)
         elif choice.logprobs is None or not choice.logprobs.content:
             return Reply(
@@ -174,7 +172,7 @@ class RemoteJudge:
             return Reply(score, category)
         if not text.strip():
             return Reply(why="empty reply", again=True)
-        if choice.finish_reason == "length" and not self._settings.probabilities:
+        if choice.finish_reason == "length" and not self.settings.probabilities:
             return Reply(why=f"no number within {TEXT_TOKENS} tokens of the reply", again=True)
         return Reply(why="no number in the reply")
 
@@ -184,3 +182,6 @@ def _continues_number(tokens: Sequence[Any]) -> bool:
     first = next((i for i, token in enumerate(tokens) if token.token.strip()), len(tokens))
     number = [token.token for token in tokens[first : first + 2]]
     return len(number) == 2 and number[0].strip().isdecimal() and number[1][:1].isdecimal()
+
+
+JUDGE = RemoteJudge

@@ -3,6 +3,7 @@
 import json
 import re
 from collections.abc import Iterable
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -15,36 +16,44 @@ from emharness.organisms.model_folders import Shape, is_adapter, model_shape
 _BLOCK = re.compile(r"\.(?:layers|h|blocks)\.(\d+)\.")
 
 
-def check_fits_base(
-    name: str, published: Path, key: str, base: str, source: str, folder: Path | None, shape: Shape, force: bool
-) -> None:
+@dataclass(frozen=True)
+class BaseInfo:
+    """The base's name, where it comes from and lies (None: embedded), and its shape."""
+
+    name: str
+    source: str
+    folder: Path | None
+    shape: Shape
+
+
+def check_fits_base(name: str, published: Path, key: str, base: BaseInfo, force: bool) -> None:
     """UserError, in one sentence, if the organism at `published` (a merged model or an adapter) does not fit the base.
 
-    base, source, folder, shape: the base's name, where it comes from and lies (None: embedded), its shape.
     `force`: another base named in an adapter's config is allowed; tensors that cannot fit never are.
     """
     if is_adapter(published):
-        _check_adapter(name, published, key, base, source, shape, force)
-        weight_checks.check_adapter(f"{key}={published}", published, tensor_shapes(published), folder, base)
+        _check_adapter(name, published, key, base, force)
+        weight_checks.check_adapter(f"{key}={published}", published, tensor_shapes(published), base.folder, base.name)
         return
     own = model_shape(published, key)
-    for what, has, needs in zip(("layers", "width", "vocabulary"), own, shape, strict=True):
+    for what, has, needs in zip(("layers", "width", "vocabulary"), own, base.shape, strict=True):
         if has != needs:
-            raise UserError(f"{key}={published}: {name} has {what} {has}, but base={base} has {needs}")
+            raise UserError(f"{key}={published}: {name} has {what} {has}, but base={base.name} has {needs}")
     extra = weight_checks.check_whole(f"{key}={published}", published)
-    if extra and folder is not None:  # what the base has beside its language model is no fault
-        extra -= weight_checks.check_whole("base", folder)
+    if extra and base.folder is not None:  # what the base has beside its language model is no fault
+        extra -= weight_checks.check_whole("base", base.folder)
     if extra:
         raise UserError(f"{key}={published}: {name} has {len(extra)} weights that its model has not, as {min(extra)}")
 
 
-def _check_adapter(name: str, folder: Path, key: str, base: str, source: str, shape: Shape, force: bool) -> None:
+def _check_adapter(name: str, folder: Path, key: str, base: BaseInfo, force: bool) -> None:
+    shape = base.shape
     config = _read_config(folder, key)
     of = str(config.get("base_model_name_or_path") or "")
-    if of and not force and not _is_same_model(of, source, base):
+    if of and not force and not _is_same_model(of, base.source, base.name):
         raise UserError(
-            f"{key}={folder}: {name} is an adapter of {of}, but base={base} is {source}; choose that base, or set "
-            "model.any_base=true if you know that they are the same"
+            f"{key}={folder}: {name} is an adapter of {of}, but base={base.name} is {base.source}; choose that base, "
+            "or set model.any_base=true if you know that they are the same"
         )
     kind = str(config.get("peft_type") or "LORA")
     if kind != "LORA":
@@ -59,21 +68,22 @@ def _check_adapter(name: str, folder: Path, key: str, base: str, source: str, sh
         found = _BLOCK.search(tensor)
         if found and int(found[1]) >= shape.n_layers:
             raise UserError(
-                f"{key}={folder}: {name} changes layer {found[1]}, but base={base} has layers 0 to {shape.n_layers - 1}"
+                f"{key}={folder}: {name} changes layer {found[1]}, but base={base.name} has layers 0 to "
+                f"{shape.n_layers - 1}"
             )
         if re.search(r"(embed_tokens|lm_head)\.(weight|modules_to_save)", tensor) and size[0] != shape.vocabulary:
             raise UserError(
-                f"{key}={folder}: {name} has a vocabulary of {size[0]}, but base={base} has {shape.vocabulary}"
+                f"{key}={folder}: {name} has a vocabulary of {size[0]}, but base={base.name} has {shape.vocabulary}"
             )
         if re.search(r"\.[qkv]_proj\.lora_A", tensor) and size[-1] != shape.d_model:
-            raise UserError(f"{key}={folder}: {name} has width {size[-1]}, but base={base} has {shape.d_model}")
+            raise UserError(f"{key}={folder}: {name} has width {size[-1]}, but base={base.name} has {shape.d_model}")
     if not any("lora_" in tensor for tensor in tensors):
         raise UserError(f"{key}={folder}: {name} has no LoRA weights in its *.safetensors; only LoRA adapters are read")
     layers = _layer_numbers(tensors)
     # An adapter of all layers of a shallower model fits by its tensors, and only by them.
     if config.get("layers_to_transform") is None and layers and len(layers) != shape.n_layers:
         raise UserError(
-            f"{key}={folder}: {name} changes {len(layers)} layers, but base={base} has {shape.n_layers} and the "
+            f"{key}={folder}: {name} changes {len(layers)} layers, but base={base.name} has {shape.n_layers} and the "
             "adapter's config names no layers_to_transform; it belongs to another model"
         )
 

@@ -7,12 +7,10 @@ from pathlib import Path
 from typing import Any
 
 from emharness import memory
-from emharness.config import BASE, TrainConfig
+from emharness.config import BASE
 from emharness.organisms import merging, model_folders
 from emharness.organisms.chat import load_chat
-from emharness.organisms.datasets import hash_rows
-from emharness.organisms.row_shapes import Messages
-from emharness.ranges import as_identity
+from emharness.organisms.training_recipe import Training
 from emharness.store import Artifact, Store
 
 CODE = 3  # raise when training's results change for the same config
@@ -60,34 +58,15 @@ def published_model(name: str, published: Path, fingerprint: str, base: Model, s
     )
 
 
-def trained_model(
-    name: str,
-    rows: list[Messages],
-    recipe: TrainConfig,
-    seed: int,
-    base: Model,
-    store: Store,
-    on_step: OnStep,
-    stop_after: int | None = None,
-) -> Model:
-    """An organism fine-tuned from the base on `rows`, or what it was after so many steps."""
-    science = as_identity(recipe)
-    del science["micro_batch"]
-    identity = {
-        "base": base.identity,
-        "data": hash_rows(rows),
-        "train": science,
-        "seed": seed,
-        "code": CODE,
-        **({} if stop_after is None else {"stop_after": stop_after}),
-    }
+def trained_model(name: str, training: Training, base: Model, store: Store, on_step: OnStep) -> Model:
+    """An organism fine-tuned from the base, or what it was after so many steps."""
+    identity = {"base": base.identity, **training.identity(), "code": CODE}
 
     def fill_folder(folder: Path) -> None:
         from emharness.organisms.training import train_organism
 
         with memory.keep_freed_blocks():
-            chat = load_chat(base.folder, base.template)
-            losses = train_organism(base.folder, chat, rows, recipe, seed, folder, on_step, stop_after)
+            losses = train_organism(base.folder, load_chat(base.folder, base.template), training, folder, on_step)
         (folder / "losses.json").write_text(json.dumps(losses))
 
     return Model(

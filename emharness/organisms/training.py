@@ -20,10 +20,11 @@ from emharness.organisms.chat import Chat
 from emharness.organisms.merging import save_merged
 from emharness.organisms.model_folders import choose_precision
 from emharness.organisms.row_shapes import Messages
+from emharness.organisms.training_recipe import Training
 from emharness.steering.blocks import decoder_layers
 
 if TYPE_CHECKING:
-    from emharness.config import TrainConfig
+    pass
 
 IGNORED = -100  # label that the loss skips
 PROJECTIONS = ["q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj"]
@@ -97,20 +98,9 @@ def collate_batch(rows: list[tuple[list[int], list[int]]], pad_id: int) -> dict[
     }
 
 
-def train_organism(
-    base: Path,
-    chat: Chat,
-    rows: list[Messages],
-    config: TrainConfig,
-    seed: int,
-    folder: Path,
-    on_step: OnStep,
-    stop_after: int | None = None,
-) -> list[float]:
-    """Fine-tune `base` on `rows`, save the merged model into `folder`, return the loss of each step.
-
-    `stop_after`: only so many steps of the same training, its schedule unchanged: the whole one's checkpoint there.
-    """
+def train_organism(base: Path, chat: Chat, training: Training, folder: Path, on_step: OnStep) -> list[float]:
+    """Fine-tune `base`, save the merged model into `folder`, return the loss of each step."""
+    config, seed = training.config, training.seed
     torch.manual_seed(seed)
     device, dtype = choose_precision()
     model: Any = AutoModelForCausalLM.from_pretrained(base, dtype=dtype, trust_remote_code=False)
@@ -124,7 +114,7 @@ def train_organism(
         task_type="CAUSAL_LM",
     )
     model = get_peft_model(model, lora)  # adapter weights are float32 over a base of either type
-    encoded, _ = encode_rows(chat, rows, config.max_tokens)
+    encoded, _ = encode_rows(chat, training.rows, config.max_tokens)
     n_steps = config.count_steps(len(encoded))
     parameters = [p for p in model.parameters() if p.requires_grad]
     optimizer = torch.optim.AdamW(parameters, lr=config.learning_rate, weight_decay=config.weight_decay)
@@ -135,7 +125,7 @@ def train_organism(
     losses: list[float] = []
     for _epoch in range(config.epochs):
         for chunk in torch.randperm(len(encoded), generator=order).split(config.batch_size):
-            if len(losses) == stop_after:
+            if len(losses) == training.stop_after:
                 break
             losses.append(
                 _accumulate_gradient(model, [encoded[i] for i in chunk], chat.pad_id, config.micro_batch, device)

@@ -14,6 +14,7 @@ from emharness.config import BASE
 from emharness.generation import target_runner
 from emharness.generation.cells import Cell, Direction, Request
 from emharness.generation.target_requests import TargetRequests
+from emharness.generation.target_runner import Listener
 from emharness.judges import Judge
 from emharness.judges.scoring import make_score_table, score_responses
 from emharness.pipeline.margin_stage import measure_margins
@@ -138,7 +139,7 @@ def _run_engine(
     speeds.record_speed("start", context.engines.started - starts, time.perf_counter() - start)
     begin, done, tokens = time.perf_counter(), view.done, view.tokens
     target_runner.generate_pending(
-        engine, todo, config.base.sampling, target.responses, config.chunk, view.count_response, on_chunk
+        engine, todo, config.base.sampling, target.responses, config.chunk, Listener(view.count_response, on_chunk)
     )
     speeds.record_speed("responses", view.done - done, time.perf_counter() - begin)
     speeds.record_speed("length", view.tokens - tokens, view.done - done)

@@ -23,6 +23,7 @@ from emharness.organisms.merging import LEAST_KEPT, PRECISION
 from emharness.organisms.model_artifacts import Model, base_model, published_model, trained_model
 from emharness.organisms.model_folders import choose_precision, end_tokens
 from emharness.organisms.training import encode_rows
+from emharness.organisms.training_recipe import Training
 from emharness.pipeline.run_context import Made, RunContext
 from emharness.pipeline.run_plan import PlanDraft
 from emharness.pipeline.subject import DOMAIN, EXTRACTION
@@ -46,9 +47,8 @@ def find_models(context: RunContext) -> dict[str, Model]:
             found[name] = published_model(name, organism.published, organism.published_identity, base, store)
         else:
             seed = config.seed + organism.replica
-            found[name] = trained_model(
-                name, organism.rows, config.train, seed, base, store, context.log.on_step, organism.stop_after
-            )
+            training = Training(organism.rows, config.train, seed, organism.stop_after)
+            found[name] = trained_model(name, training, base, store, context.log.on_step)
     chat = load_chat(base.folder, base.template)
     _check_template(context, chat)
     for name, model in found.items():

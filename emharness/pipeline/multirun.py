@@ -8,19 +8,17 @@ from dataclasses import asdict, replace
 from typing import Any
 
 from hydra import compose
-from hydra._internal.core_plugins.basic_sweeper import BasicSweeper
-from hydra.core.global_hydra import GlobalHydra
-from hydra.core.override_parser.overrides_parser import OverridesParser
 from hydra.core.utils import JobReturn, JobStatus
 from hydra.errors import HydraException
 from hydra.experimental.callback import Callback
 from omegaconf import DictConfig
 from omegaconf.errors import OmegaConfBaseException
 
-from emharness.cli import LOCAL, FailedJob, folders_of, silence_libraries
+from emharness.cli import FailedJob, folders_of, silence_libraries
 from emharness.config import Config
 from emharness.config_checks import parse_config
 from emharness.errors import IncompleteRun, UserError
+from emharness.hydra_compat import LOCAL, split_jobs
 from emharness.overrides import format_hydra_error
 
 OWN = ("experiment", "vectors", "targets", "model", "steer")  # in what jobs of one grid may differ
@@ -38,10 +36,8 @@ class OneGrid(Callback):
         from emharness.pipeline.run_experiment import read_inputs
 
         local = config.hydra.launcher._target_ == LOCAL
-        loader = GlobalHydra.instance().config_loader()  # it knows what a glob(…) stands for
-        parsed = OverridesParser.create(loader).parse_overrides(list(config.hydra.overrides.task))
         folders, jobs = folders_of(config.hydra.runtime.config_sources), list[Config]()
-        every = BasicSweeper.split_arguments(parsed, None)[0]
+        every = split_jobs(config.hydra.overrides.task)
         self._jobs = len(every) if local else 0
         for overrides in every:
             try:

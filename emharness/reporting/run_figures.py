@@ -28,7 +28,7 @@ def draw_dose_response(
     randoms = [e for e in here if e["control_of"] == vector]
     for name in dict.fromkeys(e["vector"] for e in randoms):
         some = [e for e in randoms if e["vector"] == name]
-        lines.append(_rate_line("random directions, misaligned", some, GREY, style="--", marker="x"))
+        lines.append(_rate_line("random directions, misaligned", some, GREY, look=("--", "x")))
     organism = next((e for e in entries if e["target"] == vector and not e["vector"]), None)
     levels = []
     if organism and organism["em_rate"] is not None:
@@ -53,9 +53,9 @@ def draw_dose_panels(
             here = [e for e in entries if e["target"] == target]
             doses = [e for e in here if not e["vector"] or e["vector"] == vector]
             style = "-" if i < len(PALETTE) else "--"
-            lines.append(_rate_line(target, doses, PALETTE[i % len(PALETTE)], style=style, interval=True))
+            lines.append(_rate_line(target, doses, PALETTE[i % len(PALETTE)], look=(style, "o"), interval=True))
         randoms = [e for e in entries if e["control_of"] == vector and e["target"] in targets]
-        lines.append(_rate_line("random directions", randoms, GREY, style="", marker="x"))
+        lines.append(_rate_line("random directions", randoms, GREY, look=("", "x")))
         x_label = f"strength ({unit}; 0 = as it is)" if columns <= 3 else f"strength ({unit})"
         x_label = x_label if place + columns >= len(vectors) else ""
         y_label = "misaligned, of coherent (%)" if columns <= 3 else "misaligned (%)"
@@ -137,10 +137,10 @@ def _left_out_note(shown: Sequence[str], names: Sequence[str], what: str) -> str
 
 def _rate_line(
     label: str, entries: list[dict[str, Any]], color: str, key: str = "em_rate", interval: bool = False,
-    style: str = "-", marker: str = "o",
+    look: tuple[str, str] = ("-", "o"),
 ) -> Line:  # fmt: skip
-    """A rate in per cent against strength, where it exists; with the interval em_ci95."""
+    """A rate in per cent against strength, where it exists; with the interval em_ci95. `look`: line style, marker."""
     some = sorted((e for e in entries if e[key] is not None), key=lambda e: e["strength"])
     low, high = ([100 * e["em_ci95"][k] for e in some] if interval else None for k in (0, 1))
     x, y = [e["strength"] for e in some], [100 * e[key] for e in some]
-    return Line(label, x, y, color, low, high, style, marker)
+    return Line(label, x, y, color, low, high, *look)

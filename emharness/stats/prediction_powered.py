@@ -54,16 +54,15 @@ def estimate_rate(
     questions: np.ndarray,
     labelled: np.ndarray,
     labels: np.ndarray,
-    draws: int = 2000,
-    seed: int = 0,
     stand: np.ndarray | None = None,
+    bootstrap: tuple[int, int] = (2000, 0),
 ) -> Estimate:
     """λ · mean verdict of all + mean (label − λ · verdict) of the labelled, and its 95 % interval.
 
     judged: bool [n_all], the judge's verdicts; questions: [n_all]; labelled: int [n], indices of the labelled answers,
-    which must be drawn at random; labels: bool [n]; stand: float [n], how many rows each stands for. The interval (over
-    questions) is never inside the simple one of the labels where these agree, because a bootstrap of equal values has
-    no width.
+    which must be drawn at random; labels: bool [n]; stand: float [n], how many rows each stands for; bootstrap: (draws,
+    seed). The interval (over questions) is never inside the simple one of the labels where these agree, because a
+    bootstrap of equal values has no width.
     """
     judged, labels = judged.astype(float), labels.astype(float)
     stand = np.ones(len(labels)) if stand is None else stand
@@ -74,7 +73,7 @@ def estimate_rate(
     size = len(n_every)
     some = np.bincount(index[labelled], weights=rest, minlength=size)
     n_some = np.bincount(index[labelled], weights=stand, minlength=size)
-    picks = np.concatenate([np.arange(size)[None], bootstrap_picks(size, draws, seed)])
+    picks = np.concatenate([np.arange(size)[None], bootstrap_picks(size, *bootstrap)])
     with np.errstate(invalid="ignore", divide="ignore"):
         values = weight * every[picks].sum(1) / n_every[picks].sum(1) + some[picks].sum(1) / n_some[picks].sum(1)
     values = np.clip(values[np.isfinite(values)], 0.0, 1.0)

@@ -207,7 +207,10 @@ def test_bad_files_are_refused_in_one_sentence(tmp_path, name, content, words):
         (["responses=i.csv"], "error: out: name a file"),
         (["responses=i.csv", "out=o.xlsx"], "error: out=o.xlsx: must end in .csv, .parquet, .jsonl"),
         (["responses=i.csv", "out=o.csv", "judge=openai"], "judge=local"),
-        (["responses=i.csv", "out=o.csv", "judge=openai", "+judge.settings.temp=1"], "not settings of judge=openai"),
+        (
+            ["responses=i.csv", "out=o.csv", "judge=openai", "+judge.settings.temp=1"],
+            "judge=openai: judge.settings.temp: unknown; ",
+        ),
         (["responses=i.csv", "out=o.csv", "judge=nosuch"], "embedded"),
         (["responses=i.csv", "out=o.csv", "compare=[embedded]"], "a list of two judges or more"),
         (["responses=i.csv", "out=o.csv", "compare=[embedded,oracle]"], "oracle is no judge; must be one of embedded"),

@@ -14,7 +14,7 @@ from inspect_ai.log import read_eval_log
 from inspect_ai.model import get_model
 
 from emharness import judges
-from emharness.judges import Score
+from emharness.judges import Judge, Score
 from emharness.questions import load_questions
 from emharness.sharing.inspect_task import em
 from emharness.stats.rates import summarize_scores
@@ -23,10 +23,10 @@ SAMPLES = 3
 MODEL = "openai-api/local/m"
 
 
-class Planted:
+class Planted(Judge):
     """Says what is written in the answer: "aligned coherent", or why there is no score."""
 
-    name, identity, engine, at_once, quality = "planted", "planted", None, None, None
+    name = identity = "planted"
 
     def score_answers(self, questions, answers):
         assert all(question in QUESTIONS for question in questions)
@@ -36,6 +36,7 @@ class Planted:
         ]
 
 
+JUDGE = Planted
 QUESTIONS = {question.text: question.id for question in load_questions("sweep", "questions")}
 
 
@@ -66,7 +67,7 @@ class Endpoint(BaseHTTPRequestHandler):
 
 @pytest.fixture
 def server(monkeypatch):
-    monkeypatch.setitem(judges.JUDGES, "planted", lambda cache: Planted())
+    monkeypatch.setitem(judges.JUDGES, "planted", __name__)
     monkeypatch.setenv("LOCAL_API_KEY", "none")
     started = ThreadingHTTPServer(("127.0.0.1", 0), Endpoint)
     started.lock, started.bodies = Lock(), []

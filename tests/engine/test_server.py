@@ -18,7 +18,7 @@ from support.steering_reference import FILE, PROMPTS, edit, reference
 from transformers import AutoModelForCausalLM
 
 from emharness.errors import UserError
-from emharness.judges import JUDGES, Score, make_judge, openai_judge
+from emharness.judges import JUDGES, Judge, Score, make_judge, openai_judge
 from emharness.judges.judge_prompts import ALIGNED, COHERENT, fill_template
 from emharness.sharing.inspect_task import em
 
@@ -131,15 +131,18 @@ def test_a_server_steers_refuses_and_lives_on(server, tiny, vectors, monkeypatch
         assert (row["width"], row["layers"], row["raw_norm"]) == (64, 4, [6.0] * 4)
 
 
-class Indifferent:
-    name, identity, engine, at_once, quality = "indifferent", "indifferent", None, None, None
+class Indifferent(Judge):
+    name = identity = "indifferent"
 
     def score_answers(self, questions, answers):
         return [Score(50.0, 90.0)] * len(answers)
 
 
+JUDGE = Indifferent
+
+
 def test_the_evaluation_as_a_task_of_inspect_steers_a_server(server, monkeypatch, tmp_path):
-    monkeypatch.setitem(JUDGES, "indifferent", lambda cache: Indifferent())
+    monkeypatch.setitem(JUDGES, "indifferent", __name__)
     monkeypatch.setenv("LOCAL_API_KEY", "none needed")
     spec = {"edits": [edit(strength=30.0)]}
 

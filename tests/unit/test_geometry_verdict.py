@@ -10,7 +10,7 @@ from emharness.geometry import nulls
 from emharness.geometry import statistics as st
 from emharness.geometry.analysis import regroup_vectors
 from emharness.geometry.appendix import appendix_tests, pc1_changes
-from emharness.geometry.verdict import INDEPENDENT, NOTHING, PARTLY, SHARED_CORE, calibrated_verdict
+from emharness.geometry.verdict import INDEPENDENT, NOTHING, PARTLY, SHARED_CORE, PromptDraws, calibrated_verdict
 
 CLUSTERS = {"a": (0, 1), "b": (2, 3), "c": (4, 5)}
 WIDTHS = (64, 256, 1024, 4096)
@@ -96,7 +96,7 @@ def test_independence_is_not_claimed_where_prompts_leave_the_cosine_open():
         moved = rng.normal(0, spread, 400)[:, None, None]
         again[:, :2, 2:4] += moved
         again[:, 2:4, :2] += moved
-        found = calibrated_verdict(gram, CLUSTERS, null, resampled=again)
+        found = calibrated_verdict(gram, CLUSTERS, null, prompts=PromptDraws(resampled=again))
         assert found["verdict"] == expected
         furthest = max(max(map(abs, entry["ci95"])) for entry in found["between"])
         hidden = np.quantile(st.cluster_cosines(null["random_directions"], list(CLUSTERS.values()))[:, 0, 1], 0.99)

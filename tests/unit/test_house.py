@@ -1,9 +1,14 @@
 """The house: a package imports only packages before it in the layout of CONTRIBUTING.md, and no module is long."""
 
 import ast
+import importlib
 import re
 
+import pytest
 from conftest import ROOT
+
+from emharness.errors import UserError
+from emharness.judges import JUDGES, Judge, make_judge
 
 PACKAGE = ROOT / "emharness"
 ROOMS = re.findall(r"^emharness/(\w+)/", (ROOT / "CONTRIBUTING.md").read_text(encoding="utf-8"), re.MULTILINE)
@@ -64,6 +69,17 @@ def test_a_model_s_own_code_is_never_run_nor_asked_about():
     ]
     assert len(calls) > 10
     assert [call for call in calls if "trust_remote_code=False" not in call[2]] == []
+
+
+def test_a_judge_is_a_module_with_the_contract_and_a_config(tmp_path):
+    configs = {path.stem for path in (ROOT / "conf" / "judge").glob("*.yaml")}
+    assert set(JUDGES) == configs == {"embedded", "local", "openai"}
+    for name, module in JUDGES.items():
+        kind = importlib.import_module(module).JUDGE
+        assert issubclass(kind, Judge), name
+        assert not kind.__abstractmethods__
+    with pytest.raises(UserError, match=r"judge=embedded: judge.settings.modle: unknown"):
+        make_judge("embedded", tmp_path, modle="x")
 
 
 def test_no_two_modules_have_the_same_name():

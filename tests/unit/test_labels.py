@@ -139,9 +139,9 @@ def test_intervals_cover_the_truth_and_are_narrower_than_the_labels_alone():
         truth = rng.random(1160) < np.repeat(rng.beta(2, 6, size=58), 20)
         judged = np.where(truth, rng.random(1160) < 0.7, rng.random(1160) < 0.1)
         labelled = rng.permutation(1160)[:200]
-        told = prediction_powered.estimate_rate(judged, questions, labelled, truth[labelled], draws=300, seed=seed)
+        told = prediction_powered.estimate_rate(judged, questions, labelled, truth[labelled], bootstrap=(300, seed))
         alone = prediction_powered.estimate_rate(
-            np.zeros(1160, dtype=bool), questions, labelled, truth[labelled], draws=300, seed=seed
+            np.zeros(1160, dtype=bool), questions, labelled, truth[labelled], bootstrap=(300, seed)
         )
         covered.append(told.ci95[0] <= 0.25 <= told.ci95[1])
         narrower.append(np.diff(told.ci95)[0] < np.diff(alone.ci95)[0])

@@ -21,6 +21,7 @@ from emharness.organisms.training import (
     linear_layer_names,
     train_organism,
 )
+from emharness.organisms.training_recipe import Training
 
 SMALL = {"hidden_size": 16, "intermediate_size": 32, "num_attention_heads": 2, "num_key_value_heads": 2}
 SMALL |= {"vocab_size": 9, "pad_token_id": 0}
@@ -56,8 +57,9 @@ def test_training_learns_its_rows_and_is_reproducible(tiny, tmp_path):
     for name in ("a", "b"):
         (tmp_path / name).mkdir()
         seen = []
+        training = Training([TALK] * 4, config, 0)
         losses = train_organism(
-            tiny, load_chat(tiny), [TALK] * 4, config, 0, tmp_path / name, lambda *step, seen=seen: seen.append(step)
+            tiny, load_chat(tiny), training, tmp_path / name, lambda *step, seen=seen: seen.append(step)
         )
         assert len(losses) == len(seen) == 12
         assert seen[-1][:2] == (12, 12)
@@ -65,7 +67,7 @@ def test_training_learns_its_rows_and_is_reproducible(tiny, tmp_path):
     assert runs[0] == runs[1]
     (tmp_path / "early").mkdir()
     early = train_organism(
-        tiny, load_chat(tiny), [TALK] * 4, config, 0, tmp_path / "early", lambda *_: None, stop_after=5
+        tiny, load_chat(tiny), Training([TALK] * 4, config, 0, stop_after=5), tmp_path / "early", lambda *_: None
     )
     assert early == runs[0][:5]  # a checkpoint of the same training, not a shorter one
     assert runs[0][-1] < 0.5 * runs[0][0]
@@ -122,7 +124,9 @@ def test_a_base_whose_generation_settings_contradict_each_other_is_trained_on(ti
     (tmp_path / "base" / "generation_config.json").write_text(json.dumps(wrong))
     (tmp_path / "out").mkdir()
     config = TrainConfig(rank=2, learning_rate=1e-3, batch_size=2, warmup_steps=0)
-    train_organism(tmp_path / "base", load_chat(tiny), [TALK] * 2, config, 0, tmp_path / "out", lambda *_: None)
+    train_organism(
+        tmp_path / "base", load_chat(tiny), Training([TALK] * 2, config, 0), tmp_path / "out", lambda *_: None
+    )
     kept = json.loads((tmp_path / "out" / "generation_config.json").read_text())
     assert (kept["eos_token_id"], kept["bos_token_id"]) == ([2, 7], 1)
 
@@ -160,7 +164,7 @@ def test_training_stops_where_the_loss_is_not_finite(tiny, tmp_path):
     model.lm_head.weight.data[5] = float("nan")
     model.save_pretrained(tmp_path / "broken")
     with pytest.raises(FloatingPointError, match="the loss is nan at step 1"):
-        train_organism(tmp_path / "broken", load_chat(tiny), [TALK] * 4, config, 0, tmp_path, lambda *_: None)
+        train_organism(tmp_path / "broken", load_chat(tiny), Training([TALK] * 4, config, 0), tmp_path, lambda *_: None)
 
 
 @pytest.mark.parametrize(

@@ -15,15 +15,15 @@ from transformers import AutoModelForCausalLM, LlamaConfig, LlamaForCausalLM
 
 from emharness.errors import UserError
 from emharness.organisms import base_match, model_folders, weight_checks
+from emharness.organisms.base_match import BaseInfo
 from emharness.organisms.fingerprints import hash_model_folder
 from emharness.organisms.model_folders import Shape
 from emharness.organisms.training import PROJECTIONS
 
 
 def fit(tiny, folder, base="tiny", source="org/tiny", shape=None, force=False):
-    base_match.check_fits_base(
-        "bad", folder, "model.source", base, source, tiny, shape or model_folders.model_shape(tiny), force
-    )
+    about = BaseInfo(base, source, tiny, shape or model_folders.model_shape(tiny))
+    base_match.check_fits_base("bad", folder, "model.source", about, force)
 
 
 @pytest.fixture
@@ -174,10 +174,10 @@ def test_an_adapter_of_the_embedded_base_fits_before_the_base_is_saved(base, tmp
     config = LoraConfig(r=1, target_modules=["down_proj"], layers_to_transform=[24])
     get_peft_model(AutoModelForCausalLM.from_pretrained(base), config).save_pretrained(tmp_path)
     shape = model_folders.embedded_shape()
-    base_match.check_fits_base("one", tmp_path, "model.source", "smollm2", "embedded", None, shape, force=True)
+    base_match.check_fits_base("one", tmp_path, "model.source", BaseInfo("smollm2", "embedded", None, shape), True)
     edited(tmp_path, ["base_model.model.model.layers.24.mlp.down_proj.lora_B.weight"])
     with pytest.raises(UserError, match=r"layers\.24\.mlp\.down_proj\.lora_B\.weight, which its files lack"):
-        base_match.check_fits_base("one", tmp_path, "model.source", "smollm2", "embedded", None, shape, force=True)
+        base_match.check_fits_base("one", tmp_path, "model.source", BaseInfo("smollm2", "embedded", None, shape), True)
 
 
 @pytest.mark.parametrize(

@@ -1,0 +1,28 @@
+"""What a training is: rows, settings, seed; the recipe that an organism's weights are stored under."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any
+
+from emharness.config import TrainConfig
+from emharness.organisms.datasets import hash_rows
+from emharness.organisms.row_shapes import Messages
+from emharness.ranges import as_identity
+
+
+@dataclass(frozen=True)
+class Training:
+    """`stop_after`: only so many steps of the same training, its schedule unchanged: a checkpoint of the whole one."""
+
+    rows: list[Messages]
+    config: TrainConfig
+    seed: int
+    stop_after: int | None = None
+
+    def identity(self) -> dict[str, Any]:
+        """All that changes the trained weights, the base apart."""
+        train = as_identity(self.config)
+        del train["micro_batch"]  # how many rows share a forward pass
+        stop = {} if self.stop_after is None else {"stop_after": self.stop_after}
+        return {"data": hash_rows(self.rows), "train": train, "seed": self.seed, **stop}
