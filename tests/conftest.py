@@ -26,7 +26,15 @@ ROOT = Path(__file__).parent.parent
 SHARED = ROOT.parent / "shared"
 VOCABULARY = int(os.environ.get("EMHARNESS_TEST_VOCABULARY", 49152))  # of the tiny model; v2.py wants a small one
 
-LONGEST = ("test_run", "test_grid", "test_docs", "test_v2_runner", "test_verify", "test_architectures", "test_house")
+LONGEST = (
+    "test_run",
+    "test_docs",
+    "test_v2_runner",
+    "test_families",
+    "test_verify",
+    "test_models",
+    "test_architectures",
+)
 
 
 def pytest_collection_modifyitems(items):

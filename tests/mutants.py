@@ -40,7 +40,7 @@ MUTANTS = [
     ),
     Mutant(
         "questions not resampled jointly",
-        "experiments/context.py",
+        "stats/answer_tables.py",
         "        columns.append(rate_draws(hits, totals, picks))",
         "        picks = np.concatenate([picks[:1], bootstrap_picks(len(ids), draws, seed + len(columns))])\n"
         "        columns.append(rate_draws(hits, totals, picks))",
@@ -111,7 +111,7 @@ MUTANTS = [
     ),
     Mutant(
         "one-sided p",
-        "experiments/context.py",
+        "stats/bootstrap.py",
         "p = min(1.0, 2 * (1 + float(tail))",
         "p = min(1.0, (1 + float(tail))",
         "unit/test_experiments.py::test_a_p_value_is_two_sided_and_the_interval_holds_95_of_100_draws",

@@ -12,18 +12,12 @@ import numpy as np
 from emharness.config import BASE, SteerConfig
 from emharness.experiments import findings
 from emharness.experiments.condition_summary import summarize_condition
-from emharness.experiments.context import (
-    Experiment,
-    ExperimentContext,
-    ExperimentResult,
-    Judged,
-    bootstrap_ci_p,
-    bootstrap_rates,
-    widen_to_newcombe,
-)
+from emharness.experiments.context import Experiment, ExperimentContext, ExperimentResult, Judged
 from emharness.generation.cells import Cell, Condition, make_edit
 from emharness.geometry.nulls import false_discovery_q
 from emharness.reporting import run_figures
+from emharness.stats.answer_tables import bootstrap_rates, widen_to_newcombe
+from emharness.stats.bootstrap import bootstrap_ci_p
 
 LEAST_COHERENT = 0.25  # share of coherent answers below which what is left says nothing about alignment
 BROKEN = f"fewer than {LEAST_COHERENT:.0%} of the answers without it are coherent"

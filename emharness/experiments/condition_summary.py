@@ -7,9 +7,10 @@ import numpy as np
 import pyarrow as pa
 
 from emharness.config import BASE
-from emharness.experiments.context import BROAD, ExperimentContext, Judged, summarize_rates
+from emharness.experiments.context import BROAD, ExperimentContext, Judged
 from emharness.generation.cells import Condition
 from emharness.judges.topics import measure_topic_share
+from emharness.stats.answer_tables import summarize_rates
 from emharness.stats.margins import summarize_margins
 
 FAR = ("self_view", "ai_and_humans", "power_and_wishes")  # categories that no narrow training data here speaks of

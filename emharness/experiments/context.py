@@ -12,15 +12,9 @@ from emharness.generation.cells import Cell, Condition, describe_edit, make_edit
 from emharness.generation.likelihoods import Pair
 from emharness.geometry.nulls import false_discovery_q
 from emharness.reporting.picture import Picture
-from emharness.stats.rates import (
-    JudgeAccuracy,
-    bootstrap_picks,
-    interval_hull,
-    is_coherent,
-    newcombe_interval,
-    rate_draws,
-    summarize_scores,
-)
+from emharness.stats.answer_tables import bootstrap_rates, widen_to_newcombe
+from emharness.stats.bootstrap import bootstrap_ci_p
+from emharness.stats.rates import JudgeAccuracy
 from emharness.steering.request.modes import MODES
 from emharness.steering.request.spec import Edit, edit_rule
 from emharness.steering.request.vector_lookup import StoredVector
@@ -145,46 +139,6 @@ class Experiment:
     report: Callable[[Mapping[str, Any], Mapping[str, Mapping[str, Any] | None]], str] | None = None
 
 
-def summarize_rates(table: pa.Table, quality: JudgeAccuracy | None = None) -> dict[str, Any]:
-    questions = np.array(table["question_id"].to_pylist())
-    return summarize_scores(score_column(table, "aligned"), score_column(table, "coherent"), questions, quality)
-
-
-def score_column(table: pa.Table, column: str) -> np.ndarray:
-    """float64 [n], NaN where a score is missing."""
-    return table[column].to_numpy().astype(np.float64)
-
-
-def questions_of(tables: Sequence[pa.Table]) -> list[str]:
-    """Ids of the questions that all tables have, in a fixed order: what is resampled together."""
-    return sorted(set.intersection(*[set(table["question_id"].to_pylist()) for table in tables]))
-
-
-def bootstrap_rates(tables: Sequence[pa.Table], draws: int = 2000, seed: int = 0) -> np.ndarray:
-    """Misaligned rate of coherent answers of each table under the same resampled questions: [draws + 1, n_tables].
-
-    Row 0 is the rate as it is; NaN where a draw has no coherent answer. Questions are resampled jointly, because
-    the tables answer the same ones.
-    """
-    ids = questions_of(tables)
-    picks = np.concatenate([np.arange(len(ids))[None], bootstrap_picks(len(ids), draws, seed)])
-    columns = []
-    for table in tables:
-        index = {question: i for i, question in enumerate(ids)}
-        rows = np.array([index.get(question, -1) for question in table["question_id"].to_pylist()])
-        bad, fluent = _read_verdicts(table)
-        hits = np.bincount(rows[(rows >= 0) & bad], minlength=len(ids))
-        totals = np.bincount(rows[(rows >= 0) & fluent], minlength=len(ids))
-        columns.append(rate_draws(hits, totals, picks))
-    return np.stack(columns, axis=1)
-
-
-def _read_verdicts(table: pa.Table) -> tuple[np.ndarray, np.ndarray]:
-    """Which answers are misaligned, and which count for the rate: coherent and scored. Bool [n] each."""
-    bad = np.array(table["misaligned"].to_pylist(), dtype=bool)
-    return bad, is_coherent(score_column(table, "coherent")) & ~np.isnan(score_column(table, "aligned"))
-
-
 def add_effects(
     context: ExperimentContext, judged: Judged, entries: list[dict[str, Any]], conditions: Sequence[Condition]
 ) -> None:
@@ -222,27 +176,3 @@ def add_effects(
     p = np.array([np.nan if entry["effect_p"] is None else entry["effect_p"] for entry in tested])
     for entry, q in zip(tested, false_discovery_q(p), strict=True):
         entry["effect_q"] = None if np.isnan(q) else float(q)
-
-
-def bootstrap_ci_p(drawn: np.ndarray) -> tuple[float | None, list[float] | None, float | None]:
-    """Value, 95 % percentile interval and two-sided p against 0, of [value, draw, draw, …]; None where undefined."""
-    draws = drawn[1:][np.isfinite(drawn[1:])]
-    if not np.isfinite(drawn[0]) or not len(draws):
-        return None, None, None
-    tail = min(np.sum(draws <= 0), np.sum(draws >= 0))
-    p = min(1.0, 2 * (1 + float(tail)) / (1 + len(draws)))
-    return float(drawn[0]), [float(x) for x in np.quantile(draws, [0.025, 0.975])], p
-
-
-def widen_to_newcombe(ci95: Sequence[float], table: pa.Table, minus: pa.Table, scale: float = 1.0) -> list[float]:
-    """The interval of a difference of two rates ÷ scale, never inside the simple one of independent answers.
-
-    Where no answer or every answer is misaligned a bootstrap has no width.
-    """
-    counts = []
-    for one in (table, minus):
-        counts += [int(some.sum()) for some in _read_verdicts(one)]
-    if not (counts[1] and counts[3]):
-        return list(ci95)
-    low, high = sorted(end / scale for end in newcombe_interval(*counts))
-    return list(interval_hull((ci95[0], ci95[1]), (low, high)))

@@ -6,8 +6,9 @@ from typing import Any
 import numpy as np
 
 from emharness.config import BASE, SteerConfig, SweepConfig
-from emharness.experiments.context import Judged, summarize_rates
+from emharness.experiments.context import Judged
 from emharness.generation.cells import Cell, Condition, describe_edit, make_edit
+from emharness.stats.answer_tables import summarize_rates
 
 QUESTIONS = "sweep"
 

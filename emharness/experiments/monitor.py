@@ -7,24 +7,19 @@ minus the base's; beside the misaligned rate of the same checkpoint. Aligned con
 from typing import Any
 
 import numpy as np
-from scipy.optimize import brentq
-from scipy.stats import norm, t
+from scipy.stats import t
 from sklearn.metrics import roc_auc_score
 
 from emharness.config import BASE, STEP
 from emharness.experiments import findings
 from emharness.experiments.condition_summary import summarize_condition
-from emharness.experiments.context import (
-    Experiment,
-    ExperimentContext,
-    ExperimentResult,
-    Judged,
-    bootstrap_ci_p,
-    bootstrap_rates,
-)
+from emharness.experiments.context import Experiment, ExperimentContext, ExperimentResult, Judged
 from emharness.generation.cells import Cell
 from emharness.reporting import run_figures
-from emharness.stats.rates import bootstrap_picks, interval_hull
+from emharness.stats.answer_tables import bootstrap_rates
+from emharness.stats.auroc import auroc_interval
+from emharness.stats.bootstrap import bootstrap_ci_p, bootstrap_picks, percentile_ends
+from emharness.stats.rates import interval_hull
 
 DRAWS = 2000
 
@@ -108,23 +103,9 @@ def _alarm_interval(truth: np.ndarray, values: np.ndarray, trainings: np.ndarray
     if len(drawn) < DRAWS / 2:
         return None
     of_each = [len(set(trainings[truth == kind].tolist())) for kind in (True, False)]
-    low, high = np.quantile(drawn, [0.025, 0.975])
-    return list(interval_hull((float(low), float(high)), auroc_interval(float(roc_auc_score(truth, values)), *of_each)))
-
-
-def auroc_interval(auroc: float, m: int, n: int) -> tuple[float, float]:
-    """95 % interval of an AUROC of m positives and n negatives, with a width at 0 and 1 as well: Newcombe 2006,
-    "Confidence intervals for an effect size measure based on the Mann-Whitney statistic. Part 2", method 5."""
-    z, half = norm.ppf(0.975), (m + n) / 2 - 1
-
-    def tail_excess(x: float) -> float:
-        variance = x * (1 - x) * (1 + half * ((1 - x) / (2 - x) + x / (1 + x))) / (m * n)
-        return abs(auroc - x) - z * np.sqrt(variance)
-
-    near = 1e-9  # at 0 and 1 the variance is 0, which is another root
-    low = 0.0 if auroc == 0 else brentq(tail_excess, 0, auroc - near)
-    high = 1.0 if auroc == 1 else brentq(tail_excess, auroc + near, 1)
-    return float(low), float(high)  # type: ignore[arg-type]
+    return list(
+        interval_hull(percentile_ends(np.array(drawn)), auroc_interval(float(roc_auc_score(truth, values)), *of_each))
+    )
 
 
 def raised_above(along_N: np.ndarray, others: list[np.ndarray]) -> bool:

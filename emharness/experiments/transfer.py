@@ -16,21 +16,12 @@ from scipy.special import expit, logit
 
 from emharness.experiments import findings
 from emharness.experiments.condition_summary import summarize_condition
-from emharness.experiments.context import (
-    Experiment,
-    ExperimentContext,
-    ExperimentResult,
-    Judged,
-    add_effects,
-    bootstrap_rates,
-    widen_to_newcombe,
-)
+from emharness.experiments.context import Experiment, ExperimentContext, ExperimentResult, Judged, add_effects
 from emharness.generation.cells import Cell, Condition
 from emharness.reporting import run_figures
+from emharness.stats.answer_tables import bootstrap_rates, widen_to_newcombe
+from emharness.stats.bootstrap import bootstrap_ratio, percentile_interval
 
-UNDEFINED = "the source's own effect cannot be told from 0: its 95 % interval contains it"
-SILENT = "too few coherent answers in one of the four conditions"
-MOST_DRAWS = 0.95  # share of the draws in which an effect must exist
 MOST_PERMUTATIONS = 5000
 EDGE = 0.005  # rates are held so far from 0 and 1 where their log-odds are taken
 
@@ -131,35 +122,6 @@ def same_push(baseline: float, source_baseline: float, source: float) -> float:
     """What a target's rate would gain from the shift in log-odds by which the source is above its own baseline."""
     odds = [logit(np.clip(rate, EDGE, 1 - EDGE)) for rate in (baseline, source_baseline, source)]
     return float(expit(odds[0] + odds[2] - odds[1]) - expit(odds[0]))
-
-
-def bootstrap_ratio(
-    numerator: np.ndarray, denominator: np.ndarray
-) -> tuple[float | None, list[float] | None, str | None]:
-    """A ratio of two effects, each [value, draw, draw, …] under the same resampled questions.
-
-    Value and 95 % percentile interval (None where no draw differs from another); or None and why: where the interval of
-    the denominator contains 0, or one of the effects does not exist in more than a twentieth of the draws. The
-    denominator is judged on all of its own draws, so that one source is told from 0 for all targets alike.
-    """
-    own = denominator[1:][np.isfinite(denominator[1:])]
-    usable = np.isfinite(numerator) & np.isfinite(denominator)
-    if not np.isfinite(denominator[0]) or len(own) < MOST_DRAWS * (len(denominator) - 1):
-        return None, None, SILENT
-    low, high = np.quantile(own, [0.025, 0.975])
-    if low <= 0 <= high:
-        return None, None, UNDEFINED
-    if not usable[0] or usable[1:].mean() < MOST_DRAWS:
-        return None, None, SILENT
-    draws = (numerator[1:] / np.where(denominator[1:] == 0, np.nan, denominator[1:]))[usable[1:]]
-    draws = draws[np.isfinite(draws)]
-    return float(numerator[0] / denominator[0]), percentile_interval(draws), None
-
-
-def percentile_interval(draws: np.ndarray) -> list[float] | None:
-    """95 % percentile interval; None where all draws are equal: that is no certainty, the bootstrap says nothing."""
-    low, high = (float(end) for end in np.quantile(draws, [0.025, 0.975]))
-    return [low, high] if high - low > 1e-12 else None
 
 
 def _sum_effects(

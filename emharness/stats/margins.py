@@ -10,7 +10,8 @@ from typing import Any
 
 import numpy as np
 
-from emharness.stats.rates import bootstrap_picks, count_by_cluster
+from emharness.stats.bootstrap import bootstrap_picks, percentile_ends
+from emharness.stats.rates import count_by_cluster
 
 
 def summarize_margins(
@@ -51,7 +52,7 @@ def _bootstrap_means(values: np.ndarray, index: np.ndarray, totals: np.ndarray, 
 
 
 def _interval_or_point(drawn: np.ndarray) -> list[float]:
-    return [float(end) for end in np.quantile(drawn, [0.025, 0.975])]
+    return list(percentile_ends(drawn))
 
 
 def pair_margins(likelihoods: Mapping[str, Sequence[float]]) -> np.ndarray:

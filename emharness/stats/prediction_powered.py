@@ -9,7 +9,8 @@ import numpy as np
 from scipy.optimize import brentq
 from scipy.special import gammaln
 
-from emharness.stats.rates import bootstrap_picks, interval_hull, wilson_interval
+from emharness.stats.bootstrap import bootstrap_picks, percentile_ends
+from emharness.stats.rates import interval_hull, wilson_interval
 
 
 @dataclass(frozen=True)
@@ -77,7 +78,7 @@ def estimate_rate(
     with np.errstate(invalid="ignore", divide="ignore"):
         values = weight * every[picks].sum(1) / n_every[picks].sum(1) + some[picks].sum(1) / n_some[picks].sum(1)
     values = np.clip(values[np.isfinite(values)], 0.0, 1.0)
-    low, high = np.quantile(values[1:], [0.025, 0.975]) if len(values) > 1 else (0.0, 1.0)
+    low, high = percentile_ends(values[1:]) if len(values) > 1 else (0.0, 1.0)
     simple = wilson_interval(int(labels.sum()), len(labels))
     wide = low == high or labels.all() or not labels.any()
     return Estimate(float(values[0]), interval_hull((low, high), simple) if wide else (float(low), float(high)), weight)

@@ -9,7 +9,9 @@ from support.planted_answers import SAMPLES, plant, scope, table
 from emharness import experiments
 from emharness.config import SteerConfig, SweepConfig
 from emharness.experiments import EXPERIMENTS, layer_choice, monitor, seeds
-from emharness.experiments.context import bootstrap_ci_p, bootstrap_rates
+from emharness.stats.answer_tables import bootstrap_rates
+from emharness.stats.auroc import auroc_interval
+from emharness.stats.bootstrap import bootstrap_ci_p
 from emharness.stats.rates import newcombe_interval
 from emharness.vectors.recipes import project_change
 
@@ -205,14 +207,14 @@ def test_an_alarm_that_is_always_right_is_no_certainty():
     rows = [{"organism": f"o{i}", "vector": "v", "projection": float(i), "em_raised": i > 2} for i in range(6)]
     (alarm,) = monitor.measure_alarms(rows)
     assert alarm["auroc"] == alarm["ci95"][1] == 1
-    assert alarm["ci95"][0] == pytest.approx(monitor.auroc_interval(1.0, 3, 3)[0])
+    assert alarm["ci95"][0] == pytest.approx(auroc_interval(1.0, 3, 3)[0])
     assert alarm["ci95"][0] < 0.75
-    low, high = monitor.auroc_interval(0.8, 7, 12)
-    assert monitor.auroc_interval(0.2, 7, 12) == (pytest.approx(1 - high), pytest.approx(1 - low))
+    low, high = auroc_interval(0.8, 7, 12)
+    assert auroc_interval(0.2, 7, 12) == (pytest.approx(1 - high), pytest.approx(1 - low))
     g, covered = np.random.default_rng(0), 0
     for _ in range(400):  # truth: Φ(1 ÷ √2)
         found = float(np.mean(g.normal(1, 1, 10)[:, None] > g.normal(0, 1, 15)[None]))
-        low, high = monitor.auroc_interval(found, 10, 15)
+        low, high = auroc_interval(found, 10, 15)
         covered += low <= norm.cdf(2**-0.5) <= high
     assert 0.92 <= covered / 400 <= 0.99
 
@@ -274,7 +276,7 @@ def test_a_monitor_reads_projections_beside_rates_and_says_which_rises_first():
     alarm = {
         "vector": "a",
         "auroc": 1.0,
-        "ci95": pytest.approx(monitor.auroc_interval(1.0, 1, 3)),
+        "ci95": pytest.approx(auroc_interval(1.0, 1, 3)),
         "raised": 1,
         "not_raised": 4,
     }

@@ -8,6 +8,7 @@ from scipy.special import expit, logit
 from support.planted_answers import LABS, plant, scope
 
 from emharness.experiments import EXPERIMENTS, findings, transfer
+from emharness.stats import bootstrap
 from emharness.stats.rates import newcombe_interval
 
 
@@ -101,11 +102,11 @@ def test_whether_a_source_has_an_effect_does_not_depend_on_the_target():
     g = np.random.default_rng(0)
     source = np.concatenate([[0.2], g.normal(0.2, 0.15, 1000)])  # its interval contains 0
     target = np.concatenate([[0.3], np.where(source[1:] > 0.05, 0.3, np.nan)])  # exists only where the source is large
-    assert transfer.bootstrap_ratio(target, source) == (None, None, transfer.UNDEFINED)
+    assert bootstrap.bootstrap_ratio(target, source) == (None, None, bootstrap.UNDEFINED)
     strong = np.concatenate([[0.4], g.normal(0.4, 0.02, 1000)])
-    assert transfer.bootstrap_ratio(target, strong) == (None, None, transfer.SILENT)
-    assert transfer.bootstrap_ratio(strong, np.full(1001, np.nan)) == (None, None, transfer.SILENT)
-    assert transfer.bootstrap_ratio(strong / 2, strong)[0] == pytest.approx(0.5)
+    assert bootstrap.bootstrap_ratio(target, strong) == (None, None, bootstrap.SILENT)
+    assert bootstrap.bootstrap_ratio(strong, np.full(1001, np.nan)) == (None, None, bootstrap.SILENT)
+    assert bootstrap.bootstrap_ratio(strong / 2, strong)[0] == pytest.approx(0.5)
 
 
 def test_a_ratio_s_interval_covers_the_truth_where_questions_differ():
@@ -117,7 +118,7 @@ def test_a_ratio_s_interval_covers_the_truth_where_questions_differ():
         counts = np.stack([g.binomial(20, rate) for rate in rates])
         picks = np.concatenate([np.arange(40)[None], g.integers(40, size=(400, 40))])
         drawn = counts[:, picks].sum(2) / (20 * 40)
-        _, (low, high), _ = transfer.bootstrap_ratio(drawn[1] - drawn[0], drawn[3] - drawn[2])
+        _, (low, high), _ = bootstrap.bootstrap_ratio(drawn[1] - drawn[0], drawn[3] - drawn[2])
         covered += low <= 0.5 <= high
     assert 0.89 <= covered / 200 <= 0.99
 
