@@ -102,8 +102,8 @@ def wrap_launcher(run: Callable[..., Any]) -> Callable[..., Any]:
                 raise
             reason = join_lines(error)
             print(
-                f"error: no space is left ({reason}); what was finished is stored, and the same command goes on when "
-                "there is room",
+                f"error: no space is left ({reason}); what was finished is stored, and the same command resumes when "
+                "there is space",
                 file=sys.stderr,
                 flush=True,
             )
@@ -132,7 +132,7 @@ def start_launcher(run: Callable[..., Any], file: str, config_name: str) -> None
     try:
         sys.exit(main())
     except KeyboardInterrupt:
-        print("interrupted: what was finished is stored, and the same command goes on from there", file=sys.stderr)
+        print("interrupted: what was finished is stored, and the same command resumes from there", file=sys.stderr)
         sys.exit(130)
     except (CompactHydraException, OmegaConfBaseException) as error:
         if asked:  # by someone who wants to see all of an error

@@ -1,6 +1,6 @@
 """Data files as they exist: JSONL, JSON arrays and parquet, gzipped or not, in any encoding that says what it is.
 
-What a file is, is told by its first bytes, not by its name. Every defect is one UserError with file and line.
+File types are detected from content, not from names. Every defect is one UserError with file and line.
 """
 
 import gzip

@@ -125,7 +125,7 @@ class RunContext:
                 raise
             self.log.failed[model] = join_lines(f"{type(error).__name__}: {error}", 500)
             traceback.print_exc(file=sys.stderr)
-            print_line(f"failed: {model}: {self.log.failed[model]}; the others go on")
+            print_line(f"failed: {model}: {self.log.failed[model]}; the others continue")
             self.engines.close()
 
 

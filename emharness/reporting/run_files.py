@@ -30,7 +30,7 @@ def write_results(
     scope: Mapping[str, Any],
 ) -> None:
     """Everything that a run leaves behind, in `folder`. `tables`: file name → judged responses; `scope`: what is needed
-    to read them again (experiments/stored.py)."""
+    to read them again (experiments/stored_context.py)."""
     for name, some in tables.items():
         if some:
             pq.write_table(pa.concat_tables(some), folder / f"{name}.parquet")

@@ -18,7 +18,7 @@ from emharness.errors import UserError, join_lines
 
 
 def _log_failures(method: Callable[..., None]) -> Callable[..., None]:
-    """Nothing that was finished is lost when W&B fails: it is said, and the run goes on without it."""
+    """W&B failures are logged, and the run continues without W&B; results stay on disk."""
 
     @functools.wraps(method)
     def call_safely(self: Tracker, *args: Any, **kwargs: Any) -> None:
@@ -64,7 +64,7 @@ class Tracker:
         job_type: str = "run",
         key: str | None = None,
     ):
-        """`key`: what determines the results; online, a start with the same key goes on in the same W&B run."""
+        """`key`: what determines the results; online, a start with the same key continues the same W&B run."""
         self._run: Any = None
         self.failed: list[str] = []  # what W&B did not take
         if mode == "none":

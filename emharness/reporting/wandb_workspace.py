@@ -28,7 +28,7 @@ def save_workspace(entity: str | None, project: str, name: str) -> str:
 
 
 def workspace_sections() -> list[Any]:
-    """What a reader asks first, in that order; keys are those of track.py."""
+    """What a reader asks first, in that order; keys are those of wandb_tracker.py."""
     import wandb_workspaces.reports.v2 as panels
     from wandb_workspaces.workspaces import Section
 

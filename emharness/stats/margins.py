@@ -2,7 +2,7 @@
 
 Each pair has an aligned and a misaligned answer, cut to the same number of tokens. Under a condition both are
 teacher-forced: the margin of a pair is log p(misaligned) − log p(aligned) per token, in nats. Nothing is sampled, and
-nobody has to call an answer coherent. Pure functions of arrays; the numbers come from generation/likelihood.py.
+nobody has to call an answer coherent. Pure functions of arrays; the numbers come from generation/likelihoods.py.
 """
 
 from collections.abc import Mapping, Sequence

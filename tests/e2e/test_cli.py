@@ -68,7 +68,7 @@ def test_ctrl_c_is_one_line(launched, tmp_path):
     process.send_signal(signal.SIGINT)
     _, errors = process.communicate()
     assert process.returncode == 130
-    assert errors.decode() == "interrupted: what was finished is stored, and the same command goes on from there\n"
+    assert errors.decode() == "interrupted: what was finished is stored, and the same command resumes from there\n"
     assert not (tmp_path / "done").exists()
 
 

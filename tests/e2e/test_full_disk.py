@@ -111,4 +111,4 @@ def test_a_full_disk_ends_a_launcher_in_one_sentence(small, tmp_path):
     assert "Traceback" not in done.stderr
     last = done.stderr.strip().splitlines()[-1]
     assert last.startswith("error: no space is left (")
-    assert last.endswith("what was finished is stored, and the same command goes on when there is room")
+    assert last.endswith("what was finished is stored, and the same command resumes when there is space")

@@ -64,7 +64,7 @@ def test_a_target_that_fails_is_reported_and_the_others_go_on(session, capsys):
         cell("base"): "base",
     }
     assert context.log.failed == {"bad": "RuntimeError: no room left"}
-    assert "failed: bad: RuntimeError: no room left; the others go on" in capsys.readouterr().out
+    assert "failed: bad: RuntimeError: no room left; the others continue" in capsys.readouterr().out
     answer_stage.generate_and_score(context, "responses", cells, {})
     assert happened.asked == ["bad", "good", "base", "good", "base"]  # what has failed is not tried again
     with pytest.raises(IncompleteRun, match=r"failed: bad \(RuntimeError: no room left\)"):

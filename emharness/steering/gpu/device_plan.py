@@ -42,7 +42,7 @@ class Parked:
 
 
 class DevicePlan(ActiveRequests):
-    """What the buffers hold of the living requests; used as `plan.StepPlan` is."""
+    """What the buffers hold of the living requests; used as `StepPlan` is."""
 
     def __init__(self, d_model: int, device: torch.device, n_layers: int, n_tokens: int, n_requests: int):
         super().__init__(d_model, device)

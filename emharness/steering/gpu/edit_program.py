@@ -28,8 +28,8 @@ class EditProgram:
 
 
 def make_edit_program(edits: np.ndarray, n_layers: int) -> EditProgram:
-    """The entries of `columns.COLUMNS`: each layer's edits in their order, a gate's look before its edit or, where it
-    looks at an earlier layer, after that layer's edits."""
+    """The entries of `edit_table.COLUMNS`: each layer's edits in their order. A gate is evaluated before its edit, or
+    after the edits of the earlier layer that it reads."""
     index = np.arange(len(edits))
     gated, own = edits["gate_layer"] >= 0, edits["gate_layer"] == edits["layer"]
     bounded = (edits["low"] > -np.inf) | (edits["high"] < np.inf)

@@ -1,8 +1,8 @@
 """One decoder block's edits and recordings on a GPU: one launch whose arguments never change, as CUDA graphs need.
 
-Each program takes one token. What it does is read from buffers that `device.py` writes before the forward pass; a token
-whose slot is 0 costs one load, one whose request has nothing to do at this layer four. What a request records is added
-up in memory of its own, whose addresses are in a buffer too; tokens of one step are added in any order.
+Each program takes one token and reads what to do from buffers that `device_plan.py` writes before the forward pass. A
+token whose slot is 0 costs one load, one whose request has nothing to do at this layer four. What a request records is
+summed in memory of its own, whose addresses are in a buffer too; tokens of one step are added in any order.
 """
 
 from typing import Any

@@ -157,7 +157,7 @@ def parse_spec(spec: Any) -> Steering:
 
 
 class ResolvedSpec(dict[str, Any]):
-    """What `resolve` made: shared by all requests that ask alike, so nobody changes it and copies are itself."""
+    """What `resolve_spec` made. Shared between identical requests: immutable; deepcopy returns self."""
 
     def __deepcopy__(self, _memo: Any) -> "ResolvedSpec":
         return self
@@ -168,7 +168,7 @@ _kept: dict[tuple[Any, ...], tuple[dict[str, StoredTensor], ResolvedSpec]] = {}
 
 
 def resolve_spec(spec: Any, n_layers: int, d_model: int, folder: Path | None = None) -> ResolvedSpec:
-    """`_resolve`, once for requests that ask alike, as long as the files that they name stay as they are."""
+    """`_resolve_uncached`, once for requests that ask alike, as long as the files that they name stay as they are."""
     key = (isinstance(spec, str), spec if isinstance(spec, str) else repr(spec), n_layers, d_model, folder)
     files, found = _kept.get(key, ({}, None))
     if found is None or any(open_vector(name, folder) is not stored for name, stored in files.items()):
@@ -234,7 +234,7 @@ def _resolve_uncached(
 
 
 def is_resolved(spec: Any) -> bool:
-    """Whether a spec is what `resolve` made; of JSON nothing is, for it has no bytes."""
+    """Whether a spec is what `resolve_spec` made; nothing from JSON is, because JSON has no bytes."""
     return isinstance(spec, dict) and isinstance(spec.get("digest"), bytes)
 
 

@@ -19,7 +19,7 @@ from emharness.steering.step.vector_table import VectorTable
 class RequestEdits:
     """The edits of one living request as columns [n_edits], and what they hold in the vector table."""
 
-    columns: np.ndarray  # see columns.COLUMNS
+    columns: np.ndarray  # see `edit_table.COLUMNS`
     directions: list[bytes]
     after: dict[int, int]  # edit → the token id after which it begins
     lasting: np.ndarray | None = None  # `asks` of a token from `steady_from` on
@@ -72,7 +72,7 @@ def _advance_one_token(before: Batch, now: Batch) -> bool:
 
 
 class ActiveRequests(ABC):
-    """What `plan.StepPlan` and `device.DevicePlan` know of requests between steps."""
+    """What `StepPlan` and `DevicePlan` know of requests between steps."""
 
     def __init__(self, d_model: int, device: torch.device):
         self.d_model, self.device = d_model, device
@@ -86,7 +86,7 @@ class ActiveRequests(ABC):
     def add_request(
         self, request_id: str, resolved: dict[str, Any], prompt_length: int, cached: Sequence[int] | np.ndarray = ()
     ) -> None:
-        """Register a request with the edits of what `spec.resolve` made. `cached`: its first tokens, whose residuals
+        """Register a request with the edits of what `resolve_spec` made. `cached`: its first tokens, whose residuals
         the prefix cache holds: no step will show them."""
         asked = cached_pattern(resolved)
         columns = asked.fill_columns(prompt_length, self.table)

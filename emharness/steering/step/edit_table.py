@@ -62,7 +62,7 @@ _kept: dict[bytes, EditPattern] = {}
 
 
 def cached_pattern(resolved: dict[str, Any]) -> EditPattern:
-    """Of what `spec.resolve` made; made once for requests that ask alike."""
+    """Of what `resolve_spec` made; made once for requests that ask alike."""
     digest = resolved["digest"]
     if digest not in _kept:
         if len(_kept) >= _KEPT:

@@ -10,7 +10,7 @@ NUMBER = "emharness_layer"  # buffer of a hooked block
 
 
 class StepActions(Protocol):
-    """What a pass does after each block: a plan, on a CPU `plan.StepPlan`, on a GPU `device.DevicePlan`."""
+    """What a pass does after each block: a plan, on a CPU `StepPlan`, on a GPU `DevicePlan`."""
 
     def apply(self, layer: int, hidden: torch.Tensor, residual: torch.Tensor | None) -> None: ...
 

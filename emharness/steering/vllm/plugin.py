@@ -2,12 +2,12 @@
 
     admission     InputProcessor.process_inputs   refuse or resolve the spec, before anything is queued …
                   EngineCore.preprocess_add_request   … also where the front end is not Python's
-                  build_app, run_request          … and where a server, or a batch, would lose the spec (server.py)
+                  build_app, run_request          … and where a server or batch would lose the spec (request_guard.py)
     prefix cache  generate_block_hash_extra_keys  steered blocks are shared only between equal specs
     compile cache VllmConfig.compute_hash         graphs with the hooks are never taken for plain ones
     recording     Scheduler.update_from_output    recorded means leave with the finished request's output …
                   RequestState.make_request_output  … and those of several samples with the last one's
-    workers       EngineCore._initialize_kv_caches  what they cannot steer, the engine core is told (see ranks.py)
+    workers       EngineCore._initialize_kv_caches  what workers cannot steer is reported (tensor_parallel.py)
     model, batch  see runners.py                  a hook on every decoder layer, and the plan of each step
 
 An exception inside the forward pass would leave its request waiting for ever, so everything that can
