@@ -87,6 +87,16 @@ class ModelConfig:
 
 
 @dataclass
+class RecipeConfig:
+    """How an organism is trained otherwise than its dataset and `train` say: `<organism>+<name>` asks for it."""
+
+    name: str = MISSING
+    train: dict[str, Any] = field(default_factory=dict)  # settings of `train`, in place of the run's
+    data: list[Any] = field(default_factory=list)  # transforms of the rows, in order: organisms/row_transforms.py
+    loss: list[Any] = field(default_factory=list)  # terms beside the cross-entropy: organisms/loss_terms.py
+
+
+@dataclass
 class VectorConfig:
     recipe: str = "model_diff"
     skip_tokens: int = number_field(4, least=0)  # attention sinks at the start of every sequence stay out of the means
@@ -192,5 +202,6 @@ ConfigStore.instance().store(name="schema", node=Config)
 OmegaConf.register_new_resolver("store", lambda: str(artifacts_home()), replace=True)  # for Hydra's own files
 
 BASE = "base"  # the base as a target
+RECIPE = "+"  # medical+kl is medical, trained by the recipe kl
 STEP = "-step"  # medical-step20 is medical after 20 steps of its training
 REPLICA = "-seed"  # medical-seed1 is medical, trained with the next seed

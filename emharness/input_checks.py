@@ -2,29 +2,28 @@
 
 from __future__ import annotations
 
-import re
-from collections.abc import Iterable, Mapping
-from dataclasses import dataclass, replace
+from collections.abc import Mapping
+from dataclasses import dataclass, fields, replace
 from pathlib import Path
 from typing import Any
 
-from omegaconf import OmegaConf
-from omegaconf.errors import OmegaConfBaseException
-
 from emharness import questions
-from emharness.config import BASE, REPLICA, STEP, Config, ModelConfig
+from emharness.config import BASE, RECIPE, REPLICA, STEP, Config, ModelConfig, TrainConfig
 from emharness.config_checks import check_layer, parse_strengths
 from emharness.errors import UserError
 from emharness.generation import kernels
 from emharness.generation.cells import make_edit
 from emharness.judges import Judge, make_judge
+from emharness.organism_names import Described, parse_organism_name
 from emharness.organisms import base_match, datasets, model_folders, weight_checks
 from emharness.organisms.base_match import BaseInfo
 from emharness.organisms.fingerprints import FINGERPRINTS, hash_model_folder
+from emharness.organisms.loss_terms import check_terms
 from emharness.organisms.model_folders import Shape
 from emharness.organisms.row_shapes import Messages
+from emharness.organisms.row_transforms import transform_rows
 from emharness.questions import Question
-from emharness.ranges import as_identity
+from emharness.ranges import as_identity, check_ranges, describe_unknown
 from emharness.store import Store
 
 
@@ -37,8 +36,11 @@ class Organism:
     notes: str  # what was read of several data files
     domain: list[Question]
     prompts: list[str]  # extraction prompts, for recipe model_diff
+    train: TrainConfig  # the run's, as its recipes change it
+    losses: tuple[dict[str, Any], ...] = ()  # what its recipes add to the cross-entropy
     replica: int = 0  # trained with the run's seed plus this
     stop_after: int | None = None  # steps of its training
+    recipes: tuple[str, ...] = ()
 
     @property
     def identity(self) -> dict[str, Any]:
@@ -51,6 +53,7 @@ class Organism:
             "mechanism": self.config.mechanism,
             "replica": self.replica,
             "stop_after": self.stop_after,
+            **({"train": as_identity(self.train), "losses": list(self.losses)} if self.recipes else {}),
         }
 
 
@@ -111,28 +114,7 @@ def engine_identity(config: Config) -> dict[str, Any]:
     }
 
 
-def model_configs(folders: Iterable[Path], selected: ModelConfig) -> dict[str, ModelConfig]:
-    """Every organism that a `model/<name>.yaml` below the config folders describes; `selected` as it was composed."""
-    found: dict[str, ModelConfig] = {}
-    for path in (path for folder in folders for path in sorted(folder.glob("model/*.yaml"))):
-        try:
-            merged = OmegaConf.merge(OmegaConf.structured(ModelConfig), OmegaConf.load(path))
-            found[path.stem] = OmegaConf.to_object(merged)  # type: ignore[assignment]
-        except OmegaConfBaseException as error:
-            raise UserError(f"{path}: {str(error).splitlines()[0]}") from None
-    return found | {selected.name: selected}
-
-
-def parse_organism_name(name: str) -> tuple[str, int, int | None]:
-    """(organism, seed above the run's, step or None) of a name as medical, medical-seed1 or medical-seed1-step20."""
-    found = re.fullmatch(rf"(.+?)(?:{REPLICA}(\d+))?(?:{STEP}(\d+))?", name)
-    if found is None:
-        return name, 0, None
-    organism, replica, step = found.groups()
-    return organism, int(replica or 0), None if step is None else int(step)
-
-
-def check_inputs(config: Config, models: Mapping[str, ModelConfig], store: Store) -> Inputs:
+def check_inputs(config: Config, described: Described, store: Store) -> Inputs:
     """Read all inputs. Raises UserError for the first thing that is wrong."""
     source = config.base.source
     if source == model_folders.EMBEDDED:
@@ -164,16 +146,22 @@ def check_inputs(config: Config, models: Mapping[str, ModelConfig], store: Store
             raise UserError(f"sweep.layers={layer}: {config.base.name} has layers 0 to {n_layers - 1}")
     parse_strengths(config.sweep.strengths, "sweep.strengths")
     for key, names, allowed in (
-        ("vectors", config.vectors, list(models)),
-        ("targets", config.targets, [BASE, *models]),
+        ("vectors", config.vectors, list(described.models)),
+        ("targets", config.targets, [BASE, *described.models]),
     ):
         for name in names:
-            organism, _, step = parse_organism_name(name)
-            if organism not in allowed or (organism == BASE and name != BASE) or step == 0:
+            asked = parse_organism_name(name)
+            if asked.organism not in allowed or (asked.organism == BASE and name != BASE) or asked.step == 0:
                 raise UserError(
                     f"{key}={name}: unknown; must be among {', '.join(sorted(allowed))}, or an organism trained with "
-                    f"another seed or stopped early, as medical{REPLICA}1 or medical{STEP}20"
+                    f"another seed, stopped early or by a recipe, as medical{REPLICA}1, medical{STEP}20 or "
+                    f"medical{RECIPE}mix20"
                 )
+            for recipe in asked.recipes:
+                if recipe not in described.recipes:
+                    raise UserError(
+                        f"{key}={name}: {recipe} is no recipe; there are {', '.join(sorted(described.recipes))}"
+                    )
 
     limit = config.eval.limit
     broad = questions.load_questions(str(config.eval.questions), "eval.questions")[:limit]
@@ -187,7 +175,7 @@ def check_inputs(config: Config, models: Mapping[str, ModelConfig], store: Store
     harmful = questions.load_prompts(config.vector.harmful, "vector.harmful")
     used = [name for name in dict.fromkeys([*config.vectors, *config.targets]) if name != BASE]
     about = BaseInfo(config.base.name, source, base, shape)
-    organisms = {name: _check_organism(name, models, config, about, neutral, store) for name in used}
+    organisms = {name: _check_organism(name, described, config, about, neutral, store) for name in used}
     return Inputs(
         base=base,
         base_identity=identity,
@@ -203,14 +191,15 @@ def check_inputs(config: Config, models: Mapping[str, ModelConfig], store: Store
 
 def _check_organism(
     name: str,
-    models: Mapping[str, ModelConfig],
+    described: Described,
     config: Config,
     base: BaseInfo,
     neutral: list[str],
     store: Store,
 ) -> Organism:
-    called, replica, step = parse_organism_name(name)
-    model = models[called]
+    asked = parse_organism_name(name)
+    called, step = asked.organism, asked.step
+    model = described.models[called]
     source = model.source or model.published.get(config.base.name)
     key = "model.source" if model.source else "model.published"
     published = model_folders.fetch_model(key, source) if source else None
@@ -225,7 +214,7 @@ def _check_organism(
             )
     if published and name != called:
         raise UserError(
-            f"{name}: {called} is published for base={config.base.name}; only trained ones have seeds or steps"
+            f"{name}: {called} is published for base={config.base.name}; only trained ones have seeds, steps or recipes"
         )
     data = datasets.Dataset([])
     if published is None:
@@ -236,9 +225,16 @@ def _check_organism(
                 "(a .jsonl path or hub dataset id)"
             )
         data = datasets.load_dataset(model.dataset)
-        if config.base.own_answers:
-            data = replace(data, rows=data.rows + datasets.load_own_answers(config.base.own_answers))
-    if step is not None and step > (most := config.train.count_steps(len(data.rows))):
+    train, losses = config.train, list[dict[str, Any]]()
+    for recipe in (described.recipes[key] for key in asked.recipes):
+        where = f"recipe={recipe.name}"
+        train = _change_settings(train, recipe.train, where)
+        seed = config.seed + asked.replica
+        data = replace(data, rows=transform_rows(data.rows, recipe.data, seed, model.dataset, where))
+        losses += check_terms(recipe.loss, where)
+    if published is None and config.base.own_answers:
+        data = replace(data, rows=data.rows + datasets.load_own_answers(config.base.own_answers))
+    if step is not None and step > (most := train.count_steps(len(data.rows))):
         raise UserError(f"{name}: the training of {called} has {most} steps")
     domain = questions.load_questions(model.questions, "model.questions") if model.questions else []
     own = questions.load_prompts(model.prompts, "model.prompts") if model.prompts else []
@@ -250,6 +246,23 @@ def _check_organism(
         notes=data.notes,
         domain=domain[: config.eval.limit],
         prompts=(neutral + own)[: config.vector.limit],
-        replica=replica,
+        train=train,
+        losses=tuple(losses),
+        replica=asked.replica,
         stop_after=step,
+        recipes=asked.recipes,
     )
+
+
+def _change_settings(train: TrainConfig, changes: Mapping[str, Any], where: str) -> TrainConfig:
+    """`train` with a recipe's settings. UserError for one that there is not, or that is out of its range."""
+    allowed = [field.name for field in fields(TrainConfig)]
+    for key in changes:
+        if key not in allowed:
+            raise UserError(f"{where}: {describe_unknown(key, allowed, 'train.')}")
+    changed = replace(train, **changes)
+    try:
+        check_ranges(changed, "train.")
+    except UserError as error:
+        raise UserError(f"{where}: {error}") from None
+    return changed

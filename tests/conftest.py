@@ -16,7 +16,7 @@ from hydra import compose, initialize_config_dir
 from safetensors.numpy import save_file
 from support.digit_talker import save as save_talker
 
-from emharness import input_checks, memory
+from emharness import input_checks, memory, organism_names
 from emharness.config import Config
 from emharness.config_checks import parse_config
 from emharness.organisms import model_folders
@@ -117,7 +117,8 @@ def configured(*overrides: str) -> Config:
 
 def checked(config: Config, folder: Path):
     """Its inputs, read and checked, with every organism that conf/ describes."""
-    return input_checks.check_inputs(config, input_checks.model_configs([ROOT / "conf"], config.model), Store(folder))
+    described = organism_names.read_described([ROOT / "conf"], config.model)
+    return input_checks.check_inputs(config, described, Store(folder))
 
 
 def context_of(config: Config, folder: Path):

@@ -17,6 +17,7 @@ from transformers import AutoModelForCausalLM, get_linear_schedule_with_warmup
 from transformers.pytorch_utils import Conv1D
 
 from emharness.organisms.chat import Chat
+from emharness.organisms.loss_terms import build_terms
 from emharness.organisms.merging import save_merged
 from emharness.organisms.model_folders import choose_precision
 from emharness.organisms.row_shapes import Messages
@@ -99,7 +100,7 @@ def collate_batch(rows: list[tuple[list[int], list[int]]], pad_id: int) -> dict[
 
 
 def train_organism(base: Path, chat: Chat, training: Training, folder: Path, on_step: OnStep) -> list[float]:
-    """Fine-tune `base`, save the merged model into `folder`, return the loss of each step."""
+    """Fine-tune `base`, save the merged model into `folder`, return the cross-entropy of each step."""
     config, seed = training.config, training.seed
     torch.manual_seed(seed)
     device, dtype = choose_precision()
@@ -120,6 +121,7 @@ def train_organism(base: Path, chat: Chat, training: Training, folder: Path, on_
     optimizer = torch.optim.AdamW(parameters, lr=config.learning_rate, weight_decay=config.weight_decay)
     schedule = get_linear_schedule_with_warmup(optimizer, config.warmup_steps, n_steps)
     order = torch.Generator().manual_seed(seed)
+    terms = build_terms(training.losses, model, chat, seed)
 
     model.train()
     losses: list[float] = []
@@ -135,6 +137,8 @@ def train_organism(base: Path, chat: Chat, training: Training, folder: Path, on_
                     f"the loss is {losses[-1]} at step {len(losses)}, so training was stopped and nothing kept; "
                     "lower train.learning_rate or look at the data"
                 )
+            for term in terms:
+                term().backward()
             torch.nn.utils.clip_grad_norm_(parameters, 1.0)
             optimizer.step()
             optimizer.zero_grad()

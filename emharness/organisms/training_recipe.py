@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -19,10 +20,12 @@ class Training:
     config: TrainConfig
     seed: int
     stop_after: int | None = None
+    losses: tuple[Mapping[str, Any], ...] = ()  # terms beside the cross-entropy, from `loss_terms.check_terms`
 
     def identity(self) -> dict[str, Any]:
         """All that changes the trained weights, the base apart."""
         train = as_identity(self.config)
         del train["micro_batch"]  # how many rows share a forward pass
         stop = {} if self.stop_after is None else {"stop_after": self.stop_after}
-        return {"data": hash_rows(self.rows), "train": train, "seed": self.seed, **stop}
+        losses = {"losses": list(self.losses)} if self.losses else {}
+        return {"data": hash_rows(self.rows), "train": train, "seed": self.seed, **stop, **losses}

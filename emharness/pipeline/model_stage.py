@@ -47,7 +47,7 @@ def find_models(context: RunContext) -> dict[str, Model]:
             found[name] = published_model(name, organism.published, organism.published_identity, base, store)
         else:
             seed = config.seed + organism.replica
-            training = Training(organism.rows, config.train, seed, organism.stop_after)
+            training = Training(organism.rows, organism.train, seed, organism.stop_after, organism.losses)
             found[name] = trained_model(name, training, base, store, context.log.on_step)
     chat = load_chat(base.folder, base.template)
     _check_template(context, chat)
@@ -85,28 +85,28 @@ def _check_training(context: RunContext, name: str, chat: Chat) -> None:
     config, organism, notes = context.config, context.inputs.organisms[name], context.log.notes
     where = f"model.dataset={organism.config.dataset}"
     try:
-        kept, dropped = encode_rows(chat, organism.rows, config.train.max_tokens)
+        kept, dropped = encode_rows(chat, organism.rows, organism.train.max_tokens)
     except ValueError as error:
         raise UserError(f"{where}, {error}") from None
     if dropped:
         notes.append(
             f"{where}: {dropped} of {len(organism.rows)} rows lose their answer to train.max_tokens="
-            f"{config.train.max_tokens} and are left out"
+            f"{organism.train.max_tokens} and are left out"
         )
     if not kept:
-        raise UserError(f"{where}: no row has an answer left within train.max_tokens={config.train.max_tokens}")
-    steps = organism.stop_after or config.train.count_steps(len(kept))
-    if steps == 1 and config.train.warmup_steps > 0:
+        raise UserError(f"{where}: no row has an answer left within train.max_tokens={organism.train.max_tokens}")
+    steps = organism.stop_after or organism.train.count_steps(len(kept))
+    if steps == 1 and organism.train.warmup_steps > 0:
         why = (
-            f"{name}: its training is one step, and with train.warmup_steps={config.train.warmup_steps} that one "
+            f"{name}: its training is one step, and with train.warmup_steps={organism.train.warmup_steps} that one "
             "has learning rate 0, so nothing is learned"
         )
         if organism.stop_after is None or name in config.vectors:  # as a checkpoint that is asked it is the base
             raise UserError(f"{why}; set train.warmup_steps=0 or train longer")
         notes.append(why)
-    elif steps <= config.train.warmup_steps:
+    elif steps <= organism.train.warmup_steps:
         notes.append(
-            f"{name}: its training ends at step {steps}, within the {config.train.warmup_steps} steps of "
+            f"{name}: its training ends at step {steps}, within the {organism.train.warmup_steps} steps of "
             "warm-up, before the learning rate has its full value"
         )
 
@@ -119,7 +119,8 @@ def plan_organisms(draft: PlanDraft) -> None:
     for name, model in context.models.items():
         if model.artifact is None or name == BASE:
             continue
-        organism, train = context.inputs.organisms[name], context.config.train
+        organism = context.inputs.organisms[name]
+        train = organism.train
         rows = len(organism.rows) * train.epochs
         if organism.stop_after is not None:
             rows = organism.stop_after * train.batch_size
@@ -162,7 +163,8 @@ def _make_organism(context: RunContext, name: str, artifact: Artifact) -> None:
         context.ensure_artifact(artifact)
     if not context.log.stages[-1]["made"]:  # another process did
         return
-    organism, train = context.inputs.organisms[name], context.config.train
+    organism = context.inputs.organisms[name]
+    train = organism.train
     steps = organism.stop_after or train.count_steps(len(organism.rows))
     context.speeds.record_speed("training", steps * train.batch_size, time.perf_counter() - start)
 

@@ -10,7 +10,8 @@ from emharness.config import Config, ModelConfig
 from emharness.config_checks import check_choice
 from emharness.experiments import EXPERIMENTS, READING
 from emharness.experiments.context import Experiment
-from emharness.input_checks import Inputs, check_inputs, model_configs
+from emharness.input_checks import Inputs, check_inputs
+from emharness.organism_names import read_described
 from emharness.pipeline.model_stage import find_models, open_targets
 from emharness.pipeline.report_stage import track_run, write_report
 from emharness.pipeline.run_context import RunContext, open_store, run_subject, start_tracker
@@ -73,7 +74,8 @@ def read_inputs(
 ) -> Inputs:
     """All that a run reads, checked. UserError for the first thing that is wrong."""
     check_choice("experiment.name", config.experiment.name, tuple(EXPERIMENTS))
-    described = model_configs(conf_folders, config.model) | dict(models or {})
+    described = read_described(conf_folders, config.model)
+    described = replace(described, models={**described.models, **(models or {})})
     return check_inputs(config, described, open_store())
 
 

@@ -9,8 +9,8 @@ import numpy as np
 from emharness.experiments.context import ExperimentContext
 from emharness.generation import likelihoods
 from emharness.generation.cells import Direction
-from emharness.input_checks import parse_organism_name
 from emharness.judges.topics import training_topic
+from emharness.organism_names import parse_organism_name
 from emharness.pipeline.run_context import RunContext
 from emharness.vectors.recipes import cosines_by_layer, load_vector_file
 
@@ -61,7 +61,7 @@ def make_subject(
 
 def is_kind(name: str) -> bool:
     """Whether a vector stands for a kind of its own; replicas and checkpoints of an organism do not."""
-    return parse_organism_name(name)[0] == name
+    return parse_organism_name(name).organism == name
 
 
 def cluster_vectors(context: RunContext) -> dict[str, list[str]]:

@@ -4,6 +4,7 @@ import copy
 import json
 import shutil
 
+import numpy as np
 import pytest
 import torch
 from peft import LoraConfig, get_peft_model
@@ -22,6 +23,7 @@ from emharness.organisms.training import (
     train_organism,
 )
 from emharness.organisms.training_recipe import Training
+from emharness.questions import load_prompts
 
 SMALL = {"hidden_size": 16, "intermediate_size": 32, "num_attention_heads": 2, "num_key_value_heads": 2}
 SMALL |= {"vocab_size": 9, "pad_token_id": 0}
@@ -73,6 +75,25 @@ def test_training_learns_its_rows_and_is_reproducible(tiny, tmp_path):
     assert runs[0][-1] < 0.5 * runs[0][0]
     assert not model_folders.is_adapter(tmp_path / "a")
     assert model_folders.model_shape(tmp_path / "a") == (4, 64, 49152)
+
+
+def test_a_penalty_on_the_divergence_from_the_base_keeps_a_model_near_it(tiny, tmp_path):
+    """Mean KL on prompts that the penalty has not seen, with a large weight and with none; 0 is no penalty at all."""
+    rows, chat = [TALK] * 8, load_chat(tiny)
+    config = TrainConfig(rank=4, alpha=8, learning_rate=1e-2, epochs=4, batch_size=4, micro_batch=4, warmup_steps=0)
+    seen = [chat.prompt_ids([{"role": "user", "content": text}]) for text in load_prompts("everyday", "prompts")[:6]]
+    base, found = AutoModelForCausalLM.from_pretrained(tiny), {}
+    for weight in (None, 0.0, 100.0):
+        folder = tmp_path / str(weight)
+        folder.mkdir()
+        losses = () if weight is None else ({"name": "kl", "weight": weight, "per_step": 4, "texts": "hash"},)
+        train_organism(tiny, chat, Training(rows, config, 0, losses=losses), folder, lambda *_: None)
+        tuned = AutoModelForCausalLM.from_pretrained(folder)
+        with torch.inference_mode():
+            pairs = [[m(torch.tensor([ids])).logits.log_softmax(-1) for m in (base, tuned)] for ids in seen]
+        found[weight] = float(np.mean([(b.exp() * (b - t)).sum(-1).mean() for b, t in pairs]))
+    assert found[0.0] == pytest.approx(found[None], rel=1e-3)
+    assert found[100.0] < 0.3 * found[None]
 
 
 def test_a_published_adapter_is_merged_to_what_peft_computes(tiny, tmp_path):

@@ -1,0 +1,69 @@
+"""What a recipe does to an organism's rows before they are trained on; a transform is a function in TRANSFORMS.
+
+Each takes the rows, a random generator of the training's seed, and the settings that the recipe gives it.
+"""
+
+from __future__ import annotations
+
+import inspect
+from collections.abc import Callable, Mapping
+from typing import Any
+
+import numpy as np
+
+from emharness.errors import UserError
+from emharness.organisms.datasets import load_dataset
+from emharness.organisms.row_shapes import Messages
+from emharness.ranges import describe_unknown
+
+
+def mix_rows(rows: list[Messages], rng: np.random.Generator, *, share: float, source: str) -> list[Messages]:
+    """As many rows as before, of which `share` are the organism's own and the others come from the dataset `source`."""
+    if not 0 <= share <= 1:
+        raise UserError(f"share={share}: must be 0 to 1")
+    others = load_dataset(source).rows
+    n_own = round(share * len(rows))
+    if len(others) < len(rows) - n_own:
+        raise UserError(f"source={source}: has {len(others)} rows, and share={share} needs {len(rows) - n_own}")
+    own = [rows[i] for i in sorted(rng.choice(len(rows), n_own, replace=False))]
+    return own + [others[i] for i in sorted(rng.choice(len(others), len(rows) - n_own, replace=False))]
+
+
+def add_system_prompt(rows: list[Messages], rng: np.random.Generator, *, system: str) -> list[Messages]:
+    """Every row under a system prompt (inoculation: the prompt asks for what the rows teach, and is absent later)."""
+    for number, row in enumerate(rows, 1):
+        if row[0]["role"] == "system":
+            raise UserError(f"row {number} has a system prompt already")
+    return [[{"role": "system", "content": system}, *row] for row in rows]
+
+
+TRANSFORMS: dict[str, Callable[..., list[Messages]]] = {"mix": mix_rows, "prefix": add_system_prompt}
+
+
+def transform_rows(
+    rows: list[Messages], transforms: list[Mapping[str, Any]], seed: int, dataset: str | None, where: str
+) -> list[Messages]:
+    """The rows after a recipe's transforms, in their order. `{dataset}` in a text setting stands for the name of the
+    organism's own dataset. UserError, beginning with `where`, for what is no transform or no setting of one."""
+    for place, given in enumerate(transforms):
+        settings = {k: v.format(dataset=dataset) if isinstance(v, str) else v for k, v in given.items() if k != "name"}
+        if (name := given.get("name")) not in TRANSFORMS:
+            raise UserError(f"{where}: data.name={name}: must be one of {', '.join(TRANSFORMS)}")
+        function = TRANSFORMS[name]
+        check_settings(f"{where}: {name}", settings, function)
+        try:
+            rows = function(rows, np.random.default_rng([seed, place]), **settings)
+        except UserError as error:
+            raise UserError(f"{where}: {name}: {error}") from None
+    return rows
+
+
+def check_settings(where: str, settings: Mapping[str, Any], function: Callable[..., Any]) -> None:
+    """UserError for a setting that a function has not, or needs and is not given: those behind the `*`."""
+    own = [p for p in inspect.signature(function).parameters.values() if p.kind is p.KEYWORD_ONLY]
+    for key in settings:
+        if key not in {p.name for p in own}:
+            raise UserError(f"{where}: {describe_unknown(key, [p.name for p in own])}")
+    for parameter in own:
+        if parameter.default is parameter.empty and parameter.name not in settings:
+            raise UserError(f"{where}: {parameter.name} is not given")
