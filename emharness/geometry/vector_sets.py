@@ -148,7 +148,7 @@ def list_vector_files(paths: str | Path | Sequence[str | Path]) -> list[Path]:
         if not path.is_dir():
             found.append(path)
             continue
-        inside = [f for f in sorted(path.glob("*")) if f.suffix in vector_files.SUFFIXES and f.name != MEANS_FILE]
+        inside = [f for f in sorted(path.glob("*")) if vector_files.is_vector_file(f) and f.name != MEANS_FILE]
         if not inside:
             raise UserError(f"vectors: {path} has no file that ends in {', '.join(vector_files.SUFFIXES)}.")
         found += inside

@@ -5,7 +5,7 @@ from __future__ import annotations
 import sys
 from collections.abc import Sequence
 from dataclasses import asdict, replace
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from hydra import compose
 from hydra.core.utils import JobReturn, JobStatus
@@ -20,6 +20,10 @@ from emharness.config_checks import parse_config
 from emharness.errors import IncompleteRun, UserError
 from emharness.hydra_compat import LOCAL, split_jobs
 from emharness.overrides import format_hydra_error
+
+if TYPE_CHECKING:
+    from emharness.experiments.context import Experiment, ExperimentContext
+    from emharness.generation.cells import Cell
 
 OWN = ("experiment", "vectors", "targets", "model", "steer")  # in what jobs of one grid may differ
 
@@ -96,21 +100,27 @@ def group_jobs(jobs: Sequence[Config]) -> list[list[Config]]:
 
 def generate_shared(jobs: Sequence[Config], folders: Sequence[Any]) -> None:
     """The answers that all these jobs will read."""
-    from emharness.experiments import EXPERIMENTS
-    from emharness.experiments.context import Experiment, ExperimentContext
-    from emharness.generation.cells import Cell
     from emharness.pipeline.run_experiment import answer_together
 
-    first = jobs[0]
     union = replace(
-        first,
+        jobs[0],
         vectors=list(dict.fromkeys(name for job in jobs for name in job.vectors)),
         targets=list(dict.fromkeys(name for job in jobs for name in job.targets)),
     )
+    models = {job.model.name: job.model for job in jobs}
+    answer_together(union, folders, join_experiments(jobs), models, f"{len(jobs)} jobs as one grid")
+
+
+def join_experiments(jobs: Sequence[Config]) -> Experiment:
+    """The cells of all jobs as one experiment's; layers are chosen if one of them needs that. It reads nothing."""
+    from emharness.experiments import EXPERIMENTS
+    from emharness.experiments.context import Experiment
+
+    asked = [EXPERIMENTS[job.experiment.name] for job in jobs]
 
     def list_cells(context: ExperimentContext) -> list[Cell]:
         listed: list[Cell] = []
-        for job in jobs:
+        for job, experiment in zip(jobs, asked, strict=True):
             about = replace(
                 context,
                 vectors=tuple(job.vectors),
@@ -118,12 +128,8 @@ def generate_shared(jobs: Sequence[Config], folders: Sequence[Any]) -> None:
                 strengths=tuple(job.steer.strength),
                 parts=job.experiment.parts,
             )
-            listed += EXPERIMENTS[job.experiment.name].cells(about)
+            listed += experiment.cells(about)
         return list(dict.fromkeys(listed))
 
-    asked = [EXPERIMENTS[job.experiment.name] for job in jobs]
-    experiment = Experiment(
-        list_cells, asked[0].analyze, needs_layer_choice=any(each.needs_layer_choice for each in asked)
-    )
-    models = {job.model.name: job.model for job in jobs}
-    answer_together(union, folders, experiment, models, f"{len(jobs)} jobs as one grid")
+    needed = any(experiment.needs_layer_choice for experiment in asked)
+    return Experiment(list_cells, asked[0].analyze, needs_layer_choice=needed)

@@ -11,6 +11,7 @@ from emharness.experiments import EXPERIMENTS
 from emharness.generation.response_store import RESPONSES, SCORES
 from emharness.pipeline import run_plan
 from emharness.pipeline.measured_speeds import DEFAULTS, Speeds
+from emharness.pipeline.multirun import join_experiments
 from emharness.pipeline.run_experiment import prepare_run
 from emharness.pipeline.stages import make_plan
 
@@ -43,6 +44,15 @@ def test_everything_is_counted_once_and_by_target(planned):
     assert (found.starts, found.layers) == (2, {})
     assert set(found.assumed) == {"training", "extraction", "start", "responses"}
     assert found.disk > sum(f.bytes for f in found.stages) > 200e6
+
+
+def test_a_multirun_plans_a_layer_sweep_only_where_a_job_needs_one(base, tmp_path):
+    jobs = [configured(f"experiment={name}", "vectors=[medical]", "targets=[base]") for name in ("seeds", "monitor")]
+    joined = join_experiments(jobs)
+    assert not joined.needs_layer_choice
+    assert join_experiments([*jobs, configured()]).needs_layer_choice
+    every = [cell for job in jobs for cell in EXPERIMENTS[job.experiment.name].cells(_scope())]
+    assert joined.cells(_scope()) == list(dict.fromkeys(every))
 
 
 def test_a_judge_with_an_engine_and_the_base_s_own_vector_are_stages(planned, base, tmp_path):

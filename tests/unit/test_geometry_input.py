@@ -25,6 +25,7 @@ from emharness.geometry import (
     write_analysis,
 )
 from emharness.geometry.published_numbers import published_vectors
+from emharness.geometry.vector_sets import list_vector_files
 
 GOOD = {"a": np.ones(8), "b": np.eye(8)[0], "c": np.eye(8)[1]}
 
@@ -60,6 +61,12 @@ def test_bad_vectors_are_refused_in_one_sentence(change, words):
 def test_bad_settings_are_refused_in_one_sentence(settings, words):
     with pytest.raises(UserError, match=words):
         analyze_geometry(from_arrays(GOOD), **settings)
+
+
+def test_a_folder_s_files_are_found_whatever_the_case_of_their_endings(tmp_path):
+    for name in ("a.GGUF", "b.Safetensors", "c.pt", "notes.txt"):
+        (tmp_path / name).touch()
+    assert [path.name for path in list_vector_files(tmp_path)] == ["a.GGUF", "b.Safetensors", "c.pt"]
 
 
 def test_bad_files_are_refused(tmp_path):

@@ -22,6 +22,11 @@ SUFFIXES = (".safetensors", *_TORCH_FILES, *_NUMPY_FILES, _GGUF)
 NORMS = ("raw_norm", "residual_norm")
 
 
+def is_vector_file(path: Path) -> bool:
+    """Whether a file's name ends as one of vectors does, in either case."""
+    return path.suffix.lower() in SUFFIXES
+
+
 @dataclass(frozen=True)
 class StoredTensor:
     """One tensor of a file. A row of zeros means that there is no direction at that layer.
@@ -76,15 +81,9 @@ def read_vector_file(path: Path, only: str | None = None) -> dict[str, StoredTen
     """All vectors of a file by name, or the one called `only`."""
     if not path.is_file():
         raise ValueError(f"{path} cannot be opened (No such file or directory)")
-    suffix = path.suffix.lower()
-    if suffix in _TORCH_FILES:
-        found = _read_torch(path)
-    elif suffix in _NUMPY_FILES:
-        found = _read_numpy(path)
-    elif suffix == _GGUF:
-        found = _read_gguf(path)
-    else:
-        found = _read_safetensors(path, only)
+    readers = dict.fromkeys(_TORCH_FILES, _read_torch) | dict.fromkeys(_NUMPY_FILES, _read_numpy) | {_GGUF: _read_gguf}
+    read = readers.get(path.suffix.lower())
+    found = _read_safetensors(path, only) if read is None else read(path)
     if only is not None:
         if only not in found:
             raise ValueError(f"{path.name} has no vector {only!r}; it has {', '.join(sorted(found)) or 'none'}")

@@ -18,7 +18,7 @@ ROUTE = "/v1/steering/vectors"
 def list_vectors(folder: Path) -> list[dict[str, Any]]:
     """A row for each vector below the folder, as requests name it; files that cannot be read say why."""
     rows: list[dict[str, Any]] = []
-    for path in sorted(file for file in folder.rglob("*") if file.suffix.lower() in vector_files.SUFFIXES):
+    for path in sorted(filter(vector_files.is_vector_file, folder.rglob("*"))):
         name = path.relative_to(folder).as_posix()
         try:
             found = vector_files.read_vector_file(path)
