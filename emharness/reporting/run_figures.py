@@ -6,6 +6,7 @@ from typing import Any
 import numpy as np
 
 from emharness.reporting.picture import BLUE, GREY, NAMED, ORANGE, PALETTE, RED, Level, Line, Lines, Matrix, Picture
+from emharness.steering.request.modes import MODES
 
 WHOLE = (-3.0, 103.0)  # per cent
 PANELS, COLUMNS, LINES = 24, 6, 12  # so many can be read; results.json has all
@@ -20,7 +21,7 @@ def draw_dose_response(
     grey) and the organism that the vector is from.
     """
     here = [e for e in entries if e["target"] == target]
-    doses = [e for e in here if not e["vector"] or e["vector"] == vector]
+    doses = _doses_of(here, vector)
     lines = [
         _rate_line("misaligned, of coherent answers", doses, RED, interval=True),
         _rate_line("coherent", doses, BLUE, key="coherent_rate"),
@@ -30,7 +31,10 @@ def draw_dose_response(
         some = [e for e in randoms if e["vector"] == name]
         lines.append(_rate_line("random directions, misaligned", some, GREY, look=("--", "x")))
     organism = next((e for e in entries if e["target"] == vector and not e["vector"]), None)
+    plain = next((e for e in here if not e["vector"]), None)
     levels = []
+    if plain and plain not in doses and plain["em_rate"] is not None:
+        levels.append(Level("unsteered, misaligned", 100 * plain["em_rate"], RED, ":"))
     if organism and organism["em_rate"] is not None:
         levels.append(Level("organism, misaligned", 100 * organism["em_rate"], ORANGE, "--"))
     panel = Lines(title, lines, f"steering strength ({unit})", "answers (%)", levels, WHOLE)
@@ -51,12 +55,13 @@ def draw_dose_panels(
         lines = []
         for i, target in enumerate(targets):
             here = [e for e in entries if e["target"] == target]
-            doses = [e for e in here if not e["vector"] or e["vector"] == vector]
+            doses = _doses_of(here, vector)
             style = "-" if i < len(PALETTE) else "--"
             lines.append(_rate_line(target, doses, PALETTE[i % len(PALETTE)], look=(style, "o"), interval=True))
         randoms = [e for e in entries if e["control_of"] == vector and e["target"] in targets]
         lines.append(_rate_line("random directions", randoms, GREY, look=("", "x")))
-        x_label = f"strength ({unit}; 0 = as it is)" if columns <= 3 else f"strength ({unit})"
+        zero = "; 0 = as it is" * (columns <= 3 and _zero_is_unsteered(entries))
+        x_label = f"strength ({unit}{zero})"
         x_label = x_label if place + columns >= len(vectors) else ""
         y_label = "misaligned, of coherent (%)" if columns <= 3 else "misaligned (%)"
         y_label = y_label if place % columns == 0 else ""
@@ -133,6 +138,17 @@ def _largest_names(names: Sequence[str], most: int, values: dict[str, list[float
 
 def _left_out_note(shown: Sequence[str], names: Sequence[str], what: str) -> str:
     return f"{len(shown)} of {len(names)} {what}, those with the greatest values; " if len(shown) < len(names) else ""
+
+
+def _doses_of(entries: list[dict[str, Any]], vector: str) -> list[dict[str, Any]]:
+    """The conditions of one target under one vector, and, where strength 0 means that, the target as it is."""
+    whole = _zero_is_unsteered(entries)
+    return [e for e in entries if e["vector"] == vector or (not e["vector"] and whole)]
+
+
+def _zero_is_unsteered(entries: list[dict[str, Any]]) -> bool:
+    """Whether steering at strength 0 leaves the model as it is: it does if the mode adds or removes, not if it sets."""
+    return all(MODES[e["mode"]].idle_at_zero for e in entries if e["vector"] and e.get("mode"))
 
 
 def _rate_line(

@@ -15,6 +15,7 @@ from pathlib import Path
 from typing import Any
 
 from emharness.errors import UserError, join_lines
+from emharness.steering.request.modes import MODES
 
 
 def _log_failures(method: Callable[..., None]) -> Callable[..., None]:
@@ -110,10 +111,12 @@ class Tracker:
         """Per-strength metrics of the steered base, every condition in the summary, and one table of all."""
         steered = [c for c in conditions if c["target"] == conditions[0]["target"] and not c["control_of"]]
         several = len({c["vector"] for c in steered if c["vector"]}) > 1
+        modes = [MODES[c["mode"]] for c in steered if c["vector"] and c.get("mode")]
+        whole = all(mode.idle_at_zero for mode in modes)  # then strength 0 is the unsteered model
         for condition in conditions:
             values = _known_metrics(condition)
             self._run.summary.update({f"{condition['name']}/{k}": v for k, v in values.items()})
-            if condition in steered:
+            if condition in steered and (condition["vector"] or whole):
                 group = f"steer/{condition['vector'] or 'baseline'}" if several else "steer"
                 doses = {f"{group}/{k}": v for k, v in values.items()}
                 self._run.log({"steer/strength": condition["strength"], **doses})

@@ -56,6 +56,15 @@ def lines(name):
     return {(panel.title, line.label): line for panel in PICTURES[name].panels for line in panel.lines}
 
 
+def test_where_a_mode_sets_the_projection_the_unsteered_target_is_no_dose():
+    set_by = [{**one, "mode": "cap" if one["vector"] else None} for one in ENTRIES]
+    panel = run_figures.draw_dose_response(set_by, "v", "m", "raw", "v on m", "j").panels[0]
+    assert (panel.lines[0].x, panel.lines[0].y) == ([2.0, 4.0], [30.0, 50.0])
+    assert ("unsteered, misaligned", 10.0) in [(level.label, level.value) for level in panel.levels]
+    added = [{**one, "mode": "add" if one["vector"] else None} for one in ENTRIES]
+    assert run_figures.draw_dose_response(added, "v", "m", "raw", "v on m", "j").panels[0].lines[0].x == [0.0, 2.0, 4.0]
+
+
 def test_doses_are_in_order_with_the_target_as_it_is_first():
     line = lines("dose_response")["v on m", "misaligned, of coherent answers"]
     assert (line.x, line.y, line.low, line.high) == ([0, 2, 4], [10, 30, 50], [0, 20, 40], [20, 40, 60])
