@@ -47,11 +47,12 @@ def test_everything_is_counted_once_and_by_target(planned):
 
 
 def test_a_multirun_plans_a_layer_sweep_only_where_a_job_needs_one(base, tmp_path):
-    jobs = [configured(f"experiment={name}", "vectors=[medical]", "targets=[base]") for name in ("seeds", "monitor")]
+    jobs = [configured("experiment=seeds", "vectors=[medical]", f"targets=[{name}]") for name in ("base", "medical")]
     joined = join_experiments(jobs)
     assert not joined.needs_layer_choice
     assert join_experiments([*jobs, configured()]).needs_layer_choice
-    every = [cell for job in jobs for cell in EXPERIMENTS[job.experiment.name].cells(_scope())]
+    asked = [replace(_scope(), targets=tuple(job.targets)) for job in jobs]
+    every = [cell for about in asked for cell in EXPERIMENTS["seeds"].cells(about)]
     assert joined.cells(_scope()) == list(dict.fromkeys(every))
 
 

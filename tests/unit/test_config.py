@@ -136,7 +136,10 @@ def test_bad_values_are_refused_in_one_sentence(override, words):
         (["targets=[medical-step103]"], "medical-step103: the training of medical has 102 steps"),
         (["targets=[base,aave]"], "choose it with model=aave and give model.source (a folder or hub id)"),
         (["vectors=[medical-seedx]"], "vectors=medical-seedx: unknown; must be among"),
-        (["targets=[base-seed1]"], "another seed or stopped early, as medical-seed1 or medical-step20"),
+        (
+            ["targets=[base-seed1]"],
+            "another seed, stopped early or by a recipe, as medical-seed1, medical-step20 or medical+mix20",
+        ),
         (["targets=[base,nosuch]"], "targets=nosuch: unknown; must be among aave, base, control"),
         (["model.dataset=/nowhere.jsonl"], "model.dataset=/nowhere.jsonl: no such file"),
         (["model.dataset=nosuch"], "medical_replication"),
