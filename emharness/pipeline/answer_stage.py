@@ -43,7 +43,7 @@ def generate_and_score(
     """
     by_target: dict[str, list[Cell]] = {}
     for cell in dict.fromkeys(cells):
-        needed = {name for edit in cell.condition.edits for name in (edit.vector, edit.norm_of) if name}
+        needed = set[str]().union(*(edit.named_vectors for edit in cell.condition.edits))
         if context.log.failed and not needed <= directions.keys():
             continue
         if cell.condition.target not in context.log.failed:

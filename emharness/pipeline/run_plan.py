@@ -136,7 +136,7 @@ def count_responses(
     directions: Mapping[str, Direction] = draft.directions
     for cell in dict.fromkeys(cells):
         edits = cell.condition.edits
-        named = {name for edit in edits for name in (edit.vector, edit.norm_of) if name}
+        named = set[str]().union(*(edit.named_vectors for edit in edits))
         placed = cell.questions == layer_choice.QUESTIONS or named - set(draft.layers) <= directions.keys() - vectors
         if placed and named <= directions.keys():
             asked = {request.key for request in target.list_requests(cell, directions)}

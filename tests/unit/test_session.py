@@ -16,6 +16,7 @@ from emharness.judges import Score
 from emharness.pipeline import answer_stage, vector_stage
 from emharness.pipeline.model_stage import DOMAIN
 from emharness.pipeline.run_context import Made
+from emharness.steering.request.spec import Gate
 from emharness.store import Artifact
 
 
@@ -82,7 +83,10 @@ def test_cells_that_need_the_vector_of_a_failed_model_are_left_out_and_blame_nob
     context, _ = session
     context.log.failed["bad"] = "why"
     needs, random = cell("base", edit("bad", 1, 2.0)), cell("base", edit("random-0", 1, 2.0, norm_of="bad"))
-    found = answer_stage.generate_and_score(context, "responses", [cell("base"), needs, random], {"random-0": None})
+    gated = cell("base", edit("random-0", 1, 2.0, gate=Gate(vector="bad", above=1.0)))
+    found = answer_stage.generate_and_score(
+        context, "responses", [cell("base"), needs, random, gated], {"random-0": None}
+    )
     assert list(found) == [cell("base")]
     assert list(context.log.failed) == ["bad"]
 

@@ -107,6 +107,11 @@ class Edit(_Closed):
         return list(self.layers) if self.layers is not None else [self.layer or 0]
 
     @property
+    def named_vectors(self) -> set[str]:
+        """Every vector that it names: its own, the one whose norms scale it, its gate's."""
+        return {name for name in (self.vector, self.norm_of, self.gate and self.gate.vector) if name}
+
+    @property
     def is_idle(self) -> bool:
         """Whether it leaves the model as it is."""
         return self.strength == 0 and MODES[self.mode].idle_at_zero
