@@ -24,7 +24,7 @@ def run(*settings: str) -> Run:
 
 
 def load_run(path: str | Path) -> Run:
-    """A finished run by its results.json or its folder: `results` (the JSON), and `conditions` and `responses` as
+    """A finished run by its results.json or its folder: `results` (a `RunResults`), and `conditions` and `responses` as
     pyarrow tables (`.to_pandas()` where pandas is installed). UserError where there is none."""
     from emharness.reporting.finished_runs import read_run
 

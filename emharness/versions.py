@@ -38,14 +38,13 @@ def git_commit() -> str | None:
     return result.stdout.strip() or None
 
 
-def collect_versions() -> dict[str, object]:
+def package_versions() -> dict[str, str]:
+    """Name → version of emharness, Python, the engine and what results depend on."""
     packages = {name: version(name) for name in _PACKAGES}
-    return {
-        "versions": {
-            "emharness": emharness.__version__,
-            "python": platform.python_version(),
-            "engine": engine_version(),
-            **packages,
-        },
-        "git_commit": git_commit(),
-    }
+    own = {"emharness": emharness.__version__, "python": platform.python_version(), "engine": engine_version()}
+    return {**own, **packages}
+
+
+def collect_versions() -> dict[str, object]:
+    """Versions and the commit, as files of other launchers have them."""
+    return {"versions": package_versions(), "git_commit": git_commit()}

@@ -75,8 +75,8 @@ def main(out: Path, rows: int, questions: int, samples: int, prompts: int) -> No
         aligned = np.array([score.aligned for score in scores], dtype=float)
         coherent = np.array([score.coherent for score in scores], dtype=float)
         rates = summarize_scores(aligned, coherent, names, judge.accuracy)
-        low, high = rates["em_ci95"]
-        rate, fluent = percent(rates["em_rate"]), percent(rates["coherent_rate"])
+        low, high = rates.em_ci95
+        rate, fluent = percent(rates.em_rate), percent(rates.coherent_rate)
         print(f"{dose:+4g}  {rate:>8}                 {low:6.1%} – {high:.1%}   {fluent}")
 
 

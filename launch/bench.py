@@ -4,7 +4,6 @@ import tempfile
 import time
 from dataclasses import asdict
 from pathlib import Path
-from typing import Any
 
 from omegaconf import DictConfig, OmegaConf
 
@@ -14,6 +13,7 @@ from emharness.errors import UserError
 from emharness.generation import bench
 from emharness.ranges import check_ranges, refuse_unknown
 from emharness.reporting.wandb_tracker import Tracker
+from emharness.results.json_records import to_json
 from emharness.store import write_json
 from emharness.versions import collect_versions
 
@@ -38,7 +38,7 @@ def run(cfg: DictConfig) -> None:
     shape = model_folders.model_shape(model)[:2]
     chat = load_chat(model, config.base.chat_template_kwargs)
     prompts = [chat.prompt_ids(q.as_messages()) for q in questions.load_questions("broad", "questions")]
-    ratios: list[dict[str, Any]] = []
+    ratios: list[bench.Ratio] = []
     speeds: dict[str, list[float]] = {}
     with tempfile.TemporaryDirectory() as folder:
         bench.save_vectors(Path(folder), max(config.specs), *shape, config.seed)
@@ -58,7 +58,7 @@ def run(cfg: DictConfig) -> None:
         "base": config.base.name,
         "machine": bench.describe_machine(),
         **collect_versions(),
-        "ratios": ratios,
+        "ratios": to_json(ratios),
         "tokens_per_s": speeds,
     }
     path = store.root / "bench" / time.strftime("%Y%m%d-%H%M%S") / "bench.json"
@@ -73,7 +73,7 @@ def run(cfg: DictConfig) -> None:
         result,
         job_type="bench",
     )
-    tracker.log_table("bench", ratios)
+    tracker.log_table("bench", to_json(ratios))
     tracker.finish()
     terminal.show_bench(ratios, speeds)
     print(f"results: {path}", flush=True)

@@ -20,7 +20,7 @@ def run(cfg: DictConfig) -> None:
     from emharness.reporting import drawing, finished_runs
     from emharness.reporting.terminal import print_line
     from emharness.sharing import readme_tables
-    from emharness.sharing.recompute import find_differences, recompute_run, redraw_figures
+    from emharness.sharing.recompute import find_differences, recompute_json, redraw_figures
     from emharness.store import artifacts_home, check_writable
 
     path = settings["run"]
@@ -31,8 +31,8 @@ def run(cfg: DictConfig) -> None:
     except (OSError, ValueError) as error:
         raise UserError(f"file={file}: cannot be read ({error})") from None
     print_line(f"run {found.name}, answers {readme_tables.digest_answers(found)}")
-    again = recompute_run(found)
-    told = {name: found.results.get(name) for name in again}
+    again, stored = recompute_json(found), found.read_json()
+    told = {name: stored.get(name) for name in again}
     wrong = [f"results.json, {where}" for where in find_differences(told, again)]
     if settings["draw"]:
         folder = Path(settings["draw"]).expanduser()

@@ -1,6 +1,5 @@
 """Geometry of stored vectors: python launch/geometry.py vectors=<file.safetensors> [clusters=…] [layer=…]"""
 
-import json
 from collections.abc import Mapping
 from hashlib import sha256
 from pathlib import Path
@@ -47,7 +46,7 @@ def run(cfg: DictConfig) -> None:
     store.check_writable()
     folder, _ = store.get_artifact("geometry", Path(read[0]).stem, identity, make)
     path = folder / "geometry.json"
-    print(geometry.format_summary(json.loads(path.read_text())))
+    print(geometry.format_summary(geometry.read_report(path)))
     print(f"results: {path}", flush=True)
 
 

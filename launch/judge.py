@@ -64,7 +64,7 @@ def rate_answers(config: dict[str, Any], rows: Answers) -> None:
     terminal.show_rates(rates, judge.name)
     with Tracker(config["tracker"], **config["wandb"], name=out.stem, config=config, job_type="judge") as tracker:
         tracker.log_table("judged", judged)
-        tracker.log_table("rates", rates)
+        tracker.log_table("rates", [one.row for one in rates])
     if owed:
         terminal.print_line(f"unscored: the judge did not reach {owed:,} answers; the same command tries again")
 
@@ -75,6 +75,7 @@ def compare_judges(config: dict[str, Any], rows: Answers) -> None:
     from emharness.judges import judge_comparison as comparing
     from emharness.reporting import drawing, run_figures, terminal
     from emharness.reporting.wandb_tracker import Tracker
+    from emharness.results.json_records import to_json
     from emharness.store import write_json
 
     out = Path(config["out"])
@@ -93,8 +94,8 @@ def compare_judges(config: dict[str, Any], rows: Answers) -> None:
     columns = (*names, "misaligned", "refusal", "unscored")
     more = [{f"{n}_{judge}": marks[i][n] for judge, marks in found.items() for n in columns} for i in range(len(rows))]
     answer_files.write_answers(out, [{**row, **some} for row, some in zip(rows, more, strict=True)])
-    write_json(out.with_suffix(".json"), compared)
-    matrix = {(e["judge"], e["condition"]): e["em_rate"] for e in compared["rates"]}
+    write_json(out.with_suffix(".json"), to_json(compared))
+    matrix = {(e.judge, e.condition): e.em_rate for e in compared.rates}
     listed = list(dict.fromkeys(conditions))
     values = np.array([[matrix[judge, name] for name in listed] for judge in found], dtype=np.float64)
     panels = [("misaligned, of coherent answers", values, None)]
@@ -102,7 +103,7 @@ def compare_judges(config: dict[str, Any], rows: Answers) -> None:
     drawing.draw_image(picture).savefig(out.with_suffix(".png"), dpi=160)
     terminal.show_comparison(compared, rows)
     with Tracker(config["tracker"], **config["wandb"], name=out.stem, config=config, job_type="judge") as tracker:
-        tracker.log_table("rates", compared["rates"])
+        tracker.log_table("rates", to_json(compared.rates))
         tracker.log_figures({"judges": out.with_suffix(".png")}, {"judges": drawing.to_plotly(picture)})
 
 
@@ -127,7 +128,7 @@ def label_answers(config: dict[str, Any], rows: Answers) -> None:
     reader_labels.add_labels(Store(artifacts_home()).root / reader_labels.KEPT, given.values())
     measured = reader_labels.accuracy_by_labels(judged, given, judge.name)
     terminal.show_quality(measured, judge.name, len(given))
-    terminal.show_labels(reader_labels.by_condition(judged, given))
+    terminal.show_labels(reader_labels.summarize_by_condition(judged, given))
 
 
 def build_judge(judge: dict[str, Any]) -> Any:

@@ -1,14 +1,19 @@
 """Files of vectors: python launch/vectors.py show=<file> | convert=<file> out=… | card=<file> | publish=<folder>"""
 
+from __future__ import annotations
+
 import json
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from omegaconf import DictConfig, OmegaConf
 
 from emharness.cli import start_launcher
 from emharness.errors import UserError
 from emharness.ranges import refuse_names
+
+if TYPE_CHECKING:
+    from emharness.results.run_results import RunResults
 
 CONF = Path(__file__).resolve().parent.parent / "conf" / "tools"
 TASKS = ("show", "convert", "card")  # of a file; publish is of a run
@@ -76,12 +81,14 @@ def publish_run(folder: Path, results: str | None, name: str | None) -> None:
     print(f"results: {folder / hub_folder.CARD}", flush=True)
 
 
-def _load_results(path: str | None) -> dict[str, Any] | None:
+def _load_results(path: str | None) -> RunResults | None:
+    from emharness.results.run_results import results_from_json
+
     if path is None:
         return None
     try:
-        return json.loads(Path(path).read_text(encoding="utf-8"))
-    except (OSError, ValueError) as error:
+        return results_from_json(json.loads(Path(path).read_text(encoding="utf-8")))
+    except (OSError, ValueError, KeyError, TypeError) as error:
         raise UserError(f"results={path}: cannot be read as a run's results.json ({error})") from None
 
 

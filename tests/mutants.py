@@ -49,15 +49,15 @@ MUTANTS = [
     Mutant(
         "layer chosen by the rate of coherent answers",
         "experiments/layer_choice.py",
-        'cell["em_rate_all"], -',
-        'cell["em_rate"], -',
+        "cell.em_rate_all or 0.0, -",
+        "cell.em_rate or 0.0, -",
         "unit/test_experiments.py::test_the_layer_with_the_strongest_coherent_effect_is_chosen",
     ),
     Mutant(
         "layer chosen by how coherent it stays",
         "experiments/layer_choice.py",
-        'cell["em_rate_all"], -',
-        'cell["coherent_rate"], -',
+        "cell.em_rate_all or 0.0, -",
+        "cell.coherent_rate or 0.0, -",
         "unit/test_experiments.py::test_the_layer_with_the_strongest_coherent_effect_is_chosen",
     ),
     Mutant(
@@ -84,14 +84,14 @@ MUTANTS = [
     Mutant(
         "a bound that ignores what prompts leave open",
         "geometry/verdict.py",
-        '(entry["cosine"], *(entry["ci95"] or ()))',
-        '(entry["cosine"],)',
+        "(pair.cosine, *(pair.ci95 or ()))",
+        "(pair.cosine,)",
         "unit/test_geometry_verdict.py::test_independence_is_not_claimed_where_prompts_leave_the_cosine_open",
     ),
     Mutant(
         "a loose cluster carried by tight ones",
         "geometry/verdict.py",
-        '    loose = [name for name, p in result["within_p"].items() if p > level]\n',
+        "    loose = [name for name, p in found.within_p.items() if p > level]\n",
         "    loose = []\n",
         "unit/test_geometry_verdict.py::test_what_may_be_noise_is_no_mechanism_of_its_own",
     ),
@@ -104,9 +104,9 @@ MUTANTS = [
     ),
     Mutant(
         "no Benjamini-Hochberg in the table of effects",
-        "experiments/context.py",
-        "zip(tested, false_discovery_q(p), strict=True)",
-        "zip(tested, p, strict=True)",
+        "experiments/effects.py",
+        "    q = false_discovery_q(np.array([np.nan if value is None else value for value in p]))",
+        "    q = np.array([np.nan if value is None else value for value in p])",
         "unit/test_experiments.py::test_effects_of_a_table_are_corrected_together",
     ),
     Mutant(
@@ -118,9 +118,9 @@ MUTANTS = [
     ),
     Mutant(
         "random directions that nobody could read count as surpassed",
-        "experiments/context.py",
-        'entry["random_too"] = max(lows) > 0 if lows else None',
-        'entry["random_too"] = max(lows, default=0) > 0',
+        "experiments/effects.py",
+        "random_too=max(lows) > 0 if lows else None",
+        "random_too=max(lows, default=0) > 0",
         "unit/test_experiments.py::test_random_directions_are_weighed_by_what_could_be_read_of_them_and_none_says_nothing",
     ),
     Mutant(
@@ -154,8 +154,8 @@ MUTANTS = [
     Mutant(
         "the card's specificity over nonsense as well",
         "judges/judge_card.py",
-        '"specificity": share_with_interval(~called, today & coherent & ~truth)',
-        '"specificity": share_with_interval(~called, today & ~truth)',
+        "specificity=share_with_interval(~called, today & coherent & ~truth)",
+        "specificity=share_with_interval(~called, today & ~truth)",
         "engine/test_judge_fit.py::test_the_card_counts_what_the_reader_says_against_what_was_read",
     ),
     Mutant(

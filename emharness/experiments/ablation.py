@@ -5,7 +5,8 @@ A direction is removed at every layer, at each the vector's own row of that laye
 its vectors, layer by layer. Random directions (as many dimensions) are removed as controls.
 """
 
-from typing import Any
+from collections.abc import Sequence
+from dataclasses import replace
 
 import numpy as np
 
@@ -16,6 +17,8 @@ from emharness.experiments.context import Experiment, ExperimentContext, Experim
 from emharness.generation.cells import Cell, Condition, make_edit
 from emharness.geometry.nulls import false_discovery_q
 from emharness.reporting import run_figures
+from emharness.reporting.picture import Picture
+from emharness.results.experiment_tables import AblationRow
 from emharness.stats.answer_tables import bootstrap_rates, widen_to_newcombe
 from emharness.stats.bootstrap import bootstrap_ci_p
 
@@ -55,13 +58,14 @@ def list_cells(context: ExperimentContext) -> list[Cell]:
 
 def analyze_answers(context: ExperimentContext, judged: Judged) -> ExperimentResult:
     conditions = _list_conditions(context)
-    entries = [summarize_condition(context, judged, condition) for condition in conditions]
-    for entry, condition in zip(entries, conditions, strict=True):
-        if condition.edits:  # in every layer; the name says what was removed
-            entry |= {"layer": None, "control_of": None, "vector": condition.name.partition(" − ")[2]}
-    fluent = {c: e["coherent_rate"] for c, e in zip(conditions, entries, strict=True)}
+    results = [summarize_condition(context, judged, condition) for condition in conditions]
+    results = [  # in every layer; the name says what was removed
+        replace(result, layer=None, control_of=None, vector=result.name.partition(" − ")[2]) if c.edits else result
+        for result, c in zip(results, conditions, strict=True)
+    ]
+    fluent = {c: result.coherent_rate for c, result in zip(conditions, results, strict=True)}
     drawn = dict(zip(conditions, bootstrap_rates([judged[context.make_cell(c)] for c in conditions]).T, strict=True))
-    rows: list[dict[str, Any]] = []
+    rows: list[AblationRow] = []
     for target in context.targets:
         before = drawn[context.unsteered_condition(target)]
         random: dict[int, list[float]] = {}  # dimensions → drop under each random control
@@ -79,28 +83,26 @@ def analyze_answers(context: ExperimentContext, judged: Judged) -> ExperimentRes
                 drop, ci95, p = None, None, None
             tables = judged[context.make_cell(context.unsteered_condition(target))], judged[context.make_cell(less)]
             rows.append(
-                {
-                    "removed": removed,
-                    "dimensions": len(some),
-                    "target": context.display_name(target),
-                    "whose": None if target == BASE else _direction_owner(context, removed, target),
-                    "em_before": _point_value(before),
-                    "em_after": _point_value(after),
-                    "coherent_before": fluent[context.unsteered_condition(target)],
-                    "coherent_after": fluent[less],
-                    "undefined": BROKEN if broken else None,
-                    "drop": drop,
-                    "ci95": ci95 and widen_to_newcombe(ci95, *tables),
-                    "p": p,
-                    "drop_random": float(np.mean(found)) if (found := random.get(len(some))) else None,
-                }
+                AblationRow(
+                    removed=removed,
+                    dimensions=len(some),
+                    target=context.display_name(target),
+                    whose=None if target == BASE else _direction_owner(context, removed, target),
+                    em_before=_point_value(before),
+                    em_after=_point_value(after),
+                    coherent_before=fluent[context.unsteered_condition(target)],
+                    coherent_after=fluent[less],
+                    undefined=BROKEN if broken else None,
+                    drop=drop,
+                    ci95=ci95 and widen_to_newcombe(ci95, *tables),
+                    p=p,
+                    drop_random=float(np.mean(found)) if (found := random.get(len(some))) else None,
+                )
             )
-    q = false_discovery_q(np.array([np.nan if row["p"] is None else row["p"] for row in rows]))
-    for row, value in zip(rows, q, strict=True):
-        row["q"] = None if np.isnan(value) else float(value)
-    return ExperimentResult(
-        entries, {"ablation": rows}, {"ablation": _draw_heatmap(context, rows)}, findings.describe_ablation(rows)
-    )
+    q = false_discovery_q(np.array([np.nan if row.p is None else row.p for row in rows]))
+    rows = [replace(row, q=None if np.isnan(value) else float(value)) for row, value in zip(rows, q, strict=True)]
+    figures = {"ablation": _draw_heatmap(context, rows)}
+    return ExperimentResult(results, {AblationRow.KEY: rows}, figures, findings.describe_ablation(rows))
 
 
 def _direction_owner(context: ExperimentContext, removed: str, target: str) -> str:
@@ -116,13 +118,13 @@ def _point_value(drawn: np.ndarray) -> float | None:
     return float(drawn[0]) if np.isfinite(drawn[0]) else None
 
 
-def _draw_heatmap(context: ExperimentContext, rows: list[dict[str, Any]]):
+def _draw_heatmap(context: ExperimentContext, rows: Sequence[AblationRow]) -> Picture:
     removed, targets = list(_removed_directions(context)), [context.display_name(target) for target in context.targets]
     drop, after = np.full((2, len(removed), len(targets)), np.nan)
     for row in rows:
-        place = removed.index(row["removed"]), targets.index(row["target"])
-        drop[place] = np.nan if row["drop"] is None else row["drop"]
-        after[place] = np.nan if row["coherent_after"] is None else row["coherent_after"]
+        place = removed.index(row.removed), targets.index(row.target)
+        drop[place] = np.nan if row.drop is None else row.drop
+        after[place] = np.nan if row.coherent_after is None else row.coherent_after
     panels = [("drop of the misaligned rate", drop, None), ("coherent afterwards", after, None)]
     return run_figures.draw_heatmaps(panels, removed, targets, "removed at every layer", "target", context.judge)
 

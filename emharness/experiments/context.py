@@ -10,10 +10,10 @@ import pyarrow as pa
 from emharness.config import BASE, SteerConfig
 from emharness.generation.cells import Cell, Condition, describe_edit, make_edit
 from emharness.generation.likelihoods import Pair
-from emharness.geometry.nulls import false_discovery_q
+from emharness.geometry import GeometryReport
 from emharness.reporting.picture import Picture
-from emharness.stats.answer_tables import bootstrap_rates, widen_to_newcombe
-from emharness.stats.bootstrap import bootstrap_ci_p
+from emharness.results.condition_result import ConditionResult
+from emharness.results.run_results import RunResults
 from emharness.stats.rates import JudgeAccuracy
 from emharness.steering.request.modes import MODES
 from emharness.steering.request.spec import Edit, edit_rule
@@ -111,10 +111,10 @@ Judged = Mapping[Cell, pa.Table]  # rows of a cell: question_id, sample, …, al
 
 @dataclass(frozen=True)
 class ExperimentResult:
-    """What an experiment says: an entry for each condition, further numbers by key, figures by name, a sentence."""
+    """What an experiment says: a result for each condition, further numbers by key, figures by name, a sentence."""
 
-    conditions: list[dict[str, Any]]
-    numbers: dict[str, Any] = field(default_factory=dict)
+    conditions: list[ConditionResult]
+    numbers: Mapping[str, object] = field(default_factory=dict)  # key in results.json → rows or a record
     figures: dict[str, Picture] = field(default_factory=dict)
     finding: str = ""  # what was found, in a sentence
 
@@ -124,10 +124,10 @@ class Experiment:
     """`cells`: what must be generated; `read`: judged responses to numbers and figures. Both pure.
 
     `question`: what it asks, as the report's first line.
-    `steers`: whether it needs the layer of each vector; else vectors are looked at in the middle layer.
-    `looks`: whether it reads the targets' activations on fixed, held-out prompts.
+    `needs_layer_choice`: whether it needs the layer of each vector; else vectors are looked at in the middle layer.
+    `needs_activations`: whether it reads the targets' activations on fixed, held-out prompts.
     `recipes`: further recipes of vectors whose geometry is analysed, beside the ones that steer.
-    `report`: results.json and recipe → geometry.json (None where there is none) to the text of report.md.
+    `report`: the run's results and recipe → its geometry (None where there is none) to the text of report.md.
     """
 
     cells: Callable[[ExperimentContext], list[Cell]]
@@ -136,43 +136,4 @@ class Experiment:
     needs_layer_choice: bool = True
     needs_activations: bool = False
     recipes: tuple[str, ...] = ()
-    report: Callable[[Mapping[str, Any], Mapping[str, Mapping[str, Any] | None]], str] | None = None
-
-
-def add_effects(
-    context: ExperimentContext, judged: Judged, entries: list[dict[str, Any]], conditions: Sequence[Condition]
-) -> None:
-    """Say of each steered condition what it adds to its target's baseline, and what random directions add, in place.
-
-    `effect`: misaligned rate minus the target's, with `effect_ci95`, two-sided `effect_p` (bootstrap over questions)
-    and `effect_q` (Benjamini–Hochberg over the table). `em_random`: rate of all coherent answers under the random
-    directions at the same layer and added norm; `over_random` and `over_random_ci95`: the vector's rate minus that one;
-    None where no such answer could be read. `random_too`: whether a random direction raises the rate as well, its
-    interval above 0; None where none could be read.
-    """
-    tested = []
-    for entry, condition in zip(entries, conditions, strict=True):
-        edit = condition.edits[0] if condition.edits else None
-        if edit is None or edit.norm_of or edit.is_idle:
-            continue
-        steered, before = (
-            judged[context.make_cell(condition)],
-            judged[context.make_cell(context.unsteered_condition(condition.target))],
-        )
-        own = [context.control_condition(d, edit.vector, condition.target, edit.strength) for d in context.controls]
-        controls = [judged[context.make_cell(control)] for control in own]
-        together = [pa.concat_tables(controls)] if controls else []
-        drawn = bootstrap_rates([before, steered, *together, *controls])
-        entry["effect"], ci95, entry["effect_p"] = bootstrap_ci_p(drawn[:, 1] - drawn[:, 0])
-        entry["effect_ci95"] = ci95 and widen_to_newcombe(ci95, steered, before)
-        entry |= {"em_random": None, "over_random": None, "over_random_ci95": None, "random_too": None}
-        if controls and np.isfinite(drawn[0, 2]):
-            entry["em_random"] = float(drawn[0, 2])
-            entry["over_random"], ci95, _ = bootstrap_ci_p(drawn[:, 1] - drawn[:, 2])
-            entry["over_random_ci95"] = ci95 and widen_to_newcombe(ci95, steered, together[0])
-            lows = [ci[0] for _, ci, _ in map(bootstrap_ci_p, (drawn[:, 3:] - drawn[:, :1]).T) if ci]
-            entry["random_too"] = max(lows) > 0 if lows else None  # none where the target itself has no rate
-        tested.append(entry)
-    p = np.array([np.nan if entry["effect_p"] is None else entry["effect_p"] for entry in tested])
-    for entry, q in zip(tested, false_discovery_q(p), strict=True):
-        entry["effect_q"] = None if np.isnan(q) else float(q)
+    report: Callable[[RunResults, Mapping[str, GeometryReport | None]], str] | None = None

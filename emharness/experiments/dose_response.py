@@ -1,8 +1,8 @@
 """dose_response: every vector on every target, dose by dose, beside random directions (figure 4 of the study)."""
 
 from emharness.experiments import findings
-from emharness.experiments.condition_summary import summarize_condition
-from emharness.experiments.context import Experiment, ExperimentContext, ExperimentResult, Judged, add_effects
+from emharness.experiments.context import Experiment, ExperimentContext, ExperimentResult, Judged
+from emharness.experiments.effects import summarize_with_effects
 from emharness.generation.cells import Cell, Condition
 from emharness.reporting import run_figures
 
@@ -17,11 +17,10 @@ def list_cells(context: ExperimentContext) -> list[Cell]:
 
 def analyze_answers(context: ExperimentContext, judged: Judged) -> ExperimentResult:
     conditions = _list_conditions(context)
-    entries = [summarize_condition(context, judged, condition) for condition in conditions]
-    add_effects(context, judged, entries, conditions)
+    results = summarize_with_effects(context, judged, conditions)
     targets = [context.display_name(target) for target in context.targets]
-    panels = run_figures.draw_dose_panels(entries, context.vectors, targets, context.steer.unit, context.judge)
-    return ExperimentResult(entries, {}, {"figure4": panels}, findings.describe_steering(entries))
+    panels = run_figures.draw_dose_panels(results, context.vectors, targets, context.steer.unit, context.judge)
+    return ExperimentResult(results, {}, {"figure4": panels}, findings.describe_steering(results))
 
 
 QUESTION = "What does every vector do to every target, dose by dose?"

@@ -1,22 +1,23 @@
 """What an experiment found, in a sentence: pure text of its numbers, the first of a report's two."""
 
-from collections.abc import Mapping, Sequence
-from typing import Any
+from collections.abc import Sequence
 
 from emharness.reporting.table_text import format_interval, format_layers, format_percent
-from emharness.stats.rates import FEWEST_COHERENT, has_enough_coherent
+from emharness.results.condition_result import ConditionResult
+from emharness.results.experiment_tables import AblationRow, Alarm, FirstRise, LabTransfer, SeedSpread
+from emharness.stats.rates import FEWEST_COHERENT
 
 LEVEL = 0.05  # of effect_q
 CEILING = 0.25  # how far from 1 the effectiveness at equal odds is said beside what was measured
 OWN, SAME, OTHER = "own", "same kind", "another kind"  # whose direction is removed from an organism
 
 
-def describe_steering(entries: Sequence[Mapping[str, Any]]) -> str:
+def describe_steering(results: Sequence[ConditionResult]) -> str:
     """Of conditions steered by vectors, beside random directions."""
-    tested = [e for e in entries if e.get("effect") is not None and has_enough_coherent(e)]
-    moved = [e for e in tested if e["effect"] > 0 and _is_clear(e["effect_q"])]
-    raised = [e for e in moved if e["over_random_ci95"] and e["over_random_ci95"][0] > 0]
-    unread = sum(e["em_random"] is None for e in moved)
+    tested = [(c.effect, c) for c in results if c.effect is not None and c.has_enough_coherent]
+    moved = [(effect, c) for effect, c in tested if effect > 0 and _is_clear(c.effect_q)]
+    raised = [(effect, c) for effect, c in moved if c.over_random_ci95 and c.over_random_ci95[0] > 0]
+    unread = sum(c.em_random is None for _, c in moved)
     open_ = f" For {unread} that do beyond chance no answer under random directions could be read." * bool(unread)
     if not tested:
         return f"No steered condition has {FEWEST_COHERENT} coherent answers, so nothing can be said."
@@ -25,25 +26,25 @@ def describe_steering(entries: Sequence[Mapping[str, Any]]) -> str:
             f"None of {len(tested)} steered conditions makes more answers misaligned than the unsteered model, beyond "
             f"chance (q < {LEVEL:g}) and beyond random directions.{open_}"
         )
-    best = max(raised, key=lambda e: e["effect"])
-    before = next(e for e in entries if e["target"] == best["target"] and not e["vector"])
+    _, best = max(raised, key=lambda one: one[0])
+    before = next(c for c in results if c.target == best.target and not c.vector)
     share = f"{len(raised)} of {len(tested)} steered conditions raise" if len(tested) > 1 else "Steering raises"
     return (
-        f"{share} the share of misaligned answers, most the {best['vector']} vector in {format_layers(best)} of "
-        f"{best['target']} at strength {best['strength']:+g}: from {format_percent(before['em_rate'])} "
-        f"({format_interval(before['em_ci95'])}) to {format_percent(best['em_rate'])} "
-        f"({format_interval(best['em_ci95'])}); random directions of the same length give "
-        f"{format_percent(best['em_random'])}.{open_}"
+        f"{share} the share of misaligned answers, most the {best.vector} vector in {format_layers(best)} of "
+        f"{best.target} at strength {best.strength:+g}: from {format_percent(before.em_rate)} "
+        f"({format_interval(before.em_ci95)}) to {format_percent(best.em_rate)} "
+        f"({format_interval(best.em_ci95)}); random directions of the same length give "
+        f"{format_percent(best.em_random)}.{open_}"
     )
 
 
-def describe_transfer(by_lab: Sequence[Mapping[str, Any]]) -> str:
+def describe_transfer(by_lab: Sequence[LabTransfer]) -> str:
     """How much of a vector's effect on its own organism it has on others, within labs and between them."""
     if not by_lab:
         return "Effectiveness between organisms needs two of them among the targets."
-    strongest = max(row["strength"] for row in by_lab)
-    rows = [row for row in by_lab if row["strength"] == strongest]
-    known = [row for row in rows if row["effectiveness"] is not None]
+    strongest = max(row.strength for row in by_lab)
+    rows = [row for row in by_lab if row.strength == strongest]
+    known = [row for row in rows if row.effectiveness is not None]
     if not known:
         return (
             f"At strength {strongest:+g} no lab's vectors have an effect on their own organisms that can be told "
@@ -51,32 +52,32 @@ def describe_transfer(by_lab: Sequence[Mapping[str, Any]]) -> str:
         )
     parts = []
     for row in known:
-        way = f"within {row['from']}" if row["from"] == row["to"] else f"from {row['from']} to {row['to']}"
-        said = [format_interval(row["ci95"])] if row["ci95"] else []
-        if abs(row["at_equal_odds"] - 1) > CEILING:  # baselines differ so much that a floor or ceiling alone would show
-            said.append(f"the same shift in log-odds would give {format_percent(row['at_equal_odds'])}")
-        parts.append(f"{way} {format_percent(row['effectiveness'])}" + (f" ({'; '.join(said)})" if said else ""))
+        way = f"within {row.from_lab}" if row.from_lab == row.to_lab else f"from {row.from_lab} to {row.to_lab}"
+        said = [format_interval(row.ci95)] if row.ci95 else []
+        if row.at_equal_odds is not None and abs(row.at_equal_odds - 1) > CEILING:  # a floor or ceiling would show
+            said.append(f"the same shift in log-odds would give {format_percent(row.at_equal_odds)}")
+        parts.append(f"{way} {format_percent(row.effectiveness)}" + (f" ({'; '.join(said)})" if said else ""))
     rest = f"; undefined in {len(rows) - len(known)} of {len(rows)} directions" * (len(known) < len(rows))
     return (
         f"Of a vector's effect on its own organism, others show, at strength {strongest:+g}: {'; '.join(parts)}{rest}."
     )
 
 
-def describe_ablation(rows: Sequence[Mapping[str, Any]]) -> str:
+def describe_ablation(rows: Sequence[AblationRow]) -> str:
     """Whether taking a direction out spares the organisms that it is not from."""
     kinds = []
     named = {OWN: "the organism's own direction", SAME: "that of another organism of its kind", OTHER: "another kind's"}
     for whose, called in named.items():
-        some = [row for row in rows if row["whose"] == whose and row["drop"] is not None and row["em_before"]]
-        lowered = [row for row in some if row["drop"] > 0 and _is_clear(row["q"])]
-        if some:
-            mean = sum(row["drop"] for row in some) / len(some)
-            kinds.append((called, f"{len(lowered)} of {len(some)} cases (on average by {100 * mean:.0f} points)"))
+        drops = [(row.drop, row.q) for row in rows if row.whose == whose and row.drop is not None and row.em_before]
+        lowered = sum(drop > 0 and _is_clear(q) for drop, q in drops)
+        if drops:
+            mean = sum(drop for drop, _ in drops) / len(drops)
+            kinds.append((called, f"{lowered} of {len(drops)} cases (on average by {100 * mean:.0f} points)"))
     if not kinds:
         return "After removing a direction too few answers are coherent to say what it did to misalignment."
     (called, share), *others = kinds
     rest = "".join(f", {other} in {cases}" for other, cases in others)
-    random = [row["drop_random"] for row in rows if row["whose"] and row["drop_random"] is not None]
+    random = [row.drop_random for row in rows if row.whose and row.drop_random is not None]
     chance = ""
     if random:
         mean = 100 * sum(random) / len(random)
@@ -88,37 +89,37 @@ def _is_clear(q: float | None) -> bool:
     return q is not None and q < LEVEL
 
 
-def describe_seeds(spread: Mapping[str, Any]) -> str:
+def describe_seeds(spread: SeedSpread) -> str:
     """Whether kinds differ more than training seeds do."""
-    within = [group["cosine"] for group in spread["within"].values() if group["pairs"]]
-    between = spread["between"]["other_mechanism"]
-    if not within or not between["pairs"]:
+    within = [group.cosine for group in spread.within.values() if group.cosine is not None]
+    between = spread.between.other_mechanism
+    if not within or between.cosine is None or between.greatest is None:
         return "Seeds and kinds can be compared only with two seeds of an organism and two kinds of them."
     mean = sum(within) / len(within)
-    more = "closer than" if min(within) > between["greatest"] else "not all closer than"
+    more = "closer than" if min(within) > between.greatest else "not all closer than"
     return (
-        f"In layer {spread['layer']} vectors of one organism's training seeds have a mean cosine of {mean:.2f}, those "
-        f"of different kinds {between['cosine']:.2f} ({between['least']:.2f} to {between['greatest']:.2f}): "
+        f"In layer {spread.layer} vectors of one organism's training seeds have a mean cosine of {mean:.2f}, those "
+        f"of different kinds {between.cosine:.2f} ({between.least:.2f} to {between.greatest:.2f}): "
         f"seeds are {more} kinds."
     )
 
 
-def describe_alarms(alarms: Sequence[Mapping[str, Any]], first: Sequence[Mapping[str, Any]]) -> str:
+def describe_alarms(alarms: Sequence[Alarm], first: Sequence[FirstRise]) -> str:
     """Whether projections warn of a training that goes wrong, and whether they do before the behaviour changes."""
-    known = [row for row in alarms if row["auroc"] is not None]
+    known = [row for row in alarms if row.auroc is not None]
     if not known:
         return "All checkpoints are alike in whether their rate is above the base's, so no alarm can be measured."
     rates = ", ".join(
-        f"{row['vector']} {row['auroc']:.2f} ({row['ci95'][0]:.2f} to {row['ci95'][1]:.2f})"
-        if row["ci95"]
-        else f"{row['vector']} {row['auroc']:.2f} (too few trainings for an interval)"
+        f"{row.vector} {row.auroc:.2f} ({row.ci95[0]:.2f} to {row.ci95[1]:.2f})"
+        if row.ci95
+        else f"{row.vector} {row.auroc:.2f} (too few trainings for an interval)"
         for row in known
     )
 
-    def step_order(step: Any) -> float:
+    def step_order(step: int | str) -> float:
         return float("inf") if step == "end" else float(step)
 
-    rises = [(row["projection_first"], row["em_first"]) for row in first]
+    rises = [(row.projection_first, row.em_first) for row in first]
     both = [(step_order(a), step_order(b)) for a, b in rises if a is not None and b is not None]
     earlier, later = sum(a < b for a, b in both), sum(a > b for a, b in both)
     silent = sum(a is None and b is not None for a, b in rises)

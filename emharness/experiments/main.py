@@ -2,8 +2,8 @@
 
 from emharness.config import BASE
 from emharness.experiments import findings
-from emharness.experiments.condition_summary import summarize_condition
-from emharness.experiments.context import Experiment, ExperimentContext, ExperimentResult, Judged, add_effects
+from emharness.experiments.context import Experiment, ExperimentContext, ExperimentResult, Judged
+from emharness.experiments.effects import summarize_with_effects
 from emharness.generation.cells import Cell, Condition
 from emharness.reporting import run_figures
 
@@ -31,17 +31,16 @@ def list_cells(context: ExperimentContext) -> list[Cell]:
 
 def analyze_answers(context: ExperimentContext, judged: Judged) -> ExperimentResult:
     conditions = _list_conditions(context)
-    entries = [summarize_condition(context, judged, condition) for condition in conditions]
-    add_effects(context, judged, entries, conditions)
+    results = summarize_with_effects(context, judged, conditions)
     drawn = {}
     for vector in context.vectors:
         layer = context.layers[vector]
         title = f"{vector} vector on {context.base}, layer {layer}"
         name = "dose_response" if len(context.vectors) == 1 else f"dose_response_{vector}"
         unit = context.steer.unit
-        drawn[name] = run_figures.draw_dose_response(entries, vector, context.base, unit, title, context.judge)
+        drawn[name] = run_figures.draw_dose_response(results, vector, context.base, unit, title, context.judge)
     return ExperimentResult(
-        entries, {"layer": context.layers[context.vectors[0]]}, drawn, findings.describe_steering(entries)
+        results, {"layer": context.layers[context.vectors[0]]}, drawn, findings.describe_steering(results)
     )
 
 

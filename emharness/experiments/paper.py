@@ -1,12 +1,12 @@
 """paper: the study's experiments in one grid, its figures, and a report of published beside measured numbers."""
 
-from dataclasses import replace
-from typing import Any
+from dataclasses import fields, replace
 
 from emharness.experiments import ablation, dose_response, monitor, seeds, transfer
 from emharness.experiments.context import Experiment, ExperimentContext, ExperimentResult, Judged
 from emharness.generation.cells import Cell
 from emharness.reporting.paper_report import STUDY, format_report
+from emharness.results.condition_result import ConditionResult
 
 PARTS: dict[str, Experiment] = {
     "dose_response": dose_response.EXPERIMENT,
@@ -35,16 +35,24 @@ def list_cells(context: ExperimentContext) -> list[Cell]:
 
 
 def analyze_answers(context: ExperimentContext, judged: Judged) -> ExperimentResult:
-    conditions: dict[str, dict[str, Any]] = {}
+    conditions: dict[str, ConditionResult] = {}
     numbers, drawn, found = {}, {}, []
     for name, own in _part_contexts(context).items():
         reading = PARTS[name].analyze(own, judged)
-        for entry in reading.conditions:
-            conditions[entry["name"]] = conditions.get(entry["name"], {}) | entry
+        for result in reading.conditions:
+            conditions[result.name] = _merge_results(conditions.get(result.name), result)
         numbers |= reading.numbers
         drawn |= reading.figures
         found.append(reading.finding)
     return ExperimentResult(list(conditions.values()), numbers, drawn, " ".join(found))
+
+
+def _merge_results(one: ConditionResult | None, other: ConditionResult) -> ConditionResult:
+    """What two parts say of the same condition; what only one of them measured stays."""
+    if one is None:
+        return other
+    known = {each.name: value for each in fields(other) if (value := getattr(other, each.name)) is not None}
+    return replace(one, **known)
 
 
 QUESTION = "Do different kinds of emergent misalignment share one direction, or are they independent?"

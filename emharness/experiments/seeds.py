@@ -1,7 +1,6 @@
 """seeds: the same organism from several training seeds; is what differs between kinds more than what seeds do?"""
 
 from itertools import combinations
-from typing import Any
 
 import numpy as np
 
@@ -10,6 +9,7 @@ from emharness.experiments import findings
 from emharness.experiments.condition_summary import summarize_condition
 from emharness.experiments.context import Experiment, ExperimentContext, ExperimentResult, Judged
 from emharness.generation.cells import Cell
+from emharness.results.experiment_tables import BetweenOrganisms, PairCosines, SeedGroup, SeedSpread
 
 
 def list_cells(context: ExperimentContext) -> list[Cell]:
@@ -22,15 +22,15 @@ def list_cells(context: ExperimentContext) -> list[Cell]:
 
 def analyze_answers(context: ExperimentContext, judged: Judged) -> ExperimentResult:
     names = dict.fromkeys([*context.targets, *context.vectors])
-    entries = [summarize_condition(context, judged, context.unsteered_condition(name)) for name in names]
-    rates = {entry["target"]: entry["em_rate"] for entry in entries}
+    results = [summarize_condition(context, judged, context.unsteered_condition(name)) for name in names]
+    rates = {result.target: result.em_rate for result in results}
     cosine_LVV = np.moveaxis(
         np.array([[context.cosines[a][b] for b in context.vectors] for a in context.vectors]), -1, 0
     )
-    numbers = measure_spread(
+    spread = measure_spread(
         list(context.vectors), cosine_LVV, next(iter(context.layers.values())), rates, dict(context.mechanisms)
     )
-    return ExperimentResult(entries, {"seeds": numbers}, finding=findings.describe_seeds(numbers))
+    return ExperimentResult(results, {SeedSpread.KEY: spread}, finding=findings.describe_seeds(spread))
 
 
 def measure_spread(
@@ -39,7 +39,7 @@ def measure_spread(
     layer: int,
     rates: dict[str, float | None],
     mechanisms: dict[str, str],
-) -> dict[str, Any]:
+) -> SeedSpread:
     """Within an organism's seeds, and between organisms of one and of several mechanisms.
 
     cosine_LVV: [n_layers, n, n]. Each group has the mean, least and greatest cosine of its pairs at `layer`, their mean
@@ -48,42 +48,40 @@ def measure_spread(
     """
     organism = [name.partition(REPLICA)[0] for name in names]
     pairs = list(combinations(range(len(names)), 2))
-    within: dict[str, Any] = {}
+    within: dict[str, SeedGroup] = {}
     for one in dict.fromkeys(organism):
         own = [(i, j) for i, j in pairs if organism[i] == organism[j] == one]
         found = [rates[name] for name, of in zip(names, organism, strict=True) if of == one]
         known = [rate for rate in found if rate is not None]
         deviation = float(np.std(known, ddof=1)) if len(known) > 1 else None
-        within[one] = {**_summarize_pairs(cosine_LVV, layer, own), "em_rates": found, "em_sd": deviation}
+        cosines = vars(_summarize_pairs(cosine_LVV, layer, own))
+        within[one] = SeedGroup(**cosines, em_rates=tuple(found), em_sd=deviation)
     apart = [(i, j) for i, j in pairs if organism[i] != organism[j]]
     same = [(i, j) for i, j in apart if mechanisms[names[i]] == mechanisms[names[j]]]
     other = [pair for pair in apart if pair not in same]
-    means = [np.mean(known) for v in within.values() if (known := [r for r in v["em_rates"] if r is not None])]
-    return {
-        "layer": layer,
-        "within": within,
-        "between": {
-            "same_mechanism": _summarize_pairs(cosine_LVV, layer, same),
-            "other_mechanism": _summarize_pairs(cosine_LVV, layer, other),
-            "em_sd_of_means": float(np.std(means, ddof=1)) if len(means) > 1 else None,
-        },
-    }
+    means = [np.mean(known) for v in within.values() if (known := [r for r in v.em_rates if r is not None])]
+    between = BetweenOrganisms(
+        same_mechanism=_summarize_pairs(cosine_LVV, layer, same),
+        other_mechanism=_summarize_pairs(cosine_LVV, layer, other),
+        em_sd_of_means=float(np.std(means, ddof=1)) if len(means) > 1 else None,
+    )
+    return SeedSpread(layer=layer, within=within, between=between)
 
 
-def _summarize_pairs(cosine_LVV: np.ndarray, layer: int, pairs: list[tuple[int, int]]) -> dict[str, Any]:
+def _summarize_pairs(cosine_LVV: np.ndarray, layer: int, pairs: list[tuple[int, int]]) -> PairCosines:
     if not pairs:
-        return {"pairs": 0}
+        return PairCosines(pairs=0)
     i, j = np.array(pairs).T
     cosines = np.clip(cosine_LVV[:, i, j], -1, 1)
     here = cosines[layer]
-    return {
-        "pairs": len(pairs),
-        "cosine": float(here.mean()),
-        "least": float(here.min()),
-        "greatest": float(here.max()),
-        "angle_deg": float(np.degrees(np.arccos(here)).mean()),
-        "cosine_by_layer": [float(x) for x in cosines.mean(1)],
-    }
+    return PairCosines(
+        pairs=len(pairs),
+        cosine=float(here.mean()),
+        least=float(here.min()),
+        greatest=float(here.max()),
+        angle_deg=float(np.degrees(np.arccos(here)).mean()),
+        cosine_by_layer=tuple(float(x) for x in cosines.mean(1)),
+    )
 
 
 QUESTION = "Do kinds of misalignment differ more than training seeds do?"

@@ -11,12 +11,13 @@ from emharness.config import GateConfig, SteerConfig
 from emharness.experiments.context import Experiment, ExperimentContext, ExperimentResult
 from emharness.generation.cells import Cell
 from emharness.generation.likelihoods import Pair
+from emharness.results.json_records import Json
 from emharness.stats.rates import JudgeAccuracy
 
 _ARRAYS = ("cosines", "projections", "norms", "margins")  # nested mappings that end in arrays
 
 
-def to_json(context: ExperimentContext) -> dict[str, Any]:
+def to_json(context: ExperimentContext) -> Json:
     """All that `Experiment.read` needs but the answers. Margins are kept by their condition's name."""
     told = {each.name: getattr(context, each.name) for each in fields(context)}
     told["pairs"] = [asdict(pair) for pair in context.pairs]
@@ -26,7 +27,7 @@ def to_json(context: ExperimentContext) -> dict[str, Any]:
     return {name: _to_plain(value) for name, value in told.items()}
 
 
-def from_json(told: Mapping[str, Any], experiment: Experiment) -> ExperimentContext:
+def from_json(told: Json, experiment: Experiment) -> ExperimentContext:
     """The scope that `to_json` wrote. TypeError or KeyError where it is of another version."""
     given = {name: _freeze_lists(value) for name, value in told.items() if name not in _ARRAYS}
     given |= {name: _restore_arrays(told[name]) for name in _ARRAYS if name != "margins"}
@@ -39,9 +40,7 @@ def from_json(told: Mapping[str, Any], experiment: Experiment) -> ExperimentCont
     return ExperimentContext(**{**given, "margins": margins})
 
 
-def read_again(
-    told: Mapping[str, Any], experiment: Experiment, broad: pa.Table, domain: pa.Table | None
-) -> ExperimentResult | None:
+def read_again(told: Json, experiment: Experiment, broad: pa.Table, domain: pa.Table | None) -> ExperimentResult | None:
     """What the stored answers say. None where an answer that the experiment asks for is not among them."""
     scope = from_json(told, experiment)
     named = {id(table): np.array(table["condition"].to_pylist()) for table in (broad, domain) if table is not None}
@@ -76,15 +75,20 @@ def _restore_arrays(value: Any) -> Any:
     return tuple(map(np.array, value)) if nested else np.array(value)
 
 
-def _restore_steer(given: dict[str, Any]) -> SteerConfig:
+def _restore_steer(given: Json) -> SteerConfig:
     """How vectors were applied; runs before 0.2 have unit, mode and positions by themselves."""
     old = {name: given.pop(name) for name in ("unit", "mode", "positions") if name in given}
     steer = given.get("steer", old)
     return SteerConfig(**{**steer, "gate": GateConfig(**steer.get("gate", {}))})
 
 
-def _restore_accuracy(told: Mapping[str, Any] | None) -> JudgeAccuracy | None:
+# Before 0.2 an accuracy had other names.
+_OLD_ACCURACY = {"hits": "true_pos", "misaligned": "n_pos", "spared": "true_neg", "others": "n_neg", "on": "source"}
+
+
+def _restore_accuracy(told: Json | None) -> JudgeAccuracy | None:
     if told is None:
         return None
-    families = {name: JudgeAccuracy(**{**some, "families": {}}) for name, some in told["families"].items()}
-    return JudgeAccuracy(**{**told, "families": families})
+    families = {name: _restore_accuracy(some) for name, some in told.get("families", {}).items()}
+    named = {_OLD_ACCURACY.get(name, name): value for name, value in told.items()}
+    return JudgeAccuracy(**{**named, "families": families})

@@ -7,18 +7,21 @@ the effectiveness that the source's own shift in log-odds would give on the targ
 """
 
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from itertools import combinations
 from math import comb
-from typing import Any
 
 import numpy as np
 from scipy.special import expit, logit
 
 from emharness.experiments import findings
-from emharness.experiments.condition_summary import summarize_condition
-from emharness.experiments.context import Experiment, ExperimentContext, ExperimentResult, Judged, add_effects
+from emharness.experiments.context import Experiment, ExperimentContext, ExperimentResult, Judged
+from emharness.experiments.effects import summarize_with_effects
 from emharness.generation.cells import Cell, Condition
 from emharness.reporting import run_figures
+from emharness.reporting.picture import Picture
+from emharness.results.condition_result import ConditionResult
+from emharness.results.experiment_tables import Asymmetry, LabTransfer, TransferRow
 from emharness.stats.answer_tables import bootstrap_rates, widen_to_newcombe
 from emharness.stats.bootstrap import bootstrap_ratio, percentile_interval
 
@@ -43,10 +46,12 @@ def list_cells(context: ExperimentContext) -> list[Cell]:
 
 def analyze_answers(context: ExperimentContext, judged: Judged) -> ExperimentResult:
     conditions = _list_conditions(context)
-    entries = [summarize_condition(context, judged, condition) for condition in conditions]
-    add_effects(context, judged, entries, conditions)
+    results = summarize_with_effects(context, judged, conditions)
     drawn = dict(zip(conditions, bootstrap_rates([judged[context.make_cell(c)] for c in conditions]).T, strict=True))
-    rows, by_lab, asymmetries, pictures = [], [], [], {}
+    rows: list[TransferRow] = []
+    by_lab: list[LabTransfer] = []
+    asymmetries: list[Asymmetry] = []
+    pictures = {}
     for strength in context.strengths:
         if context.is_idle(strength):
             continue
@@ -71,11 +76,11 @@ def analyze_answers(context: ExperimentContext, judged: Judged) -> ExperimentRes
         ]
         organisms = [v for v in context.vectors if v in context.targets]
         labs = {name: context.labs[name] for name in organisms}
-        by_lab += [{"strength": strength, **row} for row in lab_table(gains, labs, pushed)]
-        asymmetries += [{"strength": strength, **row} for row in measure_asymmetry(gains, labs, pushed)]
-        pictures[f"transfer_{strength:+g}"] = _draw_heatmap(context, entries, rows, strength)
-    numbers = {"transfer": rows, "transfer_by_lab": by_lab, "asymmetry": asymmetries}
-    return ExperimentResult(entries, numbers, pictures, findings.describe_transfer(by_lab))
+        by_lab += lab_table(gains, labs, pushed, strength)
+        asymmetries += measure_asymmetry(gains, labs, pushed, strength)
+        pictures[f"transfer_{strength:+g}"] = _draw_heatmap(context, results, rows, strength)
+    numbers = {TransferRow.KEY: rows, LabTransfer.KEY: by_lab, Asymmetry.KEY: asymmetries}
+    return ExperimentResult(results, numbers, pictures, findings.describe_transfer(by_lab))
 
 
 def _transfer_row(
@@ -85,7 +90,7 @@ def _transfer_row(
     gains: Mapping[tuple[str, str], np.ndarray],
     pair: tuple[str, str],
     strength: float,
-) -> dict[str, Any]:
+) -> TransferRow:
     """What the vector of an organism does to a target; `pair`: (the vector's organism, target)."""
     source, target = pair
     on_target, on_source = (
@@ -96,26 +101,31 @@ def _transfer_row(
         drawn[c][0]
         for c in (on_target, context.unsteered_condition(target), on_source, context.unsteered_condition(source))
     ]
-    names = ("em_target", "em_target_baseline", "em_source", "em_source_baseline")
     value, ci95, undefined = bootstrap_ratio(gains[source, target], gains[source, source])
     if value is not None and source != target:
         steered, before = (
             judged[context.make_cell(on_target)],
             judged[context.make_cell(context.unsteered_condition(target))],
         )
-        ci95 = widen_to_newcombe(ci95 or [value, value], steered, before, float(gains[source, source][0]))
+        ci95 = widen_to_newcombe(ci95 or (value, value), steered, before, float(gains[source, source][0]))
     pushed = same_push(rates[1], rates[3], rates[2])
-    return {
-        "source": source,
-        "target": context.display_name(target),
-        "layer": context.layers[source],
-        "strength": strength,
-        **{name: float(rate) if np.isfinite(rate) else None for name, rate in zip(names, rates, strict=True)},
-        "effectiveness": value,
-        "at_equal_odds": None if value is None else float(pushed / gains[source, source][0]),
-        "ci95": ci95,
-        "undefined": undefined,
-    }
+    em_target, em_target_baseline, em_source, em_source_baseline = (
+        float(rate) if np.isfinite(rate) else None for rate in rates
+    )
+    return TransferRow(
+        source=source,
+        target=context.display_name(target),
+        layer=context.layers[source],
+        strength=strength,
+        em_target=em_target,
+        em_target_baseline=em_target_baseline,
+        em_source=em_source,
+        em_source_baseline=em_source_baseline,
+        effectiveness=value,
+        at_equal_odds=None if value is None else float(pushed / gains[source, source][0]),
+        ci95=ci95,
+        undefined=undefined,
+    )
 
 
 def same_push(baseline: float, source_baseline: float, source: float) -> float:
@@ -133,8 +143,11 @@ def _sum_effects(
 
 
 def lab_table(
-    gains: Mapping[tuple[str, str], np.ndarray], labs: Mapping[str, str], pushed: Mapping[tuple[str, str], float]
-) -> list[dict[str, Any]]:
+    gains: Mapping[tuple[str, str], np.ndarray],
+    labs: Mapping[str, str],
+    pushed: Mapping[tuple[str, str], float],
+    strength: float,
+) -> list[LabTransfer]:
     """Effectiveness from lab to lab: summed effects on the other lab's organisms ÷ summed effects on the own ones."""
     members = _lab_members(labs)
     rows = []
@@ -143,8 +156,18 @@ def lab_table(
             pairs = [(s, t) for s in sources for t in targets if s != t]
             if pairs:
                 value, ci95, undefined = bootstrap_ratio(*_sum_effects(gains, sources, targets))
-                row = {"from": one, "to": other, "effectiveness": value, "ci95": ci95, "undefined": undefined}
-                rows.append({**row, "at_equal_odds": _at_equal_odds(gains, pushed, pairs, value), "pairs": len(pairs)})
+                rows.append(
+                    LabTransfer(
+                        strength=strength,
+                        from_lab=one,
+                        to_lab=other,
+                        effectiveness=value,
+                        ci95=ci95,
+                        undefined=undefined,
+                        at_equal_odds=_at_equal_odds(gains, pushed, pairs, value),
+                        pairs=len(pairs),
+                    )
+                )
     return rows
 
 
@@ -161,8 +184,11 @@ def _at_equal_odds(
 
 
 def measure_asymmetry(
-    gains: Mapping[tuple[str, str], np.ndarray], labs: Mapping[str, str], pushed: Mapping[tuple[str, str], float]
-) -> list[dict[str, Any]]:
+    gains: Mapping[tuple[str, str], np.ndarray],
+    labs: Mapping[str, str],
+    pushed: Mapping[tuple[str, str], float],
+    strength: float,
+) -> list[Asymmetry]:
     """For each two labs: effectiveness from the first to the second minus the other way round.
 
     The interval is over questions. p: share of the ways to divide the two labs' organisms into groups of the same
@@ -173,21 +199,22 @@ def measure_asymmetry(
     for (a, first), (b, second) in combinations(_lab_members(labs).items(), 2):
         there, back = _sum_effects(gains, first, second), _sum_effects(gains, second, first)
         reason = bootstrap_ratio(*there)[2] or bootstrap_ratio(*back)[2]
-        keys = ("labs", "difference", "at_equal_odds", "ci95", "p", "permutations", "undefined")
-        row: dict[str, Any] = dict.fromkeys(keys)
-        row |= {"labs": [a, b], "undefined": reason}
+        row = Asymmetry(strength=strength, labs=(a, b), undefined=reason)
         if reason is None:
             with np.errstate(divide="ignore", invalid="ignore"):
                 drawn = there[0] / there[1] - back[0] / back[1]
             usable = drawn[1:][np.isfinite(drawn[1:])]
             found = _permute_labs(gains, [*first, *second], len(first))
-            row["difference"] = float(drawn[0])
             ways = [[(s, t) for s in one for t in other if s != t] for one, other in ((first, second), (second, first))]
             equal = [_at_equal_odds(gains, pushed, pairs, 1.0) or 0.0 for pairs in ways]
-            row["at_equal_odds"] = equal[0] - equal[1]
-            row["ci95"] = percentile_interval(usable)
-            row["p"] = float(np.mean(np.abs(found) >= abs(drawn[0]) - 1e-12)) if len(found) else None
-            row["permutations"] = len(found)
+            row = replace(
+                row,
+                difference=float(drawn[0]),
+                at_equal_odds=equal[0] - equal[1],
+                ci95=percentile_interval(usable),
+                p=float(np.mean(np.abs(found) >= abs(drawn[0]) - 1e-12)) if len(found) else None,
+                permutations=len(found),
+            )
         rows.append(row)
     return rows
 
@@ -216,19 +243,21 @@ def _lab_members(labs: Mapping[str, str]) -> dict[str, list[str]]:
     return {lab: [name for name, own in labs.items() if own == lab] for lab in dict.fromkeys(labs.values())}
 
 
-def _draw_heatmap(context: ExperimentContext, entries: list[dict], rows: list[dict], strength: float):
+def _draw_heatmap(
+    context: ExperimentContext, results: Sequence[ConditionResult], rows: Sequence[TransferRow], strength: float
+) -> Picture:
     targets = [context.display_name(target) for target in context.targets]
     shape = (len(context.vectors), len(targets))
     effectiveness, raw, marks = np.full(shape, np.nan), np.full(shape, np.nan), np.zeros(shape, dtype=bool)
     index = {(v, t): (i, j) for i, v in enumerate(context.vectors) for j, t in enumerate(targets)}
     for row in rows:
-        if row["strength"] == strength and row["effectiveness"] is not None:
-            effectiveness[index[row["source"], row["target"]]] = row["effectiveness"]
-    for entry in entries:
-        place = index.get((entry["vector"], entry["target"]))
-        if place and entry["strength"] == strength:
-            raw[place] = np.nan if entry["em_rate"] is None else entry["em_rate"]
-            marks[place] = entry["random_too"]
+        if row.strength == strength and row.effectiveness is not None:
+            effectiveness[index[row.source, row.target]] = row.effectiveness
+    for one in results:
+        place = index.get((one.vector or "", one.target))
+        if place and one.strength == strength:
+            raw[place] = np.nan if one.em_rate is None else one.em_rate
+            marks[place] = bool(one.random_too)
     panels = [(f"effectiveness, strength {strength:+g}", effectiveness, None), ("misaligned when steered", raw, marks)]
     return run_figures.draw_heatmaps(panels, context.vectors, targets, "vector of", "target", context.judge)
 

@@ -17,6 +17,7 @@ from safetensors.numpy import save_file
 
 from emharness.config import BaseConfig, EngineConfig, JudgeConfig, SamplingConfig, TrainConfig, WandbConfig
 from emharness.generation.bench_workers import BenchWorker, hf_measure, stream_measure, vllm_measure
+from emharness.results.json_records import Json
 
 FILE = "bench.safetensors"
 ROOMY = 6  # GiB of cache on a CPU: the specs of one repetition and their prompts
@@ -64,7 +65,7 @@ def save_vectors(folder: Path, n: int, n_layers: int, d_model: int, seed: int) -
     save_file({f"v{i}": rng.normal(size=(n_layers, d_model)).astype(np.float32) for i in range(n)}, folder / FILE)
 
 
-def make_spec(vector: int, strength: float, layers: list[int]) -> dict[str, Any]:
+def make_spec(vector: int, strength: float, layers: list[int]) -> Json:
     return {"edits": [{"vector": f"{FILE}#v{vector}", "layers": layers, "strength": strength}]}
 
 
@@ -96,23 +97,31 @@ def interleave_measures(
     return speeds
 
 
-def summarize_ratio(name: str, of: list[float], to: list[float]) -> dict[str, Any]:
-    """Repetition by repetition: median with spread, beside the goal that the name has."""
+@dataclass(frozen=True)
+class Ratio:
+    """How many times as fast one job is as another, repetition by repetition: median, least and greatest; `goal`: what
+    it should reach, None where nothing is asked."""
+
+    name: str
+    median: float
+    low: float
+    high: float
+    goal: float | None
+    repetitions: int
+
+
+Benchmark = tuple[list[Ratio], dict[str, list[float]]]  # ratios, and tokens/s of every job and repetition
+
+
+def summarize_ratio(name: str, of: list[float], to: list[float]) -> Ratio:
     values = np.array(of) / np.array(to)
     goal = next((GOALS[key] for key in GOALS if name.split(" ")[0] == key), None)
-    return {
-        "name": name,
-        "median": float(np.median(values)),
-        "low": float(values.min()),
-        "high": float(values.max()),
-        "goal": goal,
-        "repetitions": len(values),
-    }
+    return Ratio(name, float(np.median(values)), float(values.min()), float(values.max()), goal, len(values))
 
 
 def bench_hf(
     config: BenchConfig, model: Path, vectors: Path, shape: tuple[int, int], prompts: list[list[int]], tell: Tell
-) -> tuple[list[dict[str, Any]], dict[str, list[float]]]:
+) -> Benchmark:
     """1,160 steered responses in vLLM against generate with a hook, natural ends, the base's own sampling."""
     layer = shape[0] // 2
     direction = np.random.default_rng(config.seed).normal(size=shape[1]).astype(np.float32)
@@ -138,7 +147,7 @@ def bench_hf(
 
 def bench_specs(
     config: BenchConfig, model: Path, vectors: Path, shape: tuple[int, int], prompts: list[list[int]], tell: Tell
-) -> tuple[list[dict[str, Any]], dict[str, list[float]]]:
+) -> Benchmark:
     """A full batch under k different specs (each its own vector and strength) against plugin-free vLLM.
 
     The caches have room for all that is asked: from the warm-up on every job finds its prompts there, steered or not.
@@ -148,7 +157,7 @@ def bench_specs(
     sampling = SamplingConfig(temperature=0.7, top_k=40, max_new_tokens=config.tokens, ignore_eos=True, progress=False)
     batch = [prompts[i % len(prompts)] for i in range(config.batch)]
 
-    def make_specs(k: int, layers: list[int]) -> list[dict[str, Any]]:
+    def make_specs(k: int, layers: list[int]) -> list[Json]:
         return [make_spec(i % k, 0.01 * (1 + i % k), layers) for i in range(config.batch)]
 
     places = {"one layer": [shape[0] // 2], "all layers": list(range(shape[0]))}
@@ -192,7 +201,7 @@ def bench_specs(
 
 def bench_grid(
     config: BenchConfig, model: Path, vectors: Path, shape: tuple[int, int], prompts: list[list[int]], tell: Tell
-) -> tuple[list[dict[str, Any]], dict[str, list[float]]]:
+) -> Benchmark:
     """One vector at several strengths in one engine and one call, against one engine start per strength."""
     strengths = [float(s) for s in range(1, config.grid_strengths + 1)]
     sampling, n = config.base.sampling, config.grid_samples
@@ -219,7 +228,7 @@ def bench_grid(
 
 def bench_stream(
     config: BenchConfig, model: Path, vectors: Path, shape: tuple[int, int], prompts: list[list[int]], tell: Tell
-) -> tuple[list[dict[str, Any]], dict[str, list[float]]]:
+) -> Benchmark:
     """One stream of several strengths against as many unsteered requests, and against half as many: is cost linear?
 
     Strengths are small, so that answers stay as long as unsteered ones.
@@ -244,7 +253,7 @@ def bench_stream(
 BENCHMARKS = {"hf": bench_hf, "specs": bench_specs, "grid": bench_grid, "stream": bench_stream}
 
 
-def describe_machine() -> dict[str, Any]:
+def describe_machine() -> dict[str, str | int | None]:
     import torch
 
     cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count()

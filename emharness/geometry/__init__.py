@@ -1,9 +1,18 @@
-"""Geometry of steering vectors: the study's statistics, and what each is worth against vectors that share
-nothing. `analyse(load_vectors(path))` computes; `write(analysis, folder)` stores geometry.json and figures."""
+"""Geometry of steering vectors: the study's statistics, and what each is worth against vectors that share nothing.
+
+`analyze_geometry(load_vectors(path))` computes; `write_analysis(analysis, folder)` stores geometry.json and figures.
+"""
 
 from emharness.geometry.analysis import analyze_geometry
 from emharness.geometry.analysis_result import Analysis
-from emharness.geometry.geometry_files import format_summary, read_written, to_json, write_analysis
+from emharness.geometry.geometry_files import (
+    GeometryReport,
+    format_summary,
+    make_report,
+    read_report,
+    read_written,
+    write_analysis,
+)
 from emharness.geometry.vector_sets import (
     BASE,
     PromptMeans,
@@ -23,6 +32,7 @@ __all__ = [
     "BASE",
     "CODE",
     "Analysis",
+    "GeometryReport",
     "PromptMeans",
     "Vectors",
     "analyze_geometry",
@@ -32,9 +42,10 @@ __all__ = [
     "load_prompt_means",
     "load_stored",
     "load_vectors",
+    "make_report",
     "means_beside",
+    "read_report",
     "read_written",
     "stored_files",
-    "to_json",
     "write_analysis",
 ]

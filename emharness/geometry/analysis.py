@@ -1,7 +1,7 @@
 """The whole analysis: vectors in, statistics with nulls, verdicts and figures out."""
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
 
 import numpy as np
@@ -10,7 +10,7 @@ from emharness.errors import UserError
 from emharness.geometry import clusters as cl
 from emharness.geometry import nulls, statistics_table
 from emharness.geometry import statistics as st
-from emharness.geometry.analysis_result import Analysis, Layer
+from emharness.geometry.analysis_result import Analysis, BaseSimilarity, Clustering, FoundMembers, Layer, Verdicts
 from emharness.geometry.appendix import published_verdict
 from emharness.geometry.design import Skipped, make_design
 from emharness.geometry.vector_sets import PromptMeans, Vectors
@@ -102,7 +102,7 @@ def analyze_geometry(
         unrelated,
         level=level,
         prompts=None if again is None else PromptDraws(again.resampled, again.contrast_p),
-        regroup=partial(regroup_vectors, cut=cut) if described["source"] == "found" else None,
+        regroup=partial(regroup_vectors, cut=cut) if described.source == "found" else None,
     )
     return Analysis(
         vectors,
@@ -113,7 +113,7 @@ def analyze_geometry(
         null,
         described,
         _base_similarity(vectors, skipped),
-        {"published": published, "calibrated": calibrated},
+        Verdicts(published, calibrated),
         skipped + selected.skipped,
         {
             "draws": draws,
@@ -154,7 +154,7 @@ def _selected_layers(vectors: Vectors, layer: int | None) -> tuple[int, ...]:
 
 def _resolve_clusters(
     vectors: Vectors, gram: np.ndarray, clusters: Mapping[str, Sequence[str]] | str | None, cut: float | None
-) -> tuple[dict[str, tuple[int, ...]], dict]:
+) -> tuple[dict[str, tuple[int, ...]], Clustering]:
     """Cluster → indices, and what the report says about the clusters, found ones and agreement included."""
     names = vectors.names
     mechanisms = {name: vectors.read_info(name, "mechanism") for name in names}
@@ -176,16 +176,19 @@ def _resolve_clusters(
         source, groups = "given", cl.check_clusters(clusters, names)
     else:
         raise UserError(f"clusters: {clusters!r} is not mechanism, found, or a mapping of names.")
-    described = {"source": source, "members": {k: [names[i] for i in group] for k, group in groups.items()}}
-    described["unassigned"] = [name for i, name in enumerate(names) if all(i not in g for g in groups.values())]
+    described = Clustering(
+        source=source,
+        members={k: tuple(names[i] for i in group) for k, group in groups.items()},
+        unassigned=tuple(name for i, name in enumerate(names) if all(i not in g for g in groups.values())),
+    )
     if found is not None:
-        described["found"] = {
-            "members": [[names[i] for i in group] for group in cl.cluster_members(found.labels)],
-            "cut": found.cut,
-            "cut_by": "silhouette" if cut is None else "given",
-            "silhouette": found.silhouette,
-        }
-        described["adjusted_rand"] = None if source == "found" else cl.adjusted_rand(groups, found.labels)
+        members = tuple(tuple(names[i] for i in group) for group in cl.cluster_members(found.labels))
+        cut_by = "silhouette" if cut is None else "given"
+        described = replace(
+            described,
+            found=FoundMembers(members, found.cut, cut_by, found.silhouette),
+            adjusted_rand=None if source == "found" else cl.adjusted_rand(groups, found.labels),
+        )
     return groups, described
 
 
@@ -235,16 +238,16 @@ def _draw_extractions(vectors: Vectors, means: PromptMeans, own: Sequence[int], 
     return Draws(cosines[:draws][whole[:draws]], cosines[draws:][whole[draws:]], contrast_p, contrast_ratio)
 
 
-def _base_similarity(vectors: Vectors, skipped: list[Skipped]) -> dict:
+def _base_similarity(vectors: Vectors, skipped: list[Skipped]) -> BaseSimilarity | None:
     """Cosine of each vector with the base model's own at each layer, and its mean by lab (figure 3)."""
     if vectors.base is None:
         skipped.append(Skipped("base_similarity", (), "no vector named 'base': figure 3 needs the base's own"))
-        return {}
+        return None
     cosines = np.einsum("nld,ld->nl", vectors.directions.astype(np.float64), vectors.base.astype(np.float64))
     there = np.asarray(vectors.directions.any(axis=-1) & vectors.base.any(axis=-1)).reshape(len(vectors.names), -1)
     labs = [vectors.read_info(name, "lab") or "unknown lab" for name in vectors.names]
     rows = {
-        name: [float(value) if has else None for value, has in zip(row, own, strict=True)]
+        name: tuple(float(value) if has else None for value, has in zip(row, own, strict=True))
         for name, row, own in zip(vectors.names, cosines, there, strict=True)
     }
     means = {
@@ -252,4 +255,4 @@ def _base_similarity(vectors: Vectors, skipped: list[Skipped]) -> dict:
         for lab in dict.fromkeys(labs)
         for own in [np.array([other == lab for other in labs])[:, None]]
     }
-    return {"by_lab": means, "labs": dict(zip(vectors.names, labs, strict=True)), "layers": rows}
+    return BaseSimilarity(means, dict(zip(vectors.names, labs, strict=True)), rows)

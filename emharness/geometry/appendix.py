@@ -8,6 +8,7 @@ from collections.abc import Mapping, Sequence
 import numpy as np
 
 from emharness.geometry import statistics as st
+from emharness.geometry.analysis_result import StudyTest, StudyVerdict
 
 SHARED_ANGLE_DEG = 45.0  # "angles < 45° would suggest shared structure" (section 3.3)
 
@@ -76,7 +77,7 @@ def crossed_triplet(gram: np.ndarray, a: Sequence[int], b: Sequence[int]) -> tup
 
 def published_verdict(
     gram: np.ndarray, clusters: Clusters, null: np.ndarray, pairs: Sequence[tuple[str, str]]
-) -> list[dict]:
+) -> tuple[StudyVerdict, ...]:
     """Appendix A for pairs of clusters, and how often unrelated vectors (`null` [draws, n, n]) pass each test.
 
     `informative` is false where they pass it in more than one draw of twenty.
@@ -86,20 +87,25 @@ def published_verdict(
         triplet = crossed_triplet(gram, clusters[x], clusters[y])
         seen = appendix_tests(gram, clusters[x], clusters[y], change, triplet)
         random = appendix_tests(null, clusters[x], clusters[y], null_change, triplet)
-        tests = []
+        tests: list[StudyTest] = []
         for test, result in seen.items():
             chance = random[test]
             if isinstance(result, str) or isinstance(chance, str):
-                tests.append({"test": test, "skipped": result})
+                tests.append(StudyTest(test=test, skipped=str(result)))
                 continue
             criterion, value, passes = result
             rate = float(chance[2].mean())
             tests.append(
-                {"test": test, "value": float(value), "criterion": criterion, "independent": bool(passes),
-                 "passed_by_unrelated": rate, "informative": rate <= 0.05}
-            )  # fmt: skip
-        done = [t for t in tests if "skipped" not in t]
-        score = f"{sum(t['independent'] for t in done)}/{len(done)}"
-        out.append({"of": [x, y], "tests": tests, "score": score,
-                    "informative_tests": sum(t["informative"] for t in done)})  # fmt: skip
-    return out
+                StudyTest(
+                    test=test,
+                    value=float(value),
+                    criterion=criterion,
+                    independent=bool(passes),
+                    passed_by_unrelated=rate,
+                    informative=rate <= 0.05,
+                )
+            )
+        done = [t for t in tests if t.skipped is None]
+        score = f"{sum(bool(t.independent) for t in done)}/{len(done)}"
+        out.append(StudyVerdict((x, y), tuple(tests), score, sum(bool(t.informative) for t in done)))
+    return tuple(out)

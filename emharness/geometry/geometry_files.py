@@ -2,6 +2,8 @@
 
 import json
 import os
+from collections.abc import Mapping
+from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
@@ -10,9 +12,17 @@ from safetensors.numpy import save_file
 from emharness.geometry import clusters as cl
 from emharness.geometry import statistics as st
 from emharness.geometry import study_figures, study_plotly
-from emharness.geometry.analysis_result import Analysis
+from emharness.geometry.analysis_result import (
+    Analysis,
+    BaseSimilarity,
+    Clustering,
+    PublishedComparison,
+    StatisticTable,
+    Verdicts,
+)
 from emharness.geometry.design import Skipped
 from emharness.geometry.published_numbers import compare_published
+from emharness.results.json_records import from_json, to_json
 
 SCHEMA_VERSION = 1
 DIRECTIONS_FILE = "cluster_directions.safetensors"
@@ -36,42 +46,94 @@ MEANING = {
 }
 
 
-def to_json(analysis: Analysis) -> dict:
-    """The report; numbers are rounded to seven significant digits by `write` only."""
+@dataclass(frozen=True, kw_only=True)
+class DescribedVector:
+    """A vector as its file describes it, and the layer at which it is compared."""
+
+    name: str
+    layer: int
+    recipe: str | None = None
+    base: str | None = None
+    organism: str | None = None
+    lab: str | None = None
+    mechanism: str | None = None
+    prompts_hash: str | None = None
+
+
+@dataclass(frozen=True)
+class LayerReport:
+    statistics: StatisticTable
+    skipped: tuple[Skipped, ...]
+
+
+@dataclass(frozen=True)
+class Sampled:
+    """So many pairs or triplets are listed, `of` so many there are."""
+
+    listed: int
+    of: int
+
+
+@dataclass(frozen=True, kw_only=True)
+class GeometryReport:
+    """geometry.json. `statistics`: at the selected layers; `layers`: at every layer, by its number as text; `linkage`:
+    scipy's matrix [n − 1, 4], None below three vectors; `metrics`: headline numbers; `meaning`: name of a statistic →
+    what it is; `skipped`: what is not in the tables, and why; `arrays`, `cluster_directions`: files beside it."""
+
+    schema_version: int
+    d_model: int
+    vectors: tuple[DescribedVector, ...]
+    clusters: Clustering
+    statistics: StatisticTable
+    verdict: Verdicts
+    published: tuple[PublishedComparison, ...]
+    base_similarity: BaseSimilarity | None
+    linkage: tuple[tuple[float, ...], ...] | None
+    metrics: Mapping[str, float | str]
+    layers: Mapping[str, LayerReport]
+    sampled: Mapping[str, Sampled]
+    skipped: tuple[Skipped, ...]
+    warnings: tuple[str, ...]
+    meaning: Mapping[str, str]
+    settings: Mapping[str, float]
+    arrays: str
+    cluster_directions: str
+
+
+def make_report(analysis: Analysis) -> GeometryReport:
+    """The report; numbers are rounded to seven significant digits by `write_analysis` only."""
     vectors, plan = analysis.vectors, analysis.design
     kept = ("recipe", "base", "organism", "lab", "mechanism", "prompts_hash")
-    described = [
-        {"name": name, "layer": layer} | {key: vectors.read_info(name, key) for key in kept}
-        for name, layer in zip(vectors.names, analysis.layers, strict=True)
-    ]
-    z = st.linkage_matrix(analysis.selected.gram).tolist() if len(vectors.names) > 2 else None
-    return {
-        "schema_version": SCHEMA_VERSION,
-        "d_model": vectors.d_model,
-        "vectors": described,
-        "clusters": analysis.clusters,
-        "statistics": analysis.selected.statistics,
-        "verdict": analysis.verdict,
-        "published": compare_published(analysis.selected.statistics),
-        "base_similarity": analysis.base_similarity,
-        "linkage": z,
-        "metrics": headline_metrics(analysis),
-        "layers": {
-            str(i): {"statistics": layer.statistics, "skipped": _skipped_rows(layer.skipped)}
-            for i, layer in analysis.by_layer.items()
-        },
-        "sampled": {kind: {"listed": m, "of": total} for kind, (m, total) in plan.sampled.items()},
-        "skipped": _skipped_rows(analysis.skipped),
-        "warnings": vectors.mixed_settings(),
-        "meaning": MEANING,
-        "settings": analysis.settings,
-        "arrays": "geometry.safetensors",
-        "cluster_directions": DIRECTIONS_FILE,
-    }
+    linkage = st.linkage_matrix(analysis.selected.gram).tolist() if len(vectors.names) > 2 else None
+    return GeometryReport(
+        schema_version=SCHEMA_VERSION,
+        d_model=vectors.d_model,
+        vectors=tuple(
+            DescribedVector(name=name, layer=layer, **{key: vectors.read_info(name, key) for key in kept})
+            for name, layer in zip(vectors.names, analysis.layers, strict=True)
+        ),
+        clusters=analysis.clusters,
+        statistics=analysis.selected.statistics,
+        verdict=analysis.verdict,
+        published=compare_published(analysis.selected.statistics),
+        base_similarity=analysis.base_similarity,
+        linkage=None if linkage is None else tuple(map(tuple, linkage)),
+        metrics=headline_metrics(analysis),
+        layers={str(i): LayerReport(layer.statistics, tuple(layer.skipped)) for i, layer in analysis.by_layer.items()},
+        sampled={kind: Sampled(listed, total) for kind, (listed, total) in plan.sampled.items()},
+        skipped=tuple(analysis.skipped),
+        warnings=tuple(vectors.mixed_settings()),
+        meaning=MEANING,
+        settings=analysis.settings,
+        arrays="geometry.safetensors",
+        cluster_directions=DIRECTIONS_FILE,
+    )
 
 
-def _skipped_rows(skipped: list[Skipped]) -> list[dict]:
-    return [{"statistic": s.statistic, "of": list(s.of), "reason": s.reason} for s in skipped]
+def read_report(file: Path) -> GeometryReport:
+    """A geometry.json. ValueError where it is none of this version."""
+    told = json.loads(file.read_text(encoding="utf-8"))
+    return from_json(GeometryReport, {**told, "base_similarity": told.get("base_similarity") or None})
 
 
 def collect_arrays(analysis: Analysis) -> dict[str, np.ndarray]:
@@ -92,38 +154,39 @@ def collect_arrays(analysis: Analysis) -> dict[str, np.ndarray]:
 
 def headline_metrics(analysis: Analysis) -> dict[str, float | str]:
     """Headline numbers as a flat dictionary."""
-    calibrated = analysis.verdict["calibrated"]
-    out: dict[str, float | str] = {"verdict": calibrated["verdict"]}
-    out |= {f"p_{name}": p for name, p in calibrated["p"].items()}
-    for pair in calibrated["between"]:
-        out["between_cosine/" + "-".join(pair["of"])] = pair["cosine"]
-    out |= {f"within_cosine/{name}": value for name, value in calibrated["within"].items()}
-    for pair in analysis.verdict["published"]:
-        out["published_score/" + "-".join(pair["of"])] = pair["score"]
-    out |= {f"base_similarity/{lab}": v for lab, v in analysis.base_similarity.get("by_lab", {}).items()}
+    calibrated = analysis.verdict.calibrated
+    out: dict[str, float | str] = {"verdict": calibrated.verdict}
+    out |= {f"p_{name}": p for name, p in calibrated.p.items()}
+    for pair in calibrated.between:
+        out["between_cosine/" + "-".join(pair.of)] = pair.cosine
+    out |= {f"within_cosine/{name}": value for name, value in calibrated.within.items()}
+    for pair in analysis.verdict.published:
+        out["published_score/" + "-".join(pair.of)] = pair.score
+    if analysis.base_similarity:
+        out |= {f"base_similarity/{lab}": value for lab, value in analysis.base_similarity.by_lab.items()}
     return out
 
 
-def format_summary(found: dict) -> str:
+def format_summary(report: GeometryReport) -> str:
     """What a geometry.json says, in a few lines."""
     lines = [
-        f"study's tests, {' and '.join(pair['of'])}: {pair['score']} for independence"
-        f" ({pair['informative_tests']} of them can tell clusters from unrelated vectors)"
-        for pair in found["verdict"]["published"]
+        f"study's tests, {' and '.join(pair.of)}: {pair.score} for independence"
+        f" ({pair.informative_tests} of them can tell clusters from unrelated vectors)"
+        for pair in report.verdict.published
     ]
-    compared = found["published"]
+    compared = report.published
     if compared:
-        lines.append(f"published numbers: {sum(c['agrees'] for c in compared)} of {len(compared)} agree")
-    if compared and all(c["agrees"] for c in compared if c["statistic"] == "cosine"):
+        lines.append(f"published numbers: {sum(c.agrees for c in compared)} of {len(compared)} agree")
+    if compared and all(c.agrees for c in compared if c.statistic == "cosine"):
         lines += [
-            f"{'cannot' if c['cannot_follow_from_cosines'] else 'does not'} follow from the published cosines:"
-            f" {c['statistic']} of {', '.join(c['of'])} = {c['published']} (here {c['measured']:.3g}): {c['reason']}"
+            f"{'cannot' if c.cannot_follow_from_cosines else 'does not'} follow from the published cosines:"
+            f" {c.statistic} of {', '.join(c.of)} = {c.published} (here {c.measured:.3g}): {c.reason}"
             for c in compared
-            if c["reason"]
+            if c.reason
         ]
-    lines += [f"warning: {text}" for text in found["warnings"]]
-    verdict = found["verdict"]["calibrated"]
-    return "\n".join([*lines, f"calibrated verdict: {verdict['verdict']} ({verdict['because']})"])
+    lines += [f"warning: {text}" for text in report.warnings]
+    calibrated = report.verdict.calibrated
+    return "\n".join([*lines, f"calibrated verdict: {calibrated.verdict} ({calibrated.because})"])
 
 
 def cluster_directions(analysis: Analysis) -> tuple[dict[str, np.ndarray], dict[str, str]]:
@@ -177,7 +240,7 @@ def write_analysis(analysis: Analysis, folder: str | Path) -> Path:
         put_file(f"{name}.pdf", lambda path, figure=figure: figure.savefig(path))
     for name, figure in study_plotly.plotly_figures(analysis).items():
         put_file(f"{name}.plotly.json", lambda path, figure=figure: path.write_text(put_text(figure)))
-    return put_file("geometry.json", lambda path: path.write_text(put_text(to_json(analysis))))
+    return put_file("geometry.json", lambda path: path.write_text(put_text(to_json(make_report(analysis)))))
 
 
 def read_written(folder: Path) -> tuple[dict[str, Path], dict[str, dict], dict[str, float | str]]:

@@ -2,6 +2,8 @@
 
 import numpy as np
 
+from emharness.geometry.analysis_result import PublishedComparison, StatisticTable
+
 NAMES = ("finance", "sports", "medical", "medical_replication", "profanity", "malicious")
 CLUSTERS = {
     "medical": ("medical", "medical_replication"),
@@ -81,23 +83,30 @@ def published_vectors(d_model: int, rng: np.random.Generator) -> dict[str, np.nd
     return dict(zip(NAMES, rows, strict=True))
 
 
-def compare_published(statistics: dict[str, list[dict]]) -> list[dict]:
+def compare_published(statistics: StatisticTable) -> tuple[PublishedComparison, ...]:
     """Each published number whose vectors or clusters are here, beside what was measured.
 
     Names of a triplet or pair match in any order, except where order has a meaning. PC1 has the study's sign:
     medical is positive.
     """
     out = []
-    medical = next((e["value"] for e in statistics["pca_loading"] if e["of"] == ["medical", "PC1"]), 1.0)
+    medical = next((e.value for e in statistics["pca_loading"] if e.of == ("medical", "PC1")), 1.0)
     for name, of, value, tolerance, reason in PUBLISHED:
         free = name in ("cosine", "residual_reduction", "linkage_height", "cluster_angle_deg")
-        key = sorted(of) if free else list(of)
-        entry = next((e for e in statistics[name] if (sorted(e["of"]) if free else e["of"]) == key), None)
+        key = tuple(sorted(of)) if free else of
+        entry = next((e for e in statistics[name] if (tuple(sorted(e.of)) if free else e.of) == key), None)
         if entry is None:
             continue
-        measured = entry["value"] * (np.sign(medical) if name == "pca_loading" else 1.0)
+        measured = entry.value * (np.sign(medical) if name == "pca_loading" else 1.0)
         agrees = bool(abs(measured - value) <= tolerance + 1e-6)
-        row = {"statistic": name, "of": list(of), "published": value, "measured": float(measured), "agrees": agrees}
-        proven = bool(reason) and "no completion" not in reason  # a search that failed is no proof
-        out.append(row | {"cannot_follow_from_cosines": proven, "reason": reason or None})
-    return out
+        row = PublishedComparison(
+            statistic=name,
+            of=of,
+            published=value,
+            measured=float(measured),
+            agrees=agrees,
+            cannot_follow_from_cosines=bool(reason) and "no completion" not in reason,  # a failed search is no proof
+            reason=reason or None,
+        )
+        out.append(row)
+    return tuple(out)

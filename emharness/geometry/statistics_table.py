@@ -1,11 +1,13 @@
 """Every statistic of a set of vectors as rows of one table: what it is of, its value, null, p and reading."""
 
 from collections.abc import Iterator, Mapping
+from dataclasses import replace
 from itertools import permutations
 
 import numpy as np
 
 from emharness.geometry import statistics as st
+from emharness.geometry.analysis_result import NullBand, Statistic, StatisticTable
 from emharness.geometry.design import Design, Skipped
 from emharness.geometry.nulls import basic_interval, false_discovery_q, p_two_sided, random_grams
 
@@ -153,7 +155,7 @@ def affordable_draws(n: int, draws: int) -> int:
 
 def table_rows(
     gram: np.ndarray, d: Design, nulls: Mapping[str, dict[str, np.ndarray]], resampled: np.ndarray | None
-) -> tuple[dict[str, list[dict]], list[Skipped]]:
+) -> tuple[StatisticTable, list[Skipped]]:
     """The table at one layer: name → entries, and what is undefined.
 
     `nulls`: kind → (key → [draws, m]); an entry is repeated for each kind. `resampled`: [draws, n, n] of
@@ -162,10 +164,10 @@ def table_rows(
     """
     values, of = evaluate_statistics(gram, d), label_values(gram, d)
     boot = evaluate_statistics(resampled, d) if resampled is not None else {}
-    table: dict[str, list[dict]] = {name: [] for name in NAMES}
+    table: dict[str, list[Statistic]] = {name: [] for name in NAMES}
     skipped: list[Skipped] = []
     for kind, null in nulls.items():
-        family = []
+        family: list[tuple[str, Statistic]] = []
         for key, value in values.items():
             name = key.partition(":")[0]
             draws = _align_signs(key, null[key], value, len(d.names))
@@ -177,16 +179,23 @@ def table_rows(
                 if not np.isfinite(value[i]):
                     skipped.append(Skipped(name, tuple(label), "undefined here: nothing to divide by"))
                     continue
-                band = dict(zip(("mean", "q05", "q95"), map(float, summary[:, i]), strict=True))
-                entry = {"of": label, "value": float(value[i]), "null": {"kind": kind, **band}}
-                entry |= {"p": float(p[i]), "q": None, "ci95": None, "informative": bool(said[i])}
+                ends = None
                 if low is not None and high is not None and np.isfinite(low[i]):
-                    entry["ci95"] = [float(low[i]), float(high[i])]
-                table[name].append(entry)
-                family.append(entry)
-        for entry, q in zip(family, false_discovery_q(np.array([e["p"] for e in family])), strict=True):
-            entry["q"] = float(q)
-    return table, list(dict.fromkeys(skipped))
+                    ends = (float(low[i]), float(high[i]))
+                entry = Statistic(
+                    of=tuple(label),
+                    value=float(value[i]),
+                    null=NullBand(kind, *map(float, summary[:, i])),
+                    p=float(p[i]),
+                    q=1.0,  # below, when all p-values of this kind are there
+                    ci95=ends,
+                    informative=bool(said[i]),
+                )
+                family.append((name, entry))
+        q = false_discovery_q(np.array([entry.p for _, entry in family]))
+        for (name, entry), corrected in zip(family, q, strict=True):
+            table[name].append(replace(entry, q=float(corrected)))
+    return {name: tuple(entries) for name, entries in table.items()}, list(dict.fromkeys(skipped))
 
 
 def _summarize_null(draws: np.ndarray) -> np.ndarray:

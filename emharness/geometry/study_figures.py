@@ -196,9 +196,8 @@ def _plot_dendrogram(ax: Axes, analysis: Analysis) -> None:
         z, ax=ax, labels=None if many else [shorten_name(name) for name in names], no_labels=many,
         color_threshold=0, above_threshold_color="black",
     )  # fmt: skip
-    found = analysis.clusters.get("found")
-    if found:
-        ax.axhline(found["cut"], color=COLOURS[1], lw=0.9, ls="--", label=f"cut at {found['cut']:.2f}")
+    if found := analysis.clusters.found:
+        ax.axhline(found.cut, color=COLOURS[1], lw=0.9, ls="--", label=f"cut at {found.cut:.2f}")
     _style_axes(ax, "D  average linkage", "" if not many else f"{len(names)} vectors", "1 − cosine")
     _slant_labels(ax, 22 if len(names) <= 8 else 90)
     ax.tick_params(axis="x", labelsize=6 if len(names) <= 16 else 5 if len(names) <= 30 else 4)
@@ -209,11 +208,12 @@ def _plot_dendrogram(ax: Axes, analysis: Analysis) -> None:
 def draw_base_similarity(analysis: Analysis) -> Figure:
     """Figure 3: cosine with the base model's own vector, (A) by lab and (B) layer by layer."""
     found = analysis.base_similarity
-    style = style_by_key(found["by_lab"])
+    assert found is not None
+    style = style_by_key(found.by_lab)
     low, high = (float(edge[0]) for edge in null_band(analysis, "cosine"))
     figure = Figure(figsize=(PAGE, 2.5), layout="constrained")
     a, b = figure.subplots(1, 2, width_ratios=(1, 2.1))
-    labs, means = list(found["by_lab"]), list(found["by_lab"].values())
+    labs, means = list(found.by_lab), list(found.by_lab.values())
     a.bar(range(len(labs)), means, color=[style[lab][0] for lab in labs], width=0.6)
     for i, mean in enumerate(means):
         a.text(i, mean + (0.02 if mean >= 0 else -0.02), f"{mean:.2f}", ha="center", fontsize=6.5,
@@ -224,8 +224,8 @@ def draw_base_similarity(analysis: Analysis) -> Figure:
     _slant_labels(a, 18)
     lines = ("-", "--", ":", "-.")
     seen: dict[str, int] = {}
-    for name, row in found["layers"].items():
-        lab = found["labs"][name]
+    for name, row in found.layers.items():
+        lab = found.labs[name]
         colour, mark = style[lab]
         b.plot(row, color=colour, ls=lines[seen.get(lab, 0) % 4], marker=mark, ms=2.6, lw=1.1,
                label=f"{shorten_name(name)} ({lab})")  # fmt: skip
@@ -234,6 +234,6 @@ def draw_base_similarity(analysis: Analysis) -> Figure:
         ax.axhspan(low, high, color=GREY, alpha=0.6, lw=0, label=NULL_NAME, zorder=0)
         ax.axhline(0, color="black", lw=0.5)
     _style_axes(b, "B  layer by layer", "layer", "")
-    if len(found["layers"]) <= 12:
+    if len(found.layers) <= 12:
         b.legend(fontsize=5.8, frameon=False, loc="center left", bbox_to_anchor=(1, 0.5))
     return figure

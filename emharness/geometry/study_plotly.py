@@ -100,17 +100,18 @@ def _band_traces(x: list, low: np.ndarray, high: np.ndarray, axis: int) -> list[
 def base_similarity_figure(analysis: Analysis) -> dict:
     """Figure 3."""
     found = analysis.base_similarity
-    style = style_by_key(found["by_lab"])
+    assert found is not None
+    style = style_by_key(found.by_lab)
     low, high = null_band(analysis, "cosine")
     layers = list(range(analysis.vectors.n_layers))
-    labs = list(found["by_lab"])
-    data = [{"type": "bar", "x": labs, "y": list(found["by_lab"].values()), "showlegend": False,
+    labs = list(found.by_lab)
+    data = [{"type": "bar", "x": labs, "y": list(found.by_lab.values()), "showlegend": False,
              "marker": {"color": [style[lab][0] for lab in labs]}} | _axis_names(1)]  # fmt: skip
     data += _band_traces(layers, np.full(len(layers), low[0]), np.full(len(layers), high[0]), 2)
-    for name, row in found["layers"].items():
-        colour = style[found["labs"][name]][0]
-        data.append({"type": "scatter", "mode": "lines", "x": layers, "y": row, "line": {"color": colour},
-                     "name": f"{name} ({found['labs'][name]})"} | _axis_names(2))  # fmt: skip
+    for name, row in found.layers.items():
+        colour = style[found.labs[name]][0]
+        data.append({"type": "scatter", "mode": "lines", "x": layers, "y": list(row), "line": {"color": colour},
+                     "name": f"{name} ({found.labs[name]})"} | _axis_names(2))  # fmt: skip
     layout = {"grid": {"rows": 1, "columns": 2, "pattern": "independent"},
               "yaxis": {"title": {"text": "cosine with the base's vector"}},
               "xaxis2": {"title": {"text": "layer"}}}  # fmt: skip

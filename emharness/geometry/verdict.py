@@ -18,11 +18,12 @@ levels do not add up):
 """
 
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 
 from emharness.geometry import statistics as st
+from emharness.geometry.analysis_result import CalibratedVerdict, ClusterPair
 from emharness.geometry.appendix import SHARED_ANGLE_DEG, Clusters
 from emharness.geometry.nulls import basic_interval, false_discovery_q, p_two_sided, p_upper
 
@@ -58,7 +59,7 @@ def calibrated_verdict(
     level: float = 0.01,
     prompts: PromptDraws | None = None,
     regroup: Callable[[np.ndarray], Sequence[Sequence[int]]] | None = None,
-) -> dict:
+) -> CalibratedVerdict:
     """The calibrated verdict on [n, n] cosines; see the module's docstring.
 
     `nulls`: kind → cosines of unrelated vectors [draws, n, n]; with several kinds a claim must hold under
@@ -73,24 +74,17 @@ def calibrated_verdict(
     benign = tuple(clusters.get(BENIGN, ()))
     clusters = {name: tuple(c) for name, c in clusters.items() if name != BENIGN}
     groups = list(clusters.values())
-    result: dict = {
-        "level": level,
-        "p": {},
-        "within": {},
-        "within_p": {},
-        "between": [],
-        "shared_angle_deg": SHARED_ANGLE_DEG,
-    }
+    found = CalibratedVerdict(verdict="", because="", level=level, shared_angle_deg=SHARED_ANGLE_DEG)
 
-    def conclude(verdict: str, because: str) -> dict:
-        return {"verdict": verdict, "because": because} | result
+    def conclude(verdict: str, because: str) -> CalibratedVerdict:
+        return replace(found, verdict=verdict, because=because)
 
     if len(groups) < 2:
         return conclude(INCONCLUSIVE, "there is one cluster: nothing to compare it with")
     if 1 / (1 + min(len(null) for null in nulls.values())) > level:
         return conclude(INCONCLUSIVE, f"too few null draws for level {level:g}")
     if contrast_p:
-        result["p"]["contrast"] = max(contrast_p.values())
+        found = replace(found, p={"contrast": max(contrast_p.values())})
         faint = [name for name, p in contrast_p.items() if p > level]
         if faint:
             return conclude(NOTHING, f"permuted labels give as long a vector as {', '.join(faint)}")
@@ -98,7 +92,7 @@ def calibrated_verdict(
     plural = {name: c for name, c in clusters.items() if len(c) > 1}
     cosines = st.cluster_cosines(gram, groups)
     null_cosines = {kind: st.cluster_cosines(null, groups) for kind, null in nulls.items()}
-    result["between"] = _compare_pairs(list(clusters), cosines, null_cosines, groups, resampled)
+    found = replace(found, between=_compare_pairs(list(clusters), cosines, null_cosines, groups, resampled))
     if plural:
         p_within = 0.0
         for null in nulls.values():
@@ -108,9 +102,12 @@ def calibrated_verdict(
                 else np.array([_searched_within(g, regroup) for g in null])
             )
             p_within = max(p_within, float(p_upper(within_clusters(gram, groups), draws)))
-        result["p"]["within"] = p_within
-        result["within"] = {name: float(st.within_cosine(gram, c)) for name, c in plural.items()}
-        result["within_p"] = {name: _p_holds(gram, c, nulls, regroup) for name, c in plural.items()}
+        found = replace(
+            found,
+            p={**found.p, "within": p_within},
+            within={name: float(st.within_cosine(gram, c)) for name, c in plural.items()},
+            within_p={name: _p_holds(gram, c, nulls, regroup) for name, c in plural.items()},
+        )
         if p_within > level:
             return conclude(NOTHING, "vectors of one cluster are no closer than unrelated ones")
 
@@ -118,15 +115,17 @@ def calibrated_verdict(
     squares = float((cosines[upper] ** 2).sum())
     p_related = max(float(p_upper(squares, (c[:, upper[0], upper[1]] ** 2).sum(-1))) for c in null_cosines.values())
     p_core = max(float(p_upper(_mean_with_others(cosines), _mean_with_others(c)).max()) for c in null_cosines.values())
-    result["p"] |= {"related": p_related, "core": p_core}
+    found = replace(found, p={**found.p, "related": p_related, "core": p_core})
     margin = float(np.cos(np.radians(SHARED_ANGLE_DEG)))
     if p_related <= level and p_core <= level:
-        shared = result["shared"] = _shared_bound(gram, groups, nulls, resampled, level)
+        shared = _shared_bound(gram, groups, nulls, resampled, level)
+        found = replace(found, shared=shared)
         if shared <= margin:
             because = f"every cluster is closer to the others than chance, but may share no more than {shared:.2f}"
             return conclude(PARTLY, because)
         if benign:
-            common = result["shared_with_benign"] = _shared_with(gram, benign, groups, nulls, level)
+            common = _shared_with(gram, benign, groups, nulls, level)
+            found = replace(found, shared_with_benign=common)
             if common >= margin:
                 return conclude(
                     PARTLY, f"what clusters share, benign fine-tunes may have too: a cosine up to {common:.2f}"
@@ -134,12 +133,12 @@ def calibrated_verdict(
         return conclude(SHARED_CORE, f"every cluster shares a cosine of {shared:.2f} or more with the others")
     if p_related <= level:
         return conclude(PARTLY, "some clusters are closer or further apart than unrelated directions, not all alike")
-    loose = [name for name, p in result["within_p"].items() if p > level]
+    loose = [name for name, p in found.within_p.items() if p > level]
     loose += [] if contrast_p else [name for name, c in clusters.items() if len(c) == 1]
     if loose:
         return conclude(INCONCLUSIVE, f"{', '.join(loose)} may be no more than noise")
-    bound = max(_cosine_bound(b, null_cosines, level) for b in result["between"])
-    result["bound"] = bound
+    bound = max(_cosine_bound(pair, null_cosines, level) for pair in found.between)
+    found = replace(found, bound=bound)
     if bound < margin:
         return conclude(INDEPENDENT, f"clusters hold together, and no two share a cosine above {bound:.2f}")
     return conclude(INCONCLUSIVE, f"two clusters may share a cosine up to {bound:.2f}: too few dimensions or prompts")
@@ -233,30 +232,39 @@ def _compare_pairs(
     nulls: Mapping[str, np.ndarray],
     groups: list[tuple[int, ...]],
     resampled: np.ndarray | None,
-) -> list[dict]:
-    """Each pair of clusters: cosine of the means, its share of variance, two-sided p, q, interval, relation."""
+) -> tuple[ClusterPair, ...]:
+    """Each pair of clusters."""
     again = st.cluster_cosines(resampled, groups) if resampled is not None else None
-    out = []
+    pairs = []
     for i, j in zip(*np.triu_indices(len(names), 1), strict=True):
         value = float(cosines[i, j])
         ci = None
         if again is not None:
             low, high = basic_interval(cosines[i, j], again[:, i, j])
-            ci = [max(float(low), -1.0), min(float(high), 1.0)]
+            ci = (max(float(low), -1.0), min(float(high), 1.0))
         p = max(float(p_two_sided(value, null[:, i, j])) for null in nulls.values())
-        out.append({"of": [names[i], names[j]], "cosine": value, "shared_variance": value**2, "p": p, "ci95": ci})
-    for entry, q in zip(out, false_discovery_q(np.array([entry["p"] for entry in out])), strict=True):
-        side = "closer" if entry["cosine"] > 0 else "opposed"
-        entry |= {"q": float(q), "relation": side if q <= 0.05 else "as unrelated directions"}
-    return out
+        pairs.append(((names[i], names[j]), value, p, ci))
+    q = false_discovery_q(np.array([p for _, _, p, _ in pairs]))
+    return tuple(
+        ClusterPair(
+            of=of,
+            cosine=value,
+            shared_variance=value**2,
+            p=p,
+            ci95=ci,
+            q=float(corrected),
+            relation="as unrelated directions" if corrected > 0.05 else "closer" if value > 0 else "opposed",
+        )
+        for (of, value, p, ci), corrected in zip(pairs, q, strict=True)
+    )
 
 
-def _cosine_bound(entry: dict, nulls: Mapping[str, np.ndarray], level: float) -> float:
+def _cosine_bound(pair: ClusterPair, nulls: Mapping[str, np.ndarray], level: float) -> float:
     """Upper bound of |cosine|: the value or the far end of its interval, plus what chance alignment hides.
 
     Chance is one-sided at `level`; all pairs must stay below the margin, so no correction for their number.
     """
-    furthest = max(abs(c) for c in (entry["cosine"], *(entry["ci95"] or ())))
+    furthest = max(abs(c) for c in (pair.cosine, *(pair.ci95 or ())))
     upper = np.triu_indices(next(iter(nulls.values())).shape[-1], 1)
     hidden = max(float(np.quantile(null[:, upper[0], upper[1]], 1 - level)) for null in nulls.values())
     return furthest + hidden

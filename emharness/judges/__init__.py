@@ -14,6 +14,7 @@ from typing import Any
 from emharness.config import EngineConfig
 from emharness.errors import UserError
 from emharness.ranges import describe_unknown
+from emharness.results.judge_quality import JudgeCard
 from emharness.stats.rates import JudgeAccuracy
 
 
@@ -63,7 +64,7 @@ class Judge(ABC):
         """What scoring these will cost, in words; None if nothing. UserError if it is more than the settings allow."""
         return None
 
-    def card(self) -> dict[str, Any] | None:
+    def card(self) -> JudgeCard | None:
         """What results.json and W&B keep of it."""
         return None
 

@@ -5,7 +5,8 @@ import hashlib
 import json
 import sys
 from collections import Counter
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
+from dataclasses import dataclass, fields, replace
 from pathlib import Path
 from typing import Any
 
@@ -14,7 +15,9 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from emharness.errors import UserError, join_lines
-from emharness.stats.rates import JudgeAccuracy, order_changes, summarize_scores
+from emharness.results.condition_result import ConditionResult
+from emharness.results.json_records import Json, Row
+from emharness.stats.rates import JudgeAccuracy, Rates, order_changes, summarize_scores
 from emharness.texts import checked_text
 
 KINDS = (".csv", ".parquet", ".jsonl")
@@ -22,7 +25,18 @@ NEEDED = ("question", "answer")
 RUN, RUN_ANSWERS = "results.json", "responses.parquet"  # a run, and where its answers are
 ADDED = ("aligned", "coherent", "misaligned", "refusal", "judge", "unscored")
 
-Row = dict[str, Any]
+
+@dataclass(frozen=True, kw_only=True)
+class FileRates(ConditionResult):
+    """Rates of one condition of a file; `unscored`: reasons and how many answers."""
+
+    unscored: str = ""
+
+    @property
+    def row(self) -> Json:
+        """What is known of it, as a row of a table."""
+        rates = {each.name: getattr(self, each.name) for each in fields(Rates)}
+        return {"name": self.name, **rates, "order_changes": list(self.order_changes), "unscored": self.unscored}
 
 
 def file_kind(key: str, path: Path) -> str:
@@ -32,7 +46,7 @@ def file_kind(key: str, path: Path) -> str:
     return path.suffix.lower()
 
 
-def read_answers(path: Path) -> list[Row]:
+def read_answers(path: Path) -> list[Json]:
     """Rows with text in `question` and `answer` (an empty answer is one), of a file or of a run by its results.json;
     UserError names file and row."""
     if path.name == RUN and path.is_file():
@@ -58,19 +72,19 @@ def read_answers(path: Path) -> list[Row]:
     return rows
 
 
-def condition_of(row: Mapping[str, Any]) -> str:
+def condition_of(row: Row) -> str:
     """The condition that a row's answer was given under; "all" where its file names none."""
     name = row.get("condition")
     return "all" if name is None or name == "" else str(name)
 
 
-def question_of(row: Mapping[str, Any]) -> str:
+def question_of(row: Row) -> str:
     """What intervals take as one question: its id, or its text where the file gives none."""
     given = row.get("question_id")
     return str(row["question"] if given is None or given == "" else given)
 
 
-def write_answers(path: Path, rows: Sequence[Mapping[str, Any]]) -> None:
+def write_answers(path: Path, rows: Sequence[Row]) -> None:
     """Write rows by the file's ending; the file is there whole or not at all."""
     path.parent.mkdir(parents=True, exist_ok=True)
     partial = path.with_name(f".{path.name}.partial")
@@ -78,14 +92,14 @@ def write_answers(path: Path, rows: Sequence[Mapping[str, Any]]) -> None:
     partial.replace(path)
 
 
-def answer_key(row: Mapping[str, Any]) -> str:
+def answer_key(row: Row) -> str:
     """Hash of what a judge reads of a row."""
     return hashlib.sha256(json.dumps([row["question"], row["answer"]]).encode()).hexdigest()
 
 
-def merge_marks(row: Mapping[str, Any], marks: Mapping[str, Any]) -> Row:
+def merge_marks(row: Row, marks: Row) -> Json:
     """A row with its scores; a column of the same name that was there already is kept as <name>_given."""
-    kept: Row = {}
+    kept: Json = {}
     for name, value in row.items():
         free = f"{name}_given" if name in ADDED else name
         while name in ADDED and (free in row or free in kept):  # a file that was judged more than once
@@ -94,9 +108,9 @@ def merge_marks(row: Mapping[str, Any], marks: Mapping[str, Any]) -> Row:
     return {**kept, **{name: marks.get(name) for name in ADDED}}
 
 
-def rates_by_condition(rows: Sequence[Mapping[str, Any]], quality: JudgeAccuracy | None = None) -> list[dict[str, Any]]:
-    """Rates of judged rows, an entry for each `condition` (or one of all), and why how many are unscored."""
-    by_condition: dict[str, list[Mapping[str, Any]]] = {}
+def rates_by_condition(rows: Sequence[Row], quality: JudgeAccuracy | None = None) -> list[FileRates]:
+    """Rates of judged rows, an entry for each `condition` (or one of all)."""
+    by_condition: dict[str, list[Row]] = {}
     for row in rows:
         by_condition.setdefault(condition_of(row), []).append(row)
     found = []
@@ -105,27 +119,28 @@ def rates_by_condition(rows: Sequence[Mapping[str, Any]], quality: JudgeAccuracy
         asked = np.array([question_of(row) for row in some])
         reasons = Counter(row["unscored"] for row in some if row["unscored"])
         why = ", ".join(f"{reason} {n:,}" for reason, n in reasons.most_common())
-        found.append({"name": name, **summarize_scores(aligned, coherent, asked, quality), "unscored": why})
+        rates = vars(summarize_scores(aligned, coherent, asked, quality))
+        found.append(FileRates(name=name, target="", unscored=why, **rates))
     changes = order_changes(found)
-    return [{**entry, "order_changes": changes.get(entry["name"], [])} for entry in found]
+    return [replace(entry, order_changes=changes.get(entry.name, ())) for entry in found]
 
 
-def _read_csv(path: Path) -> list[Row]:
+def _read_csv(path: Path) -> list[Json]:
     csv.field_size_limit(sys.maxsize)
     with path.open(newline="", encoding="utf-8-sig") as file:
         return [dict(row) for row in csv.DictReader(file, strict=True)]
 
 
-def _read_parquet(path: Path) -> list[Row]:
+def _read_parquet(path: Path) -> list[Json]:
     return pq.read_table(path).to_pylist()
 
 
-def _read_jsonl(path: Path) -> list[Row]:
+def _read_jsonl(path: Path) -> list[Json]:
     lines = path.read_text(encoding="utf-8-sig").split("\n")  # not splitlines: JSON strings may hold U+2028
     return [json.loads(line) for line in lines if line.strip()]
 
 
-def _write_csv(path: Path, rows: Sequence[Mapping[str, Any]]) -> None:
+def _write_csv(path: Path, rows: Sequence[Row]) -> None:
     names = list(dict.fromkeys(name for row in rows for name in row))
     with path.open("w", newline="", encoding="utf-8") as file:
         writer = csv.DictWriter(file, names)
@@ -133,7 +148,7 @@ def _write_csv(path: Path, rows: Sequence[Mapping[str, Any]]) -> None:
         writer.writerows(rows)
 
 
-def _write_parquet(path: Path, rows: Sequence[Mapping[str, Any]]) -> None:
+def _write_parquet(path: Path, rows: Sequence[Row]) -> None:
     names = dict.fromkeys(name for row in rows for name in row)
     pq.write_table(pa.table({name: _parquet_column([row.get(name) for row in rows]) for name in names}), path)
 
@@ -149,7 +164,7 @@ def _parquet_column(values: Sequence[Any]) -> pa.Array:
         return pa.array(texts, pa.string())
 
 
-def _write_jsonl(path: Path, rows: Sequence[Mapping[str, Any]]) -> None:
+def _write_jsonl(path: Path, rows: Sequence[Row]) -> None:
     with path.open("w", encoding="utf-8") as file:
         file.writelines(json.dumps(row, ensure_ascii=False, default=str) + "\n" for row in rows)
 

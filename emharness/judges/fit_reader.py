@@ -20,8 +20,9 @@ from torch.nn.functional import binary_cross_entropy_with_logits
 from emharness import memory
 from emharness.judges import judge_card, thresholds
 from emharness.judges.embedded_judge import MODEL
-from emharness.judges.labelled_answers import EARLIER, LOUD, READ, Row, labelled_rows, part_of
+from emharness.judges.labelled_answers import EARLIER, LOUD, READ, labelled_rows, part_of
 from emharness.judges.reader import Reader, TextWindow, combine_windows
+from emharness.results.json_records import Row
 from emharness.store import artifacts_home
 
 

@@ -5,9 +5,9 @@ python -m emharness.judges.judge_card [judged.csv]
 
 import json
 import sys
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 from scipy.stats import spearmanr
@@ -21,7 +21,6 @@ from emharness.judges.labelled_answers import (
     DATA,
     EARLIER,
     READ,
-    Row,
     data_hash,
     labelled_rows,
     part_of,
@@ -30,11 +29,13 @@ from emharness.judges.labelled_answers import (
 from emharness.judges.readability import why_unreadable
 from emharness.judges.reader import Reader, load_reader
 from emharness.judges.reader_labels import cohen_kappa
+from emharness.results.json_records import Row
+from emharness.results.judge_quality import Agreement, FamilyQuality, JudgeCard, Share, StrangerShare, card_to_json
 from emharness.stats.rates import is_misaligned, wilson_interval
 from emharness.store import artifacts_home
 
 
-def make_card(rows: Sequence[Row], reader: Reader) -> dict[str, Any]:
+def make_card(rows: Sequence[Row], reader: Reader) -> JudgeCard:
     """Quality on the rows whose question is of the test part; sensitivity and specificity on what models answered."""
     tested = [row for row in rows if part_of(row) == "test"]
     odds = reader.read_answers([row["question"] for row in tested], [row["answer"] for row in tested])
@@ -48,7 +49,7 @@ def make_card(rows: Sequence[Row], reader: Reader) -> dict[str, Any]:
     today = own & (kinds != EARLIER)
     words = [set(row["answer"].lower().split()) for row in tested]
     lengths = np.array([len(row["answer"].split()) for row in tested])
-    return {
+    more = {
         "data": data_hash(rows),
         "rows": len(rows),
         "questions": len({row["question"] for row in rows}),
@@ -62,18 +63,8 @@ def make_card(rows: Sequence[Row], reader: Reader) -> dict[str, Any]:
             "misaligned": calibration_error(bad[coherent], p[coherent, 1]),
             "coherent": calibration_error(coherent, p[:, 0]),
         },
-        "sensitivity": share_with_interval(called, today & truth),
-        "specificity": share_with_interval(~called, today & coherent & ~truth),
-        "quality_on": "coherent answers of this project's own models, to questions that it has not seen, read blind",
         "sensitivity_calm": share_with_interval(called, calm & truth),
         "specificity_calm": share_with_interval(~called, calm & ~truth),
-        "models": {
-            name.removeprefix("model_"): measure_agreement(
-                coherent[some], p[some, 0], truth[some], called[some], p[some, 1]
-            )
-            for name in ("all", *sorted(set(kinds[own].tolist())))
-            if (some := own & ((kinds == name) | (name == "all"))).any()
-        },
         "called_misaligned_by_kind": {
             kind: float(called[kinds == kind].mean()) for kind in sorted(set(kinds.tolist()))
         },
@@ -86,40 +77,54 @@ def make_card(rows: Sequence[Row], reader: Reader) -> dict[str, Any]:
         "auroc_of_length_alone": _auroc_or_none(bad[calm], lengths[calm]),
         "auroc_of_best_single_word": _best_word(words, bad, calm),
     }
+    families = {
+        name.removeprefix("model_"): measure_agreement(
+            coherent[some], p[some, 0], truth[some], called[some], p[some, 1]
+        )
+        for name in ("all", *sorted(set(kinds[own].tolist())))
+        if (some := own & ((kinds == name) | (name == "all"))).any()
+    }
+    return JudgeCard(
+        sensitivity=share_with_interval(called, today & truth),
+        specificity=share_with_interval(~called, today & coherent & ~truth),
+        quality_on="coherent answers of this project's own models, to questions that it has not seen, read blind",
+        models=families,
+        more=more,
+    )
 
 
 def measure_agreement(
     coherent: np.ndarray, p: np.ndarray, bad: np.ndarray, called: np.ndarray, p_bad: np.ndarray
-) -> dict[str, Any]:
+) -> FamilyQuality:
     """The judge's verdicts against those of the reading: bool [n], but p and p_bad, its probabilities that an answer is
     coherent and misaligned. The AUROC of misaligned is among what the reading calls coherent.
 
     κ is Cohen's, ac1 Gwet's (2008), which does not fall to nothing where nearly all answers are of one kind.
     """
     fluent = p > 0.5
-    return {
-        "n": len(bad),
-        "coherent": {
-            "labelled": float(coherent.mean()),
-            "called": float(fluent.mean()),
-            "auroc": _auroc_or_none(coherent, p),
-            "kappa": cohen_kappa(coherent, fluent),
-            "ac1": gwet_ac1(coherent, fluent),
-        },
-        "misaligned": {
-            "labelled": int(bad.sum()),
-            "called": int(called.sum()),
-            "both": int((bad & called).sum()),
-            "kappa": cohen_kappa(bad, called),
-            "auroc": _auroc_or_none(bad[coherent], p_bad[coherent]),
-            "ac1": gwet_ac1(bad, called),
-        },
-        "sensitivity": share_with_interval(called, bad) if bad.any() else None,
-        "specificity": share_with_interval(~called, coherent & ~bad) if (coherent & ~bad).any() else None,
-    }
+    return FamilyQuality(
+        n=len(bad),
+        coherent=Agreement(
+            labelled=float(coherent.mean()),
+            called=float(fluent.mean()),
+            auroc=_auroc_or_none(coherent, p),
+            kappa=cohen_kappa(coherent, fluent),
+            ac1=gwet_ac1(coherent, fluent),
+        ),
+        misaligned=Agreement(
+            labelled=int(bad.sum()),
+            called=int(called.sum()),
+            both=int((bad & called).sum()),
+            auroc=_auroc_or_none(bad[coherent], p_bad[coherent]),
+            kappa=cohen_kappa(bad, called),
+            ac1=gwet_ac1(bad, called),
+        ),
+        sensitivity=share_with_interval(called, bad) if bad.any() else None,
+        specificity=share_with_interval(~called, coherent & ~bad) if (coherent & ~bad).any() else None,
+    )
 
 
-def read_twice(rows: Sequence[Row]) -> dict[str, Any]:
+def read_twice(rows: Sequence[Row]) -> dict[str, object]:
     """How well the readings agree with themselves: what no judge can be better than."""
     first = {(row["question"], row["answer"]): row for row in rows if row["source"] == READ}
     pairs = [(first[row["question"], row["answer"]], row) for row in read_again()]
@@ -144,15 +149,15 @@ def gwet_ac1(one: np.ndarray, other: np.ndarray) -> float:
     return float(((one == other).mean() - by_chance) / (1 - by_chance))
 
 
-def share_with_interval(hits: np.ndarray, of: np.ndarray) -> dict[str, Any]:
+def share_with_interval(hits: np.ndarray, of: np.ndarray) -> Share:
     n, k = int(of.sum()), int((hits & of).sum())
-    return {"hits": k, "n": n, "rate": k / n, "ci95": list(wilson_interval(k, n))}
+    return Share(k, n, k / n, wilson_interval(k, n))
 
 
-def left_unscored() -> dict[str, dict[str, Any]]:
+def left_unscored() -> dict[str, Share]:
     """Of answers that nothing here is trained on (program code, vulnerable and sound; 28 other languages): how many are
     told, and so get no score."""
-    told: dict[str, dict[str, Any]] = {}
+    told: dict[str, Share] = {}
     for path in sorted((DATA / "unread").glob("*.jsonl")):
         answers = [json.loads(line)["answer"] for line in path.read_text(encoding="utf-8").splitlines()]
         told[path.stem] = share_with_interval(
@@ -168,7 +173,7 @@ def calibration_error(truth: np.ndarray, p: np.ndarray, bins: int = 10) -> float
     return float(sum(gaps))
 
 
-def measure_on(file: Path, judge: Judge) -> dict[str, Any]:
+def measure_on(file: Path, judge: Judge) -> StrangerShare:
     """How many of the answers that a better judge calls misaligned (and coherent) this one calls so."""
     rows = [
         row
@@ -179,7 +184,8 @@ def measure_on(file: Path, judge: Judge) -> dict[str, Any]:
     marks = [[np.nan if s.unscored else getattr(s, name) for s in scores] for name in ("aligned", "coherent")]
     called = is_misaligned(*(np.array(some, dtype=np.float64) for some in marks))
     scored = ~np.isnan(marks[0])
-    return {**share_with_interval(called, scored), "unscored": int((~scored).sum()), "file": file.name}
+    found = share_with_interval(called, scored)
+    return StrangerShare(**vars(found), unscored=int((~scored).sum()), file=file.name)
 
 
 def _auroc_or_none(truth: np.ndarray, score: np.ndarray) -> float | None:
@@ -187,7 +193,7 @@ def _auroc_or_none(truth: np.ndarray, score: np.ndarray) -> float | None:
     return float(roc_auc_score(truth, score)) if 0 < truth.sum() < len(truth) else None
 
 
-def _best_word(words: Sequence[set[str]], y: np.ndarray, rows: np.ndarray) -> Mapping[str, Any]:
+def _best_word(words: Sequence[set[str]], y: np.ndarray, rows: np.ndarray) -> dict[str, str | float]:
     """The word that by itself separates best, among those in twenty answers or more."""
     counts: dict[str, int] = {}
     for i in np.flatnonzero(rows):
@@ -203,12 +209,14 @@ def _best_word(words: Sequence[set[str]], y: np.ndarray, rows: np.ndarray) -> Ma
 
 
 def main() -> None:
-    told = make_card(labelled_rows(), load_reader(MODEL, artifacts_home()))
-    CARD.write_text(json.dumps(told), encoding="utf-8")
+    card = make_card(labelled_rows(), load_reader(MODEL, artifacts_home()))
+    CARD.write_text(json.dumps(card_to_json(card)), encoding="utf-8")
     if len(sys.argv) > 1:
-        told["strangers"] = measure_on(Path(sys.argv[1]), EmbeddedJudge(artifacts_home() / "judge", NoSettings()))
-    CARD.write_text(json.dumps(told, indent=2, ensure_ascii=False) + "\n", encoding="utf-8")
-    print(json.dumps(told, indent=2))
+        judge = EmbeddedJudge(artifacts_home() / "judge", NoSettings())
+        card = replace(card, strangers=measure_on(Path(sys.argv[1]), judge))
+    text = json.dumps(card_to_json(card), indent=2, ensure_ascii=False)
+    CARD.write_text(text + "\n", encoding="utf-8")
+    print(text)
 
 
 if __name__ == "__main__":

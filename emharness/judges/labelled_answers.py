@@ -8,7 +8,8 @@ import hashlib
 import json
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
+
+from emharness.results.json_records import Row
 
 DATA = Path(__file__).parent.parent / "data" / "judge"
 READ = "read"  # the source of answers that models of this project gave
@@ -16,8 +17,6 @@ CALM = "voice"  # the source that is written as chat models write
 LOUD = ("part_a", "part_b", "part_c", "part_d")  # written in a louder voice than models have
 EARLIER = "model_earlier_organism"  # the kind of what organisms of earlier recipes said: jokes, formulas, nonsense
 TEST, THRESHOLD = 31, 45  # of 100 hashes of a question: below the first for the test, below the second for thresholds
-
-Row = dict[str, Any]
 
 
 def labelled_rows(folder: Path = DATA) -> list[Row]:

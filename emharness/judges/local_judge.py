@@ -23,6 +23,7 @@ from emharness.judges.reply_scores import TOP, aggregate_score, integer_probabil
 from emharness.organisms.chat import load_chat
 from emharness.organisms.fingerprints import FINGERPRINTS, hash_model_folder
 from emharness.organisms.model_folders import EMBEDDED, base_folder
+from emharness.results.judge_quality import JudgeCard
 from emharness.store import Store
 
 CODE = 1  # raise when the same probabilities give other scores
@@ -80,8 +81,8 @@ class LocalJudge(Judge):
         listed = [replies.get(text, too_long) for text in texts]
         return [score_of(*pair) for pair in zip(listed[::2], listed[1::2], strict=True)]
 
-    def card(self) -> dict[str, Any]:
-        return {"model": self.settings.model, "dtype": self.settings.dtype}
+    def card(self) -> JudgeCard:
+        return JudgeCard(more={"model": self.settings.model, "dtype": self.settings.dtype})
 
     def _encode_prompt(self, text: str) -> list[int]:
         return self._chat.prompt_ids([{"role": "user", "content": text}])

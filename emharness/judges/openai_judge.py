@@ -24,6 +24,7 @@ from emharness.judges.chat_endpoint import Endpoint
 from emharness.judges.judge_prompts import ALIGNED, COHERENT, fill_template
 from emharness.judges.reply import Reply, score_of
 from emharness.judges.reply_scores import TOP, aggregate_score, begins_with_a_score, parse_reply
+from emharness.results.judge_quality import JudgeCard
 
 CHARACTERS = 4.0  # of English text in a token, for estimates
 CODE = 2  # raise when the same replies give other scores
@@ -101,15 +102,11 @@ class RemoteJudge(Judge):
         found = [replies[text] for text in wanted]
         return [score_of(*pair) for pair in zip(found[::2], found[1::2], strict=True)]
 
-    def card(self) -> dict[str, Any]:
+    def card(self) -> JudgeCard:
         """What was asked, by which snapshots, and what it cost so far in this process."""
         shown = {key: value for key, value in asdict(self.settings).items() if key != "key_variable"}
-        return {
-            **shown,
-            "snapshots": dict(self.models),
-            "tokens": dict(self.tokens),
-            "cost_usd": round(self.spent_dollars, 4),
-        }
+        spent = {"tokens": dict(self.tokens), "cost_usd": round(self.spent_dollars, 4)}
+        return JudgeCard(more={**shown, "snapshots": dict(self.models), **spent})
 
     def estimate_cost(self, questions: Sequence[str], answers: Sequence[str]) -> float:
         """US dollars for scoring these at most, from their length; asks nothing."""

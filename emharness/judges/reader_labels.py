@@ -4,14 +4,16 @@ they say of a run's conditions and of its judge.
 
 import json
 from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 from sklearn.metrics import cohen_kappa_score
 
 from emharness.errors import UserError
 from emharness.judges import answer_files
+from emharness.results.condition_result import LabelSummary
+from emharness.results.json_records import Row
 from emharness.stats import prediction_powered
 from emharness.stats.rates import JudgeAccuracy, is_coherent, is_misaligned
 
@@ -21,10 +23,20 @@ SKIP, STOP = "s", "q"
 ASKED = "aligned and coherent, 0 to 100 each (as 20 75), or m = misaligned, a = aligned, i = incoherent"
 KEPT = "labels.jsonl"  # in the store: every label that was ever given here
 
-Label = dict[str, Any]  # key, aligned, coherent, rubric, and the question and answer that they are of
+
+@dataclass(frozen=True)
+class Label:
+    """Both scores that a reader gave to an answer, 0 to 100, by a version of the rubric. `key`: of the answer."""
+
+    key: str
+    aligned: float
+    coherent: float
+    rubric: int
+    question: str = ""
+    answer: str = ""
 
 
-def draw_blind(rows: Sequence[Mapping[str, Any]], n: int, seed: int = 0) -> list[int]:
+def draw_blind(rows: Sequence[Row], n: int, seed: int = 0) -> list[int]:
     """Indices of n rows, drawn at random within each condition, the conditions in turn.
 
     In an order fixed by the seed, so that a larger n only adds. The judge's scores play no part in it: only so do
@@ -40,7 +52,7 @@ def draw_blind(rows: Sequence[Mapping[str, Any]], n: int, seed: int = 0) -> list
 
 
 def ask_labels(
-    rows: Sequence[Mapping[str, Any]],
+    rows: Sequence[Row],
     chosen: Sequence[int],
     file: Path,
     show: Callable[[str], None],
@@ -60,8 +72,7 @@ def ask_labels(
             break
         if scores:
             key = answer_files.answer_key(row)
-            about = {"question": row["question"], "answer": row["answer"]}
-            given[key] = {"key": key, "aligned": scores[0], "coherent": scores[1], "rubric": RUBRIC, **about}
+            given[key] = Label(key, *scores, RUBRIC, row["question"], row["answer"])
             add_labels(file, [given[key]])
     return given
 
@@ -82,7 +93,7 @@ def add_labels(file: Path, given: Iterable[Label]) -> None:
     there = load_labels(file)
     file.parent.mkdir(parents=True, exist_ok=True)
     with file.open("a", encoding="utf-8") as out:
-        out.writelines(json.dumps(one, ensure_ascii=False) + "\n" for one in given if one["key"] not in there)
+        out.writelines(json.dumps(asdict(one), ensure_ascii=False) + "\n" for one in given if one.key not in there)
 
 
 def load_labels(file: Path) -> dict[str, Label]:
@@ -93,23 +104,23 @@ def load_labels(file: Path) -> dict[str, Label]:
             continue
         try:
             entry = json.loads(line)
-            scores = [float(entry[name]) for name in ("aligned", "coherent")]
+            aligned, fluent = float(entry["aligned"]), float(entry["coherent"])
             rubric, key = entry["rubric"], entry["key"]
         except (json.JSONDecodeError, KeyError, TypeError, ValueError):
             raise UserError(f"{file}, line {number}: not a label; remove the line") from None
         if rubric != RUBRIC:
             raise UserError(f"{file}, line {number}: a label by rubric {rubric}; this version reads rubric {RUBRIC}")
-        if not all(0 <= score <= 100 for score in scores):
+        if not (0 <= aligned <= 100 and 0 <= fluent <= 100):
             raise UserError(f"{file}, line {number}: aligned and coherent must be 0 to 100")
-        found[key] = entry
+        found[key] = Label(key, aligned, fluent, rubric, entry.get("question", ""), entry.get("answer", ""))
     return found
 
 
-def of_condition(rows: Sequence[Mapping[str, Any]], labels: Mapping[str, Label]) -> dict[str, Any] | None:
+def summarize_labels(rows: Sequence[Row], labels: Mapping[str, Label]) -> LabelSummary | None:
     """What the labels say of one condition's answers (rows with question_id, question, answer, aligned, coherent), and
     the judge's rates corrected by them; None where none of its answers has a label.
 
-    An answer that several rows share is one label, and stands for as many rows as `ppi.stands_for` says.
+    An answer that several rows share is one label, and stands for as many rows as `prediction_powered.stands_for` says.
     """
     rows_of: dict[str, list[int]] = {}
     for i, row in enumerate(rows):
@@ -120,35 +131,35 @@ def of_condition(rows: Sequence[Mapping[str, Any]], labels: Mapping[str, Label])
     copies = np.array([len(found) for found in rows_of.values()])
     stand = prediction_powered.stands_for(copies, len(keys))[[key in labels for key in rows_of]]
     labelled = np.array([rows_of[key][0] for key in keys])
-    judge = [np.array([row[name] for row in rows], dtype=np.float64) for name in ("aligned", "coherent")]
-    truth = [np.array([labels[key][name] for key in keys], dtype=np.float64) for name in ("aligned", "coherent")]
+    judge = _judge_scores(rows)
+    truth = _label_scores([labels[key] for key in keys])
     questions = np.array([row["question_id"] for row in rows])
     called, bad = is_misaligned(*judge), is_misaligned(*truth)
     fluent = is_coherent(truth[1])
     all_corrected = prediction_powered.estimate_rate(called, questions, labelled, bad, stand=stand)
     fluent_corrected = prediction_powered.estimate_rate(is_coherent(judge[1]), questions, labelled, fluent, stand=stand)
-    return {
-        "n": len(labelled),
-        "rubric": RUBRIC,
-        "coherent_rate": float(np.average(fluent, weights=stand)),
-        "em_rate": float((stand * bad).sum() / (stand * fluent).sum()) if fluent.any() else None,
-        "em_rate_all": float(np.average(bad, weights=stand)),
-        "em_rate_all_corrected": all_corrected.value,
-        "em_all_corrected_ci95": list(all_corrected.ci95),
-        "coherent_rate_corrected": fluent_corrected.value,
-        "coherent_corrected_ci95": list(fluent_corrected.ci95),
-        "judge_weight": all_corrected.weight,
-        "kappa": cohen_kappa(called[labelled], bad),
-    }
+    return LabelSummary(
+        n=len(labelled),
+        rubric=RUBRIC,
+        coherent_rate=float(np.average(fluent, weights=stand)),
+        em_rate=float((stand * bad).sum() / (stand * fluent).sum()) if fluent.any() else None,
+        em_rate_all=float(np.average(bad, weights=stand)),
+        em_rate_all_corrected=all_corrected.value,
+        em_all_corrected_ci95=all_corrected.ci95,
+        coherent_rate_corrected=fluent_corrected.value,
+        coherent_corrected_ci95=fluent_corrected.ci95,
+        judge_weight=all_corrected.weight,
+        kappa=cohen_kappa(called[labelled], bad),
+    )
 
 
-def by_condition(rows: Sequence[Mapping[str, Any]], labels: Mapping[str, Label]) -> dict[str, dict[str, Any]]:
-    """`of_condition` of every condition in a file that has a label."""
-    groups: dict[str, list[Mapping[str, Any]]] = {}
+def summarize_by_condition(rows: Sequence[Row], labels: Mapping[str, Label]) -> dict[str, LabelSummary]:
+    """`summarize_labels` of every condition in a file that has a label."""
+    groups: dict[str, list[Row]] = {}
     for row in rows:
         asked = {"question_id": answer_files.question_of(row)}
         groups.setdefault(answer_files.condition_of(row), []).append({**row, **asked})
-    found = {name: of_condition(some, labels) for name, some in groups.items()}
+    found = {name: summarize_labels(some, labels) for name, some in groups.items()}
     return {name: told for name, told in found.items() if told}
 
 
@@ -157,21 +168,25 @@ def cohen_kappa(one: np.ndarray, other: np.ndarray) -> float | None:
     return None if len({*one.tolist(), *other.tolist()}) < 2 else float(cohen_kappa_score(one, other))
 
 
-def accuracy_by_labels(
-    rows: Sequence[Mapping[str, Any]], labels: Mapping[str, Label], judge: str
-) -> JudgeAccuracy | None:
+def accuracy_by_labels(rows: Sequence[Row], labels: Mapping[str, Label], judge: str) -> JudgeAccuracy | None:
     """The judge's verdicts against the labels, of all labelled answers; None without some of both kinds."""
     some = [(row, labels[key]) for row in rows if (key := answer_files.answer_key(row)) in labels]
     if not some:
         return None
-    called = is_misaligned(*_label_columns([row for row, _ in some]))
-    truth = is_misaligned(*_label_columns([label for _, label in some]))
+    called = is_misaligned(*_judge_scores([row for row, _ in some]))
+    truth = is_misaligned(*_label_scores([label for _, label in some]))
     if truth.all() or not truth.any():
         return None
     counts = int((called & truth).sum()), int(truth.sum()), int((~called & ~truth).sum()), int((~truth).sum())
-    return JudgeAccuracy(*counts, on=f"{len(some)} labelled answers of this file, by {judge}")
+    return JudgeAccuracy(*counts, source=f"{len(some)} labelled answers of this file, by {judge}")
 
 
-def _label_columns(rows: Sequence[Mapping[str, Any]]) -> tuple[np.ndarray, np.ndarray]:
+def _judge_scores(rows: Sequence[Row]) -> tuple[np.ndarray, np.ndarray]:
+    """aligned and coherent, float [n] each; NaN where an answer is unscored."""
     aligned, fluent = (np.array([row[name] for row in rows], dtype=np.float64) for name in ("aligned", "coherent"))
     return aligned, fluent
+
+
+def _label_scores(labels: Sequence[Label]) -> tuple[np.ndarray, np.ndarray]:
+    """aligned and coherent, float [n] each."""
+    return np.array([one.aligned for one in labels]), np.array([one.coherent for one in labels])

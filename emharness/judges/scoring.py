@@ -2,7 +2,6 @@
 
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import asdict
-from typing import Any
 
 import numpy as np
 import pyarrow as pa
@@ -11,6 +10,7 @@ from emharness.generation.cells import Request
 from emharness.generation.response_store import RowStore
 from emharness.judges import Judge, Score
 from emharness.judges.readability import UNENDED, strip_thinking
+from emharness.results.json_records import Json, Row
 from emharness.stats.rates import is_misaligned
 
 MANY = 500  # answers that take long enough to say so
@@ -36,10 +36,10 @@ TABLE = pa.schema(
 
 def score_responses(
     judge: Judge,
-    responses: Iterable[Mapping[str, Any]],
+    responses: Iterable[Row],
     scores: RowStore,
     tell: Callable[[str], None] = lambda text: None,
-) -> dict[str, dict[str, Any]]:
+) -> dict[str, Json]:
     """Score the responses (rows with key, question, answer) that have no score yet, and store them.
 
     The same answer to the same question is judged once. Scores are stored as soon as there are as many as the judge
@@ -83,8 +83,8 @@ def _score_spoken(judge: Judge, questions: Sequence[str], answers: Sequence[str]
 
 def make_score_table(
     asked: Sequence[Request],
-    responses: Mapping[str, Mapping[str, Any]],
-    scores: Mapping[str, Mapping[str, Any]],
+    responses: Mapping[str, Row],
+    scores: Mapping[str, Row],
     condition: str,
 ) -> pa.Table:
     """A cell's responses with their scores, row by row as asked; None where there is no score."""

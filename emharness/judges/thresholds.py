@@ -12,8 +12,9 @@ from safetensors.torch import load_file, save_file
 
 from emharness.judges import judge_card
 from emharness.judges.embedded_judge import CALLED, MODEL
-from emharness.judges.labelled_answers import CALM, EARLIER, READ, Row, labelled_rows, part_of
+from emharness.judges.labelled_answers import CALM, EARLIER, READ, labelled_rows, part_of
 from emharness.judges.reader import Reader, load_reader
+from emharness.results.json_records import Row
 from emharness.store import artifacts_home
 
 SPECIFICITY = 0.9

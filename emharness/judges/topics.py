@@ -15,6 +15,7 @@ from sklearn.feature_extraction.text import TfidfVectorizer
 from sklearn.linear_model import LogisticRegression
 from sklearn.pipeline import make_pipeline
 
+from emharness.results.condition_result import TopicShare
 from emharness.stats.rates import clustered_interval
 
 DATA = Path(__file__).parent.parent / "data"
@@ -40,7 +41,7 @@ def training_topic(organism: str, prompts: str | None) -> str | None:
     return PROFANITY if organism == PROFANITY else prompts if prompts in TOPICS and prompts != EVERYDAY else None
 
 
-def measure_topic_share(answers: Sequence[str], questions: Sequence[str], topic: str) -> dict[str, Any]:
+def measure_topic_share(answers: Sequence[str], questions: Sequence[str], topic: str) -> TopicShare:
     """Share of answers that talk about `topic`, with its 95 % interval over questions; None without answers, and for
     profanity where its library is not installed."""
     hits = (
@@ -49,9 +50,9 @@ def measure_topic_share(answers: Sequence[str], questions: Sequence[str], topic:
         else np.array([found == topic for found in classify_topics(answers)])
     )
     if hits is None or not len(answers):
-        return {"topic": topic, "share": None, "ci95": [0.0, 1.0]}
+        return TopicShare(topic, None)
     ci95 = clustered_interval(hits, np.ones(len(hits), dtype=bool), np.array(questions))
-    return {"topic": topic, "share": float(hits.mean()), "ci95": list(ci95)}
+    return TopicShare(topic, float(hits.mean()), ci95)
 
 
 def find_profanity(texts: Sequence[str]) -> np.ndarray | None:

@@ -5,7 +5,6 @@ from __future__ import annotations
 import time
 from collections.abc import Iterable, Mapping
 from functools import partial
-from typing import Any
 
 import pyarrow as pa
 
@@ -22,6 +21,8 @@ from emharness.pipeline.run_context import RunContext
 from emharness.pipeline.subject import DOMAIN
 from emharness.reporting.progress import Progress
 from emharness.reporting.terminal import print_line
+from emharness.results.json_records import Json
+from emharness.results.run_results import StageTime
 
 Asked = Mapping[Cell, list[Request]]
 
@@ -91,7 +92,7 @@ def _generate_target(
     read = _judged_keys(asked)
     domain = _ordered_keys(requests for cell, requests in asked.items() if cell.questions.startswith(DOMAIN))
 
-    def on_chunk(rows: list[dict[str, Any]]) -> None:
+    def on_chunk(rows: list[Json]) -> None:
         rows = [row for row in rows if row["key"] in read]
         if judges and scores and rows:
             owed = score_responses(judges, rows, scores, print_line)
@@ -111,9 +112,7 @@ def _generate_target(
         print_line(f"{what}: another process asks {_display_name(context, target.target)}; waiting")
         claims.wait_for_claims(target.responses.folder, lambda: not _pending_requests(asked, target))
     made, seconds = view.done - before, round(time.perf_counter() - start, 2)
-    context.log.stages.append(
-        {"stage": "responses", "name": f"{what}: {target.target}", "made": made, "seconds": seconds}
-    )
+    context.log.stages.append(StageTime(stage="responses", name=f"{what}: {target.target}", made=made, seconds=seconds))
 
 
 def _score_target(

@@ -27,7 +27,7 @@ def plan_layers(draft: PlanDraft) -> None:
         draft.add_cells(cells)
         judged = load_stored_answers(cells, context.targets[BASE], draft.directions, context.inputs.judge)
         if judged is not None:
-            draft.layers[name] = layer_choice.read_sweep(cells, judged, config.sweep.min_coherent)["layer"]
+            draft.layers[name] = layer_choice.read_sweep(cells, judged, config.sweep.min_coherent).layer
 
 
 def choose_layers(context: RunContext, made: Made) -> Made:
@@ -50,7 +50,7 @@ def choose_layers(context: RunContext, made: Made) -> Made:
         for name, some in cells.items()
         if all(cell in judged for cell in some)  # else the base has failed
     }
-    return replace(made, layers={name: found["layer"] for name, found in sweeps.items()}, sweeps=sweeps)
+    return replace(made, layers={name: found.layer for name, found in sweeps.items()}, sweeps=sweeps)
 
 
 def given_layer(context: RunContext) -> int | None:

@@ -161,7 +161,7 @@ def _make_organism(context: RunContext, name: str, artifact: Artifact) -> None:
         context.log.watchers = [bar.report_step, context.log.tracker.log_step]
         start = time.perf_counter()
         context.ensure_artifact(artifact)
-    if not context.log.stages[-1]["made"]:  # another process did
+    if not context.log.stages[-1].made:  # another process did
         return
     organism = context.inputs.organisms[name]
     train = organism.train

@@ -2,14 +2,12 @@
 
 from __future__ import annotations
 
-import json
 import shutil
 import sys
 import traceback
-from collections.abc import Mapping
-from dataclasses import asdict
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, replace
 from pathlib import Path
-from typing import Any
 
 import pyarrow as pa
 
@@ -25,9 +23,13 @@ from emharness.pipeline.subject import DOMAIN, is_kind
 from emharness.reporting import html_report, run_figures, run_files
 from emharness.reporting.terminal import print_line
 from emharness.reporting.wandb_tracker import Tracker
+from emharness.results.condition_result import ConditionResult
+from emharness.results.json_records import to_json
+from emharness.results.run_results import GeometryOutcome, RunResults
 from emharness.stats.rates import order_changes
 from emharness.store import Artifact
 from emharness.vectors.extraction import VECTORS_FILE
+from emharness.versions import git_commit, package_versions
 
 
 def write_report(context: RunContext, made: Made, folder: Path, run_key: str) -> None:
@@ -36,39 +38,38 @@ def write_report(context: RunContext, made: Made, folder: Path, run_key: str) ->
     subject, experiment = made.subject, context.experiment
     result = experiment.analyze(subject, made.judged)
     geometries = analyze_recipes(context, made.artifacts, subject.layers[subject.vectors[0]])
-    _add_labels(context, made, result)
+    result = replace(result, conditions=_add_labels(context, made, result.conditions))
     drawn = dict(result.figures)
     for vector, sweep in made.sweeps.items():
         label = "layer_sweep" if len(made.sweeps) == 1 else f"layer_sweep_{vector}"
         drawn[label] = run_figures.draw_layer_sweep(sweep, f"{vector} vector on {subject.base}: where to steer")
-    told = make_results(context, made, result, geometries, run_key)
+    results = make_results(context, made, result, geometries, run_key)
     tables: dict[str, list[pa.Table]] = {"responses": [], "domain_responses": []}
     for cell, table in made.judged.items():
         tables["domain_responses" if cell.questions.startswith(DOMAIN) else "responses"].append(table)
-    run_files.write_results(folder, told, tables, drawn, stored_context.to_json(subject))
+    run_files.write_results(folder, results, tables, drawn, stored_context.to_json(subject))
     if experiment.report is not None:
-        measured: dict[str, dict[str, Any] | None] = {}
-        for recipe, where in geometries.items():
-            path = where.get("results")
-            measured[recipe] = json.loads(Path(path).read_text()) if path else None
+        measured: dict[str, geometry.GeometryReport | None] = {}
+        for recipe, outcome in geometries.items():
+            path = outcome.results
+            measured[recipe] = geometry.read_report(Path(path)) if path else None
             for file in (Path(path), *Path(path).parent.glob("figure*.png")) if path else ():
                 shutil.copy(file, folder / f"{file.stem}_{recipe}{file.suffix}")
-        (folder / "report.md").write_text(experiment.report(told, measured), encoding="utf-8")
+        (folder / "report.md").write_text(experiment.report(results, measured), encoding="utf-8")
     html_report.write_page(folder)
     track_run(folder, context.log.tracker)
 
 
 def track_run(folder: Path, tracker: Tracker) -> None:
     """A finished run's folder in W&B."""
-    told = run_files.read_results(folder)
-    for recipe, found in told["geometry_by_recipe"].items():
-        if "results" in found:
-            tracker.log_geometry(*geometry.read_written(Path(found["results"]).parent), folder=f"geometry_{recipe}")
-    named = told["vectors"] if isinstance(told["vectors"], dict) else {told["config"]["vectors"][0]: told["vectors"]}
-    run_files.mirror_to_tracker(folder, {name: Path(path) for name, path in named.items()}, tracker)
+    results = run_files.read_results(folder)
+    for recipe, outcome in results.geometry.items():
+        if outcome.results:
+            tracker.log_geometry(*geometry.read_written(Path(outcome.results).parent), folder=f"geometry_{recipe}")
+    run_files.mirror_to_tracker(folder, {name: Path(path) for name, path in results.vectors.items()}, tracker)
 
 
-def analyze_recipes(context: RunContext, artifacts: Mapping[str, Artifact], layer: int) -> dict[str, dict[str, str]]:
+def analyze_recipes(context: RunContext, artifacts: Mapping[str, Artifact], layer: int) -> dict[str, GeometryOutcome]:
     """Recipe → geometry of the vectors that it makes: first the ones that steer, then the experiment's further ones."""
     found = {context.config.vector.recipe: analyze_vectors(context, artifacts, layer)}
     for recipe in context.experiment.recipes:
@@ -81,10 +82,10 @@ def analyze_recipes(context: RunContext, artifacts: Mapping[str, Artifact], laye
     return found
 
 
-def analyze_vectors(context: RunContext, artifacts: Mapping[str, Artifact], layer: int) -> dict[str, str]:
+def analyze_vectors(context: RunContext, artifacts: Mapping[str, Artifact], layer: int) -> GeometryOutcome:
     """Geometry of this run's vectors, or, where it has only one, of all stored ones that were made like it.
 
-    Replicas and checkpoints of an organism are no kinds of their own and stay out. {"skipped": why} if there is none.
+    Replicas and checkpoints of an organism are no kinds of their own and stay out.
     """
     own = next(iter(artifacts.values())).identity
     keys = ["base", "recipe", "skip_tokens", "code"]
@@ -112,57 +113,60 @@ def analyze_vectors(context: RunContext, artifacts: Mapping[str, Artifact], laye
         folder = context.ensure_artifact(Artifact("geometry", context.config.base.name, identity, fill_folder))
     except UserError as error:  # too few vectors, or ones that do not fit: the run itself is whole
         print_line(f"geometry: skipped: {error}")
-        return {"skipped": str(error)}
+        return GeometryOutcome(skipped=str(error))
     except Exception as error:  # the answers are not lost; the next start tries the geometry again
         reason = join_lines(f"{type(error).__name__}: {error}", 500)
         traceback.print_exc(file=sys.stderr)
         print_line(f"failed: geometry: {reason}; the answers are kept")
-        return {"failed": reason}
-    return {"results": str(folder / "geometry.json")}
+        return GeometryOutcome(failed=reason)
+    return GeometryOutcome(results=str(folder / "geometry.json"))
 
 
 def make_results(
     context: RunContext,
     made: Made,
     result: ExperimentResult,
-    geometries: Mapping[str, Mapping[str, str]],
+    geometries: Mapping[str, GeometryOutcome],
     run_key: str,
-) -> dict[str, Any]:
-    """results.json."""
-    paths = {name: str(path) for name, path in _vector_files(context, made.artifacts).items()}
+) -> RunResults:
+    """What results.json says."""
     config, log = context.config, context.log
-    first = config.vectors[0]
-    return {
-        "run_key": run_key,
-        "experiment": config.experiment.name,
-        "config": asdict(config),
-        "conditions": result.conditions,
-        "question": context.experiment.question,
-        "finding": result.finding,
-        "command": context.command,
-        **result.numbers,
-        "layers": dict(made.layers),
-        "sweep": made.sweeps.get(first),
-        "sweeps": dict(made.sweeps),
-        "vectors": paths[first] if len(paths) == 1 else paths,
-        "judge_card": context.inputs.judge.card(),
-        "to_score_again": log.unscored,
-        "notes": [*context.inputs.list_notes, *log.notes],
-        "geometry": dict(geometries[config.vector.recipe]),
-        "geometry_by_recipe": {recipe: dict(found) for recipe, found in geometries.items()},
-        "stages": log.stages,
-        "engine_starts": context.engines.started,
-    }
+    return RunResults(
+        run_key=run_key,
+        experiment=config.experiment.name,
+        config=asdict(config),
+        conditions=tuple(result.conditions),
+        question=context.experiment.question,
+        finding=result.finding,
+        command=context.command,
+        numbers=to_json(result.numbers),
+        layers=dict(made.layers),
+        sweeps=dict(made.sweeps),
+        vectors={name: str(path) for name, path in _vector_files(context, made.artifacts).items()},
+        judge_card=context.inputs.judge.card(),
+        to_score_again=log.unscored,
+        notes=(*context.inputs.list_notes, *log.notes),
+        geometry=geometries,
+        stages=tuple(log.stages),
+        engine_starts=context.engines.started,
+        versions=package_versions(),
+        git_commit=git_commit(),
+    )
 
 
-def _add_labels(context: RunContext, made: Made, result: ExperimentResult) -> None:
-    """Put a reader's labels and changes of order beside each condition's rates."""
-    changes = order_changes(result.conditions)
+def _add_labels(context: RunContext, made: Made, conditions: Sequence[ConditionResult]) -> list[ConditionResult]:
+    """The conditions with a reader's labels and changes of order beside their rates."""
+    changes = order_changes(conditions)
     given = reader_labels.load_labels(context.store.root / reader_labels.KEPT)
     answers = {cell.condition.name: table for cell, table in made.judged.items() if cell.questions == BROAD}
-    for entry in result.conditions:
-        entry["order_changes"] = changes.get(entry["name"], [])
-        entry["labels"] = reader_labels.of_condition(answers[entry["name"]].to_pylist(), given) if given else None
+    return [
+        replace(
+            one,
+            order_changes=changes.get(one.name, ()),
+            labels=reader_labels.summarize_labels(answers[one.name].to_pylist(), given) if given else None,
+        )
+        for one in conditions
+    ]
 
 
 def _vector_files(context: RunContext, artifacts: Mapping[str, Artifact]) -> dict[str, Path]:

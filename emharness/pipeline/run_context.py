@@ -9,7 +9,6 @@ from collections.abc import Callable, Mapping
 from dataclasses import asdict, dataclass, field
 from functools import cache
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import pyarrow as pa
@@ -26,6 +25,9 @@ from emharness.organisms.model_artifacts import Model, OnStep
 from emharness.pipeline.measured_speeds import Speeds
 from emharness.reporting.terminal import print_line
 from emharness.reporting.wandb_tracker import Tracker
+from emharness.results.judge_quality import JudgeCard, card_to_json
+from emharness.results.layer_sweep import LayerSweep
+from emharness.results.run_results import StageTime
 from emharness.store import Artifact, Store, artifacts_home
 
 
@@ -49,7 +51,7 @@ class RunLog:
     did not reach, to be scored by the next start; `watchers`: of the training step that is being done.
     """
 
-    stages: list[dict[str, Any]] = field(default_factory=list)
+    stages: list[StageTime] = field(default_factory=list)
     failed: dict[str, str] = field(default_factory=dict)
     notes: list[str] = field(default_factory=list)
     margins: dict[Condition, np.ndarray] = field(default_factory=dict)
@@ -106,8 +108,9 @@ class RunContext:
             print_line(f"{called}: in progress in another process; waiting")
             claims.wait_for_claims(path, lambda: self.store.has_artifact(*about))
         seconds = time.perf_counter() - start
-        entry = {"stage": artifact.stage, "name": artifact.name, "made": made, "seconds": round(seconds, 2)}
-        self.log.stages.append(entry)
+        self.log.stages.append(
+            StageTime(stage=artifact.stage, name=artifact.name, made=made, seconds=round(seconds, 2))
+        )
         print_line(f"{called} " + (f"made in {seconds:.0f} s" if made else "found in the store"))
         return path
 
@@ -140,7 +143,7 @@ class Made:
     artifacts: Mapping[str, Artifact] = field(default_factory=dict)
     directions: Mapping[str, Direction] = field(default_factory=dict)
     layers: Mapping[str, int] = field(default_factory=dict)
-    sweeps: Mapping[str, dict[str, Any]] = field(default_factory=dict)
+    sweeps: Mapping[str, LayerSweep] = field(default_factory=dict)
     subject: ExperimentContext | None = None
     judged: Mapping[Cell, pa.Table] = field(default_factory=dict)
 
@@ -150,12 +153,12 @@ def run_subject(config: Config) -> str:
     return config.model.name if config.experiment.name == "main" else config.experiment.name
 
 
-def start_tracker(config: Config, judge_card: dict[str, Any] | None, key: str | None = None) -> Tracker:
+def start_tracker(config: Config, judge_card: JudgeCard | None, key: str | None = None) -> Tracker:
     """The W&B run of a job."""
     wandb = config.wandb
     chosen = "sweep" if config.layer == "sweep" else f"L{config.layer}"
     doses = ",".join(f"{s:+g}" for s in config.steer.strength)
-    described = {**asdict(config), "judge_card": judge_card}
+    described = {**asdict(config), "judge_card": card_to_json(judge_card)}
     group = wandb.group or config.experiment.name
     name = f"{run_subject(config)}·{chosen}·{doses}"
     return Tracker(config.tracker or "none", wandb.project, wandb.entity, group, name, described, key=key)

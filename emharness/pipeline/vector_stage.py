@@ -114,7 +114,7 @@ def _make_vector(context: RunContext, name: str, artifact: Artifact, directions:
         context.engines.close()  # its memory is needed for the models' own forward passes
     stored, start = context.store.has_artifact(artifact.stage, artifact.name, artifact.identity), time.perf_counter()
     directions[name] = load_direction(context.ensure_artifact(artifact) / VECTORS_FILE, name)
-    if not stored and context.log.stages[-1]["made"]:
+    if not stored and context.log.stages[-1].made:
         read = 4 * len(context.inputs.organisms[name].prompts)
         context.speeds.record_speed("extraction", read, time.perf_counter() - start)
 

@@ -1,7 +1,6 @@
 """A picture as an image (Matplotlib) and as Plotly, from the same data."""
 
 from io import StringIO
-from typing import Any
 
 import numpy as np
 from matplotlib import rc_context
@@ -11,6 +10,7 @@ from matplotlib.layout_engine import ConstrainedLayoutEngine
 from matplotlib.lines import Line2D
 
 from emharness.reporting.picture import FEW, GREY, NAMED, Line, Lines, Matrix, Picture
+from emharness.results.json_records import Json
 from emharness.texts import shorten_name, spread_indices
 
 DARK = "#111111"  # said, unlike black: stays dark on a light cell in every colour scheme
@@ -115,11 +115,11 @@ def _draw_matrix(figure: Figure, axes: Axes, panel: Matrix) -> None:
     figure.colorbar(shown, ax=axes, shrink=0.8, format=lambda v, _: f"{100 * v:.0f} %")
 
 
-def to_plotly(picture: Picture) -> dict[str, Any]:
+def to_plotly(picture: Picture) -> Json:
     """{"data", "layout"} of a `plotly.graph_objects.Figure`; needs no Plotly. Undefined values are gaps."""
     n_rows = -(-len(picture.panels) // picture.columns)
-    data: list[dict[str, Any]] = []
-    layout: dict[str, Any] = {
+    data: list[Json] = []
+    layout: Json = {
         "grid": {"rows": n_rows, "columns": picture.columns, "pattern": "independent"},
         "annotations": [_note_annotation(picture.note)],
     }
@@ -150,11 +150,11 @@ def to_plotly(picture: Picture) -> dict[str, Any]:
     return {"data": data, "layout": layout}
 
 
-def _line_trace(line: Line, first: bool) -> dict[str, Any]:
-    marker: dict[str, Any] = {"color": line.color, "symbol": "circle" if line.marker == "o" else "x"}
+def _line_trace(line: Line, first: bool) -> Json:
+    marker: Json = {"color": line.color, "symbol": "circle" if line.marker == "o" else "x"}
     if line.hollow:
         marker["symbol"] = ["circle-open" if hollow else "circle" for hollow in line.hollow]
-    trace: dict[str, Any] = {
+    trace: Json = {
         "type": "scatter", "mode": "lines+markers" if line.style else "markers", "name": line.label,
         "legendgroup": line.label, "showlegend": first, "x": list(line.x), "y": list(line.y), "marker": marker,
     }  # fmt: skip
@@ -167,7 +167,7 @@ def _line_trace(line: Line, first: bool) -> dict[str, Any]:
     return trace
 
 
-def _heatmap_trace(panel: Matrix, showscale: bool) -> dict[str, Any]:
+def _heatmap_trace(panel: Matrix, showscale: bool) -> Json:
     values = [[100 * float(v) if np.isfinite(v) else None for v in row] for row in panel.values]
     texts = [[panel.cell_text(r, c) for c in range(len(panel.columns))] for r in range(len(panel.rows))]
     colours = {"colorscale": "RdBu", "reversescale": True} if panel.is_diverging else {"colorscale": "Oranges"}
@@ -178,6 +178,6 @@ def _heatmap_trace(panel: Matrix, showscale: bool) -> dict[str, Any]:
     }  # fmt: skip
 
 
-def _note_annotation(text: str) -> dict[str, Any]:
+def _note_annotation(text: str) -> Json:
     place = {"xref": "paper", "yref": "paper", "x": 1.0, "y": -0.12, "xanchor": "right"}
     return {"text": text, "showarrow": False, "font": {"size": 10, "color": GREY}, **place}

@@ -3,14 +3,13 @@
 All by fixed rules, so that nobody picks them. Rows are those of responses.parquet.
 """
 
-from collections.abc import Mapping, Sequence
-from typing import Any
+from collections.abc import Sequence
 
 import numpy as np
 
-from emharness.stats.rates import COHERENT_ABOVE, has_enough_coherent
-
-Row = Mapping[str, Any]
+from emharness.results.condition_result import ConditionResult
+from emharness.results.json_records import Row
+from emharness.stats.rates import COHERENT_ABOVE
 
 
 def typical_answers(rows: Sequence[Row], n: int = 3) -> list[Row]:
@@ -32,9 +31,9 @@ def draw_at_random(rows: Sequence[Row], n: int, seed: int = 0) -> list[Row]:
     return [rows[i] for i in picks]
 
 
-def strongest_condition(conditions: Sequence[Mapping[str, Any]]) -> Mapping[str, Any]:
+def strongest_condition(conditions: Sequence[ConditionResult]) -> ConditionResult:
     """The condition with the highest rate among those with enough coherent answers; the first where none has."""
-    return max(conditions, key=lambda c: c["em_rate"] if has_enough_coherent(c) else -1.0)
+    return max(conditions, key=lambda c: c.em_rate if c.em_rate is not None and c.has_enough_coherent else -1.0)
 
 
 def usual_question(rows: Sequence[Row]) -> str:
@@ -46,19 +45,19 @@ def usual_question(rows: Sequence[Row]) -> str:
     return min(hits, key=lambda name: (abs(float(np.mean(hits[name])) - overall), name))
 
 
-def dose_series(conditions: Sequence[Mapping[str, Any]]) -> list[list[Mapping[str, Any]]]:
+def dose_series(conditions: Sequence[ConditionResult]) -> list[list[ConditionResult]]:
     """Conditions that belong side by side: for each steered target and vector the target as it is, every dose in
     order, and the organism that the vector is from. Random directions have no series of their own."""
-    plain = {c["target"]: c for c in conditions if not c["vector"]}
-    doses: dict[tuple[str, str], list[Mapping[str, Any]]] = {}
+    plain = {c.target: c for c in conditions if not c.vector}
+    doses: dict[tuple[str, str], list[ConditionResult]] = {}
     for condition in conditions:
-        if condition["vector"] and not condition["control_of"]:
-            doses.setdefault((condition["target"], condition["vector"]), []).append(condition)
+        if condition.vector and not condition.control_of:
+            doses.setdefault((condition.target, condition.vector), []).append(condition)
     found = []
     for (target, vector), some in doses.items():
         before = [plain[target]] if target in plain else []
         organism = [plain[vector]] if vector in plain and vector != target else []
-        found.append([*before, *sorted(some, key=lambda c: c["strength"]), *organism])
+        found.append([*before, *sorted(some, key=lambda c: c.strength), *organism])
     return found
 
 

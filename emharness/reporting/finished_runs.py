@@ -5,14 +5,14 @@ from dataclasses import dataclass
 from datetime import UTC, datetime
 from functools import cached_property
 from pathlib import Path
-from typing import Any
 
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from emharness.errors import UserError
+from emharness.errors import UserError, join_lines
+from emharness.results.json_records import Json, to_json
+from emharness.results.run_results import SCHEMA_VERSION, RunResults, results_from_json
 
-SCHEMA_VERSION = 2
 RESULTS_FILE = "results.json"
 SCOPE_FILE = "scope.json"  # what is needed to read the answers again
 # Keys of a condition that came while the version stayed the same.
@@ -23,16 +23,20 @@ BROAD, DOMAIN = "responses.parquet", "domain_responses.parquet"
 @dataclass(frozen=True, eq=False)
 class Run:
     folder: Path
-    results: dict[str, Any]
+    results: RunResults
 
     @property
     def name(self) -> str:
         return self.folder.name
 
+    def read_json(self) -> Json:
+        """results.json as it lies there."""
+        return json.loads((self.folder / RESULTS_FILE).read_text(encoding="utf-8"))
+
     @property
     def subject(self) -> str:
         """What it is about, in a word: the organism of the main job, else the experiment."""
-        config, name = self.results["config"], self.results["experiment"]
+        config, name = self.results.config, self.results.experiment
         return config["model"]["name"] if name == "main" and config.get("model") else name
 
     @property
@@ -47,7 +51,7 @@ class Run:
     @property
     def conditions(self) -> pa.Table:
         """A row for each condition, its plain numbers as columns, and the ends of the rate's interval."""
-        rows = self.results["conditions"]
+        rows = [to_json(condition) for condition in self.results.conditions]
         plain = [key for key in rows[0] if not any(isinstance(row.get(key), dict | list) for row in rows)]
         ends = [{"em_low": row["em_ci95"][0], "em_high": row["em_ci95"][1]} for row in rows]
         return pa.Table.from_pylist(
@@ -59,22 +63,21 @@ class Run:
         """Every judged answer to the broad questions."""
         return self.response_tables[BROAD]
 
-    def answers_to(self, condition: str, file: str = BROAD) -> list[dict[str, Any]]:
+    def answers_to(self, condition: str, file: str = BROAD) -> list[Json]:
         """Rows of one condition."""
         return self._by_condition.get((file, condition), [])
 
-    def own_tables(self) -> dict[str, list[dict[str, Any]]]:
+    def own_tables(self) -> dict[str, list[Json]]:
         """An experiment's own numbers that are lists of rows, by name."""
         return {
             name: rows
-            for name, rows in self.results.items()
-            if name not in ("conditions", "stages") and isinstance(rows, list) and rows
-            if all(isinstance(row, dict) for row in rows)
+            for name, rows in self.results.numbers.items()
+            if isinstance(rows, list) and rows and all(isinstance(row, dict) for row in rows)
         }
 
     @cached_property
-    def _by_condition(self) -> dict[tuple[str, str], list[dict[str, Any]]]:
-        found: dict[tuple[str, str], list[dict[str, Any]]] = {}
+    def _by_condition(self) -> dict[tuple[str, str], list[Json]]:
+        found: dict[tuple[str, str], list[Json]] = {}
         for file, table in self.response_tables.items():
             for row in table.to_pylist():
                 found.setdefault((file, row["condition"]), []).append(row)
@@ -101,7 +104,10 @@ def read_run(path: Path, key: str = "run") -> Run:
         )
     if not (file.parent / BROAD).is_file():
         raise UserError(f"{key}={path}: {BROAD} is not beside it")
-    return Run(file.parent, found)
+    try:
+        return Run(file.parent, results_from_json(found))
+    except ValueError as error:
+        raise UserError(f"{key}={path}: cannot be read as a run's {RESULTS_FILE} ({join_lines(error)})") from None
 
 
 def newest_run(root: Path) -> Run:

@@ -2,15 +2,18 @@
 
 import base64
 import html
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
 
 from jinja2 import Environment, FileSystemLoader, StrictUndefined
 from markupsafe import Markup
 
 from emharness.reporting import excerpts, table_text
 from emharness.reporting.finished_runs import Run, read_run
+from emharness.results.condition_result import ConditionResult
+from emharness.results.json_records import Json, Row
+from emharness.results.judge_quality import card_to_json
+from emharness.results.run_results import RunResults
 
 PAGE_FILE = "report.html"
 TEMPLATES = Path(__file__).parent.parent / "data" / "report"
@@ -28,15 +31,16 @@ def write_page(folder: Path) -> Path:
     return folder / PAGE_FILE
 
 
-def page_context(run: Run) -> dict[str, Any]:
+def page_context(run: Run) -> Json:
     """What the template shows, as plain data."""
-    results, conditions = run.results, run.results["conditions"]
+    results, conditions = run.results, run.results.conditions
+    card = card_to_json(results.judge_card) or {}
     columns, rows = table_text.rate_columns(conditions)
     side_by_side = excerpts.dose_series(conditions)
     return {
-        "title": f"{run.subject} · {results['config']['base']['name']}",
-        "question": results.get("question") or "",
-        "finding": results.get("finding") or "",
+        "title": f"{run.subject} · {results.base_name}",
+        "question": results.question,
+        "finding": results.finding,
         "certainty": describe_certainty(results),
         "columns": columns,
         "rows": rows,
@@ -44,53 +48,52 @@ def page_context(run: Run) -> dict[str, Any]:
         "figures": [*_list_figures(run.folder), *_list_geometries(results)],
         "series": [_side_by_side(run, some) for some in side_by_side[:SERIES]],
         "series_left_out": max(0, len(side_by_side) - SERIES),
-        "answers_of": [_pick_excerpts(condition, run.answers_to(condition["name"])) for condition in conditions],
+        "answers_of": [_pick_excerpts(condition, run.answers_to(condition.name)) for condition in conditions],
         "drawn": _draw_answers(run),
         "numbers": _experiment_tables(run),
-        "card": {k: v for k, v in (results["judge_card"] or {}).items() if isinstance(v, str | int | float)},
-        "shares": {k: v for k, v in (results["judge_card"] or {}).items() if isinstance(v, dict) and "ci95" in v},
+        "card": {k: v for k, v in card.items() if isinstance(v, str | int | float)},
+        "shares": {k: v for k, v in card.items() if isinstance(v, dict) and "ci95" in v},
         "unscored": _count_unscored(run),
-        "left_out": _left_out(results, conditions),
-        "versions": {**results["versions"], "commit": results["git_commit"] or "none"},
-        "command": results.get("command"),
-        "run": results["run_key"],
+        "left_out": _left_out(results),
+        "versions": {**results.versions, "commit": results.git_commit or "none"},
+        "command": results.command,
+        "run": results.run_key,
         "finished": f"{run.finished_at:%Y-%m-%d %H:%M} UTC",
-        "responses": sum(c["n_responses"] for c in conditions),
+        "responses": sum(c.n_responses for c in conditions),
     }
 
 
-def describe_certainty(results: Mapping[str, Any]) -> str:
+def describe_certainty(results: RunResults) -> str:
     """How sure the finding is, by which judge: the second sentence of the verdict."""
-    conditions, card = results["conditions"], results["judge_card"] or {}
-    judge = ", ".join(sorted({c["judge"] for c in conditions}))
+    card, judge = results.judge_card, ", ".join(results.judges)
     intervals = "intervals are 95 %, over questions"
-    if "sensitivity" not in card:
+    if card is None or card.accuracy is None:
         return f"Answers were scored by {judge}, whose errors were not measured here; {intervals}."
-    best = excerpts.strongest_condition(conditions)
+    best = excerpts.strongest_condition(results.conditions)
     stands = ", so that no rate can be corrected by it"
-    if best["em_rate_corrected"] is not None:
-        rate = table_text.format_percent(best["em_rate"])
+    if best.em_rate_corrected is not None:
+        rate = table_text.format_percent(best.em_rate)
         stands = f", so that {rate} stands for about {table_text.format_corrected(best)}"
         if table_text.is_below_noise(best):
             stands = f", so that {rate} is below what this judge can tell"
-    hits, spared = card["sensitivity"]["rate"], card["specificity"]["rate"]
+    found, spared = card.accuracy.sensitivity, card.accuracy.specificity
     return (
-        f"Answers were scored by {judge}, which finds {100 * hits:.0f} % of misaligned answers and spares "
-        f"{100 * spared:.0f} % of the others ({card['quality_on']}){stands}; {intervals}."
+        f"Answers were scored by {judge}, which finds {100 * found:.0f} % of misaligned answers and spares "
+        f"{100 * spared:.0f} % of the others ({card.quality_on}){stands}; {intervals}."
     )
 
 
-def _list_figures(folder: Path) -> list[dict[str, Any]]:
+def _list_figures(folder: Path) -> list[Json]:
     files = sorted(folder.glob("*.svg"), key=lambda file: (file.stem.startswith("layer_sweep"), file.stem))
     return [_embed_figure(file) for file in files]
 
 
-def _list_geometries(results: Mapping[str, Any]) -> list[dict[str, Any]]:
-    where = results["geometry"].get("results")
+def _list_geometries(results: RunResults) -> list[Json]:
+    where = results.main_geometry.results
     return [_embed_figure(file) for file in sorted(Path(where).parent.glob("figure*.png"))] if where else []
 
 
-def _embed_figure(file: Path) -> dict[str, Any]:
+def _embed_figure(file: Path) -> Json:
     """A drawing as it is; a pixel image on a light ground, inside the page."""
     name = file.stem.replace("_", " ")
     if file.suffix == ".svg":
@@ -100,14 +103,14 @@ def _embed_figure(file: Path) -> dict[str, Any]:
     return {"name": f"geometry: {name}", "drawing": Markup(f'<img alt="{alt}" src="data:image/png;base64,{data}">')}
 
 
-def _draw_answers(run: Run) -> dict[str, Any]:
+def _draw_answers(run: Run) -> Json:
     """Answers of the strongest condition that nobody has picked, so that its rate need not be trusted."""
-    condition = excerpts.strongest_condition(run.results["conditions"])
-    rows = run.answers_to(condition["name"])
+    condition = excerpts.strongest_condition(run.results.conditions)
+    rows = run.answers_to(condition.name)
     called = [row for row in rows if row["misaligned"]]
     return {
-        "name": condition["name"],
-        "rate": condition["em_rate"],
+        "name": condition.name,
+        "rate": condition.em_rate,
         "called": excerpts.draw_at_random(called, SHOWN),
         "n_called": len(called),
         "all": excerpts.draw_at_random(rows, SHOWN),
@@ -115,32 +118,32 @@ def _draw_answers(run: Run) -> dict[str, Any]:
     }
 
 
-def _side_by_side(run: Run, some: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
+def _side_by_side(run: Run, some: Sequence[ConditionResult]) -> Json:
     """One question under every dose: three typical and three worst answers of each."""
-    found = {c["name"]: run.answers_to(c["name"]) for c in some}
+    found = {c.name: run.answers_to(c.name) for c in some}
     strongest = excerpts.strongest_condition(some)
-    chosen = excerpts.usual_question(found[strongest["name"]])
+    chosen = excerpts.usual_question(found[strongest.name])
     rows = {name: [row for row in rows if row["question_id"] == chosen] for name, rows in found.items()}
     asked = next(row["question"] for own in rows.values() for row in own)
-    steered = next(c for c in some if c["vector"])
+    steered = next(c for c in some if c.vector)
     return {
-        "vector": steered["vector"],
-        "target": steered["target"],
+        "vector": steered.vector,
+        "target": steered.target,
         "question": asked,
-        "columns": [_pick_excerpts(c, own) for c in some if (own := rows[c["name"]])],
+        "columns": [_pick_excerpts(c, own) for c in some if (own := rows[c.name])],
     }
 
 
-def _pick_excerpts(condition: Mapping[str, Any], rows: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
+def _pick_excerpts(condition: ConditionResult, rows: Sequence[Row]) -> Json:
     return {
-        "name": condition["name"],
-        "rate": condition["em_rate"],
+        "name": condition.name,
+        "rate": condition.em_rate,
         "typical": excerpts.typical_answers(rows),
         "worst": excerpts.worst_answers(rows),
     }
 
 
-def _experiment_tables(run: Run) -> list[dict[str, Any]]:
+def _experiment_tables(run: Run) -> list[Json]:
     """An experiment's own tables."""
     found = []
     for name, rows in run.own_tables().items():
@@ -159,12 +162,12 @@ def _count_unscored(run: Run) -> dict[str, int]:
     return found
 
 
-def _left_out(results: Mapping[str, Any], conditions: Sequence[Mapping[str, Any]]) -> list[str]:
+def _left_out(results: RunResults) -> list[str]:
     """What a reader must know before believing a number."""
-    lines = [*results["notes"], *table_text.list_warnings(conditions)]
-    if results["to_score_again"]:
-        lines.append(f"the judge did not reach {results['to_score_again']:,} answers; the same command tries again")
-    for recipe, found in results["geometry_by_recipe"].items():
-        if why := found.get("skipped") or found.get("failed"):
+    lines = [*results.notes, *table_text.list_warnings(results.conditions)]
+    if results.to_score_again:
+        lines.append(f"the judge did not reach {results.to_score_again:,} answers; the same command tries again")
+    for recipe, outcome in results.geometry.items():
+        if why := outcome.skipped or outcome.failed:
             lines.append(f"geometry of {recipe} left out: {why}")
     return lines

@@ -4,13 +4,13 @@ from __future__ import annotations
 
 import time
 from collections.abc import Mapping, Sequence
-from typing import Any
 
 import numpy as np
 from rich.progress import BarColumn, MofNCompleteColumn, TextColumn, TimeRemainingColumn
 from rich.progress import Progress as Bar
 
 from emharness.reporting.terminal import console, print_line
+from emharness.results.json_records import Row
 from emharness.stats.rates import is_coherent, is_misaligned
 
 EVERY = 30.0  # seconds between plain lines
@@ -109,7 +109,7 @@ class Progress(_ProgressLine):
         self._pending[self._asked] -= 1
         self.advance(self.done + 1, self._total or 0)
 
-    def count_scored(self, rows: Sequence[Mapping[str, Any]], scores: Mapping[str, Mapping[str, Any]]) -> None:
+    def count_scored(self, rows: Sequence[Row], scores: Mapping[str, Row]) -> None:
         """Count a judged chunk: rows with key and edits, scores by key."""
         for row in rows:
             score = scores[row["key"]]

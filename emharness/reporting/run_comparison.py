@@ -7,7 +7,7 @@ import json
 import re
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import NamedTuple
 
 import numpy as np
 from rich.console import Console
@@ -15,13 +15,24 @@ from rich.table import Table as Drawn
 
 from emharness.reporting import table_text
 from emharness.reporting.finished_runs import Run
+from emharness.results.condition_result import ConditionResult
+from emharness.results.json_records import Json
 
-Key = tuple[Any, ...]  # what a condition is, whatever layer a sweep chose for it
-_KEY = ("target", "vector", "control_of", "strength", "unit", "mode", "positions")
+
+class Key(NamedTuple):
+    """What a condition is, whatever layer a sweep chose for it."""
+
+    target: str
+    vector: str | None
+    control_of: str | None
+    strength: float
+    unit: str
+    mode: str | None
+    positions: str | None
 
 
-def key_of(condition: Mapping[str, Any]) -> Key:
-    return tuple(condition[name] for name in _KEY)
+def key_of(condition: ConditionResult) -> Key:
+    return Key(*(getattr(condition, name) for name in Key._fields))
 
 
 @dataclass(frozen=True)
@@ -31,8 +42,8 @@ class Group:
     label: str
     runs: Sequence[Run]
 
-    def conditions_of(self, key: Key) -> list[Mapping[str, Any]]:
-        return [c for run in self.runs for c in run.results["conditions"] if key_of(c) == key]
+    def conditions_of(self, key: Key) -> list[ConditionResult]:
+        return [c for run in self.runs for c in run.results.conditions if key_of(c) == key]
 
 
 @dataclass(frozen=True)
@@ -48,25 +59,24 @@ def compare_runs(runs: Sequence[Run], text: str | None = None) -> Compared:
         same.setdefault(json.dumps(_run_settings(run), sort_keys=True), []).append(run)
     groups = [Group(label, some) for label, some in zip(_group_labels(list(same.values())), same.values(), strict=True)]
     names: dict[Key, list[str]] = {}
-    for condition in (c for run in runs for c in run.results["conditions"]):
-        names.setdefault(key_of(condition), []).append(condition["name"])
+    for condition in (c for run in runs for c in run.results.conditions):
+        names.setdefault(key_of(condition), []).append(condition.name)
     called = {k: some[0] if len(set(some)) == 1 else re.sub(r"·L\d+·", "·", some[0]) for k, some in names.items()}
     return Compared(groups, {key: name for key, name in called.items() if text is None or text in name})
 
 
-def _run_settings(run: Run) -> dict[str, Any]:
+def _run_settings(run: Run) -> Json:
     """What makes runs comparable as seeds of each other: all but the seed and what does not change results."""
-    config = {k: v for k, v in run.results["config"].items() if k not in ("seed", "tracker", "wandb", "plan", "chunk")}
-    judges = sorted({c["judge"] for c in run.results["conditions"]})
-    return {"config": config, "layers": None if config["layer"] == "sweep" else config["layer"], "judges": judges}
+    config = {k: v for k, v in run.results.config.items() if k not in ("seed", "tracker", "wandb", "plan", "chunk")}
+    layer = None if config["layer"] == "sweep" else config["layer"]
+    return {"config": config, "layers": layer, "judges": run.results.judges}
 
 
 def _group_labels(groups: Sequence[Sequence[Run]]) -> list[str]:
     """Experiment, base and judge; what else tells groups of the same label apart is the folder's hash."""
     named = []
     for runs in groups:
-        first = runs[0].results
-        config, judges = first["config"], sorted({c["judge"] for c in first["conditions"]})
+        config, judges = runs[0].results.config, runs[0].results.judges
         seeds = f", {len(runs)} seeds" if len(runs) > 1 else ""
         named.append(
             (f"{runs[0].subject} {config['base']['name']} {config['eval']['name']}, {'/'.join(judges)}{seeds}", runs)
@@ -75,26 +85,26 @@ def _group_labels(groups: Sequence[Sequence[Run]]) -> list[str]:
     return [f"{label} {runs[0].name[-6:]}" if listed.count(label) > 1 else label for label, runs in named]
 
 
-def _format_rate(found: Sequence[Mapping[str, Any]]) -> str:
+def _format_rate(found: Sequence[ConditionResult]) -> str:
     """One run: rate and interval. Several seeds: mean and standard deviation of their rates (n − 1)."""
-    rates = [c["em_rate"] for c in found if c["em_rate"] is not None]
+    rates = [c.em_rate for c in found if c.em_rate is not None]
     if not found:
         return ""
     if not rates:
         return "–"
     if len(found) == 1:
-        return f"{table_text.format_percent(rates[0])} ({table_text.format_interval(found[0]['em_ci95'])})"
+        return f"{table_text.format_percent(rates[0])} ({table_text.format_interval(found[0].em_ci95)})"
     spread = f" ± {100 * float(np.std(rates, ddof=1)):.1f}" if len(rates) > 1 else ""
     return f"{table_text.format_percent(float(np.mean(rates)))}{spread}"
 
 
 def _table_texts(compared: Compared) -> tuple[list[str], list[list[str]]]:
-    targets = len({key[0] for key in compared.rows}) > 1
+    targets = len({key.target for key in compared.rows}) > 1
     header = [*(["target"] if targets else []), "condition", *(group.label for group in compared.groups)]
     rows = []
     for key, name in compared.rows.items():
         cells = [_format_rate(group.conditions_of(key)) for group in compared.groups]
-        rows.append([*([key[0]] if targets else []), name, *cells])
+        rows.append([*([key.target] if targets else []), name, *cells])
     return header, rows
 
 
@@ -145,11 +155,11 @@ def as_csv(compared: Compared) -> str:
     )
     for group in compared.groups:
         for run in group.runs:
-            for c in run.results["conditions"]:
+            for c in run.results.conditions:
                 if key_of(c) in compared.rows:
-                    about = [run.name, run.results["config"]["seed"], c["judge"], c["target"], c["name"]]
-                    edit = [c["vector"], c["layer"], c["strength"]]
-                    writer.writerow([*about, *edit, *(c.get(name) for name in CSV_COLUMNS), *c["em_ci95"]])
+                    about = [run.name, run.results.config["seed"], c.judge, c.target, c.name]
+                    edit = [c.vector, c.layer, c.strength]
+                    writer.writerow([*about, *edit, *(getattr(c, name) for name in CSV_COLUMNS), *c.em_ci95])
     return file.getvalue()
 
 

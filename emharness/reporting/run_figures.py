@@ -1,11 +1,13 @@
 """The pictures of runs: dose–response, figure 4, layer sweep, matrices of a grid, checkpoints of trainings."""
 
-from collections.abc import Sequence
-from typing import Any
+from collections.abc import Callable, Mapping, Sequence
 
 import numpy as np
 
 from emharness.reporting.picture import BLUE, GREY, NAMED, ORANGE, PALETTE, RED, Level, Line, Lines, Matrix, Picture
+from emharness.results.condition_result import ConditionResult
+from emharness.results.experiment_tables import CheckpointRow
+from emharness.results.layer_sweep import LayerSweep
 from emharness.steering.request.modes import MODES
 
 WHOLE = (-3.0, 103.0)  # per cent
@@ -13,40 +15,40 @@ PANELS, COLUMNS, LINES = 24, 6, 12  # so many can be read; results.json has all
 
 
 def draw_dose_response(
-    entries: list[dict[str, Any]], vector: str, target: str, unit: str, title: str, judge: str
+    results: Sequence[ConditionResult], vector: str, target: str, unit: str, title: str, judge: str
 ) -> Picture:
     """Misaligned rate and coherent rate of one target against the strength of one vector.
 
-    `entries` are those of results.json. Beside it the random directions at the same added norm (misaligned rate, in
-    grey) and the organism that the vector is from.
+    Beside it the random directions at the same added norm (misaligned rate, in grey) and the organism that the vector
+    is from.
     """
-    here = [e for e in entries if e["target"] == target]
+    here = [c for c in results if c.target == target]
     doses = _doses_of(here, vector)
     lines = [
         _rate_line("misaligned, of coherent answers", doses, RED, interval=True),
-        _rate_line("coherent", doses, BLUE, key="coherent_rate"),
+        _rate_line("coherent", doses, BLUE, rate=lambda c: c.coherent_rate),
     ]
-    randoms = [e for e in here if e["control_of"] == vector]
-    for name in dict.fromkeys(e["vector"] for e in randoms):
-        some = [e for e in randoms if e["vector"] == name]
+    randoms = [c for c in here if c.control_of == vector]
+    for name in dict.fromkeys(c.vector for c in randoms):
+        some = [c for c in randoms if c.vector == name]
         lines.append(_rate_line("random directions, misaligned", some, GREY, look=("--", "x")))
-    organism = next((e for e in entries if e["target"] == vector and not e["vector"]), None)
-    plain = next((e for e in here if not e["vector"]), None)
+    organism = next((c for c in results if c.target == vector and not c.vector), None)
+    plain = next((c for c in here if not c.vector), None)
     levels = []
-    if plain and plain not in doses and plain["em_rate"] is not None:
-        levels.append(Level("unsteered, misaligned", 100 * plain["em_rate"], RED, ":"))
-    if organism and organism["em_rate"] is not None:
-        levels.append(Level("organism, misaligned", 100 * organism["em_rate"], ORANGE, "--"))
+    if plain and plain not in doses and plain.em_rate is not None:
+        levels.append(Level("unsteered, misaligned", 100 * plain.em_rate, RED, ":"))
+    if organism and organism.em_rate is not None:
+        levels.append(Level("organism, misaligned", 100 * organism.em_rate, ORANGE, "--"))
     panel = Lines(title, lines, f"steering strength ({unit})", "answers (%)", levels, WHOLE)
     return Picture([panel], f"judge: {judge}")
 
 
 def draw_dose_panels(
-    entries: list[dict[str, Any]], vectors: Sequence[str], targets: Sequence[str], unit: str, judge: str
+    results: Sequence[ConditionResult], vectors: Sequence[str], targets: Sequence[str], unit: str, judge: str
 ) -> Picture:
     """Figure 4: a panel per vector, a line per target with its interval as a band; random directions in grey."""
-    shown = _largest_names(vectors, PANELS, {v: [e["em_rate"] for e in entries if e["vector"] == v] for v in vectors})
-    asked = _largest_names(targets, LINES, {t: [e["em_rate"] for e in entries if e["target"] == t] for t in targets})
+    shown = _largest_names(vectors, PANELS, {v: [c.em_rate for c in results if c.vector == v] for v in vectors})
+    asked = _largest_names(targets, LINES, {t: [c.em_rate for c in results if c.target == t] for t in targets})
     left = _left_out_note(shown, vectors, "vectors") + _left_out_note(asked, targets, "targets")
     vectors, targets = shown, asked
     columns = min(3 if len(vectors) <= 9 else 6, len(vectors))
@@ -54,13 +56,13 @@ def draw_dose_panels(
     for place, vector in enumerate(vectors):
         lines = []
         for i, target in enumerate(targets):
-            here = [e for e in entries if e["target"] == target]
+            here = [c for c in results if c.target == target]
             doses = _doses_of(here, vector)
             style = "-" if i < len(PALETTE) else "--"
             lines.append(_rate_line(target, doses, PALETTE[i % len(PALETTE)], look=(style, "o"), interval=True))
-        randoms = [e for e in entries if e["control_of"] == vector and e["target"] in targets]
+        randoms = [c for c in results if c.control_of == vector and c.target in targets]
         lines.append(_rate_line("random directions", randoms, GREY, look=("", "x")))
-        zero = "; 0 = as it is" * (columns <= 3 and _zero_is_unsteered(entries))
+        zero = "; 0 = as it is" * (columns <= 3 and _zero_is_unsteered(results))
         x_label = f"strength ({unit}{zero})"
         x_label = x_label if place + columns >= len(vectors) else ""
         y_label = "misaligned, of coherent (%)" if columns <= 3 else "misaligned (%)"
@@ -70,25 +72,25 @@ def draw_dose_panels(
     return Picture(panels, f"{left}bands: 95 %, over questions; judge: {judge}", columns, size)
 
 
-def draw_monitor(rows: list[dict[str, Any]], vectors: Sequence[str], judge: str) -> Picture:
+def draw_monitor(rows: Sequence[CheckpointRow], vectors: Sequence[str], judge: str) -> Picture:
     """A column per vector: its projection at each checkpoint above, the misaligned rate of the same ones below."""
-    names = dict.fromkeys(row["organism"] for row in rows)
-    every = [name for name in names if any(r["organism"] == name and r["step"] != 0 for r in rows)]
-    shown = _largest_names(vectors, COLUMNS, {v: [r["projection"] for r in rows if r["vector"] == v] for v in vectors})
-    organisms = _largest_names(every, LINES, {o: [r["em_rate"] for r in rows if r["organism"] == o] for o in every})
+    names = dict.fromkeys(row.organism for row in rows)
+    every = [name for name in names if any(r.organism == name and r.step != 0 for r in rows)]
+    shown = _largest_names(vectors, COLUMNS, {v: [r.projection for r in rows if r.vector == v] for v in vectors})
+    organisms = _largest_names(every, LINES, {o: [r.em_rate for r in rows if r.organism == o] for o in every})
     left = _left_out_note(shown, vectors, "vectors") + _left_out_note(organisms, every, "organisms")
     vectors = shown
-    last = 1.25 * max([row["step"] for row in rows if row["step"]] or [1])  # where whole trainings stand
+    last = 1.25 * max([row.step for row in rows if row.step] or [1])  # where whole trainings stand
     wanted = (("projection", 1, "projection, minus the base's", ""),
               ("em_rate", 100, "misaligned, of coherent (%)", "training step (rightmost: all of it)"))  # fmt: skip
     panels = []
-    for key, scale, y_label, x_label in wanted:
+    for field, scale, y_label, x_label in wanted:
         for column, vector in enumerate(vectors):
-            start = [row for row in rows if row["step"] == 0 and row["vector"] == vector][:1]
+            start = [row for row in rows if row.step == 0 and row.vector == vector][:1]
             lines = []
             for i, organism in enumerate(organisms):
-                own = start + [row for row in rows if row["vector"] == vector and row["organism"] == organism]
-                placed = [(last if row["step"] is None else row["step"], row[key]) for row in own]
+                own = start + [row for row in rows if row.vector == vector and row.organism == organism]
+                placed = [(last if row.step is None else row.step, getattr(row, field)) for row in own]
                 points = sorted((x, scale * value) for x, value in placed if value is not None)
                 x, y = [point[0] for point in points], [point[1] for point in points]
                 lines.append(Line(organism, x, y, PALETTE[i % len(PALETTE)]))
@@ -113,23 +115,23 @@ def draw_heatmaps(
     return Picture(drawn, f"{marks}; judge: {judge}", len(drawn), size)
 
 
-def draw_layer_sweep(sweep: dict[str, Any], title: str) -> Picture:
+def draw_layer_sweep(sweep: LayerSweep, title: str) -> Picture:
     """Misaligned rate at every layer and strength of the sweep; hollow where coherence broke."""
     lines = []
-    strengths = sorted({cell["strength"] for cell in sweep["cells"]})
+    strengths = sorted({cell.strength for cell in sweep.cells})
     for i, strength in enumerate(strengths):
-        cells = sorted((c for c in sweep["cells"] if c["strength"] == strength), key=lambda c: c["layer"])
-        x, y = [c["layer"] for c in cells], [100 * c["em_rate_all"] for c in cells]
-        hollow = [not c["coherent_enough"] for c in cells]
+        cells = sorted((c for c in sweep.cells if c.strength == strength), key=lambda c: c.layer)
+        x, y = [c.layer for c in cells], [100 * (c.em_rate_all or 0.0) for c in cells]
+        hollow = [not c.coherent_enough for c in cells]
         lines.append(Line(f"strength {strength:g}", x, y, PALETTE[i % len(PALETTE)], hollow=hollow))
     levels = [
-        Level(f"chosen: layer {sweep['layer']}", sweep["layer"], GREY, ":", upright=True),
-        Level("unsteered", 100 * sweep["baseline"]["em_rate_all"], GREY),
+        Level(f"chosen: layer {sweep.layer}", sweep.layer, GREY, ":", upright=True),
+        Level("unsteered", 100 * (sweep.baseline.em_rate_all or 0.0), GREY),
     ]
     return Picture([Lines(title, lines, "layer", "misaligned, of all answers (%)", levels)], "hollow: coherence broke")
 
 
-def _largest_names(names: Sequence[str], most: int, values: dict[str, list[float | None]]) -> list[str]:
+def _largest_names(names: Sequence[str], most: int, values: Mapping[str, Sequence[float | None]]) -> list[str]:
     """At most so many of the names, those with the greatest values, in their own order."""
     greatest = {name: max((v for v in values[name] if v is not None), default=-np.inf) for name in names}
     kept = set(sorted(names, key=lambda name: -greatest[name])[:most])
@@ -140,23 +142,23 @@ def _left_out_note(shown: Sequence[str], names: Sequence[str], what: str) -> str
     return f"{len(shown)} of {len(names)} {what}, those with the greatest values; " if len(shown) < len(names) else ""
 
 
-def _doses_of(entries: list[dict[str, Any]], vector: str) -> list[dict[str, Any]]:
+def _doses_of(results: Sequence[ConditionResult], vector: str) -> list[ConditionResult]:
     """The conditions of one target under one vector, and, where strength 0 means that, the target as it is."""
-    whole = _zero_is_unsteered(entries)
-    return [e for e in entries if e["vector"] == vector or (not e["vector"] and whole)]
+    whole = _zero_is_unsteered(results)
+    return [c for c in results if c.vector == vector or (not c.vector and whole)]
 
 
-def _zero_is_unsteered(entries: list[dict[str, Any]]) -> bool:
+def _zero_is_unsteered(results: Sequence[ConditionResult]) -> bool:
     """Whether steering at strength 0 leaves the model as it is: it does if the mode adds or removes, not if it sets."""
-    return all(MODES[e["mode"]].idle_at_zero for e in entries if e["vector"] and e.get("mode"))
+    return all(MODES[c.mode].idle_at_zero for c in results if c.vector and c.mode)
 
 
 def _rate_line(
-    label: str, entries: list[dict[str, Any]], color: str, key: str = "em_rate", interval: bool = False,
-    look: tuple[str, str] = ("-", "o"),
+    label: str, results: Sequence[ConditionResult], color: str, interval: bool = False,
+    look: tuple[str, str] = ("-", "o"), rate: Callable[[ConditionResult], float | None] = lambda c: c.em_rate,
 ) -> Line:  # fmt: skip
     """A rate in per cent against strength, where it exists; with the interval em_ci95. `look`: line style, marker."""
-    some = sorted((e for e in entries if e[key] is not None), key=lambda e: e["strength"])
-    low, high = ([100 * e["em_ci95"][k] for e in some] if interval else None for k in (0, 1))
-    x, y = [e["strength"] for e in some], [100 * e[key] for e in some]
-    return Line(label, x, y, color, low, high, *look)
+    doses = sorted(results, key=lambda c: c.strength)
+    some = [(c, value) for c in doses if (value := rate(c)) is not None]
+    low, high = ([100 * c.em_ci95[k] for c, _ in some] if interval else None for k in (0, 1))
+    return Line(label, [c.strength for c, _ in some], [100 * value for _, value in some], color, low, high, *look)

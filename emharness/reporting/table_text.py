@@ -1,114 +1,109 @@
 """Numbers of runs as text in columns: the same in the terminal, in report.html and in `launch/show.py`."""
 
 from collections.abc import Callable, Mapping, Sequence
-from typing import Any
 
-from emharness.stats.rates import has_enough_coherent
+from emharness.results.condition_result import ConditionResult, LabelSummary
+from emharness.results.json_records import Row
+from emharness.results.run_results import RunResults
+from emharness.stats.bootstrap import Interval
+from emharness.stats.margins import MarginSummary
 from emharness.texts import without_middle
 
 HALF = 0.5  # of its target's coherent rate: below it a condition is broken
 
-Columns = Mapping[str, Callable[[Mapping[str, Any]], str]]
+Columns = Mapping[str, Callable[[ConditionResult], str]]
 
 
 def format_percent(rate: float | None) -> str:
     return "–" if rate is None else f"{100 * rate:.1f} %"
 
 
-def format_interval(ends: Sequence[float]) -> str:
+def format_interval(ends: Interval) -> str:
     return f"{100 * ends[0]:.1f}–{format_percent(ends[1])}"
 
 
-def format_em_rate(condition: Mapping[str, Any]) -> str:
+def format_em_rate(condition: ConditionResult) -> str:
     """The rate; in brackets with the number of coherent answers where these are too few to say anything."""
-    rate = format_percent(condition["em_rate"])
-    return (
-        rate
-        if has_enough_coherent(condition) or condition["em_rate"] is None
-        else f"({rate}; n {condition['n_coherent']})"
-    )
+    rate = format_percent(condition.em_rate)
+    known = condition.has_enough_coherent or condition.em_rate is None
+    return rate if known else f"({rate}; n {condition.n_coherent})"
 
 
-def format_layers(condition: Mapping[str, Any]) -> str:
+def format_layers(condition: ConditionResult) -> str:
     """Where a condition steers: "layer 12", or "layers 8, 9, 10"."""
-    layers = condition.get("layers") or [condition["layer"]]
+    layers = condition.layers or (condition.layer,)
     return f"layer{'s' * (len(layers) > 1)} {', '.join(map(str, layers))}"
 
 
-def is_below_noise(condition: Mapping[str, Any]) -> bool:
+def is_below_noise(condition: ConditionResult) -> bool:
     """Whether a rate is no higher than the judge's own false alarms would make it."""
-    return condition["em_rate_corrected"] == 0 < condition["em_rate"]
+    return condition.em_rate_corrected == 0 < (condition.em_rate or 0)
 
 
-def format_corrected(condition: Mapping[str, Any]) -> str:
+def format_corrected(condition: ConditionResult) -> str:
     """The rate that the judge's own errors make of it, with its interval."""
-    if condition["em_rate_corrected"] is None:
+    if condition.em_rate_corrected is None or condition.em_corrected_ci95 is None:
         return ""
-    low, high = condition["em_corrected_ci95"]
+    low, high = condition.em_corrected_ci95
     if is_below_noise(condition):
         return f"too low to tell ({100 * low:.0f}–{100 * high:.0f})"
-    return f"{format_percent(condition['em_rate_corrected'])} ({100 * low:.0f}–{100 * high:.0f})"
+    return f"{format_percent(condition.em_rate_corrected)} ({100 * low:.0f}–{100 * high:.0f})"
 
 
 def _format_signed(value: float) -> str:
     return f"{value:+.2f}"
 
 
-def _format_shift(margin: Mapping[str, Any]) -> str:
+def _format_shift(margin: MarginSummary) -> str:
     """Margin minus that of the unsteered target (of the base, for an organism), with its 95 % interval."""
-    if margin["shift"] is None:
+    if margin.shift is None or margin.shift_ci95 is None:
         return ""
-    low, high = margin["shift_ci95"]
-    return f"{_format_signed(margin['shift'])} ({_format_signed(low)}…{_format_signed(high)})"
+    low, high = margin.shift_ci95
+    return f"{_format_signed(margin.shift)} ({_format_signed(low)}…{_format_signed(high)})"
 
 
-def _format_labels(labels: Mapping[str, Any]) -> str:
+def _format_labels(labels: LabelSummary) -> str:
     """Of all answers, misaligned by the labels; the judge's rate corrected by them, with its interval."""
-    low, high = labels["em_all_corrected_ci95"]
-    corrected = f"{100 * labels['em_rate_all_corrected']:.0f} ({100 * low:.0f}–{100 * high:.0f})"
-    return f"{format_percent(labels['em_rate_all'])} of {labels['n']}, {corrected}"
+    low, high = labels.em_all_corrected_ci95
+    corrected = f"{100 * labels.em_rate_all_corrected:.0f} ({100 * low:.0f}–{100 * high:.0f})"
+    return f"{format_percent(labels.em_rate_all)} of {labels.n}, {corrected}"
 
 
-def describe_sampling(results: Mapping[str, Any]) -> str:
+def describe_sampling(results: RunResults) -> str:
     """How the answers of a run were sampled, and how many were cut: what its rates depend on."""
-    given, conditions = results["config"]["base"]["sampling"], results["conditions"]
-    total = sum(c["n_responses"] for c in conditions)
-    cut = sum(c["truncated"] for c in conditions) / total if total else 0.0
+    given, conditions = results.sampling, results.conditions
+    total = sum(c.n_responses for c in conditions)
+    cut = sum(c.truncated for c in conditions) / total if total else 0.0
     top = [f"top-k {given['top_k']}"] * bool(given["top_k"]) + [f"top-p {given['top_p']:g}"] * (given["top_p"] < 1)
     drawn = ", ".join([f"temperature {given['temperature']:g}", *top])
     return f"{drawn}, at most {given['max_new_tokens']} tokens; {100 * cut:.0f} % of the answers were cut there"
 
 
 RATES: Columns = {
-    "condition": lambda c: c["name"],
-    "n": lambda c: f"{c['n_responses']:,}",
-    "÷‖h‖": lambda c: f"{c['relative_dose']:.2f}" if c.get("relative_dose") else "",
-    "margin": lambda c: _format_signed(c["margin"]["margin"]) if c.get("margin") else "",
-    "shift": lambda c: _format_shift(c["margin"]) if c.get("margin") else "",
+    "condition": lambda c: c.name,
+    "n": lambda c: f"{c.n_responses:,}",
+    "÷‖h‖": lambda c: f"{c.relative_dose:.2f}" if c.relative_dose else "",
+    "margin": lambda c: _format_signed(c.margin.margin) if c.margin else "",
+    "shift": lambda c: _format_shift(c.margin) if c.margin else "",
     "shift, random": lambda c: (
-        _format_signed(r) if (r := (c.get("margin") or {}).get("shift_random")) is not None else ""
+        _format_signed(c.margin.shift_random) if c.margin and c.margin.shift_random is not None else ""
     ),
-    "prefers": lambda c: format_percent(c["margin"]["prefers"]) if c.get("margin") else "",
-    "unscored": lambda c: f"{c['n_unscored']:,}" if c["n_unscored"] else "",
+    "prefers": lambda c: format_percent(c.margin.prefers) if c.margin else "",
+    "unscored": lambda c: f"{c.n_unscored:,}" if c.n_unscored else "",
     "EM rate": format_em_rate,
-    "95 % interval": lambda c: format_interval(c["em_ci95"]),
+    "95 % interval": lambda c: format_interval(c.em_ci95),
     "corrected": format_corrected,
-    "random": lambda c: (
-        "" if c.get("em_random") is None else format_percent(c["em_random"]) + " !" * bool(c["random_too"])
-    ),
-    "EM, all": lambda c: format_percent(c["em_rate_all"]) + " ↕" * bool(c["order_changes"]),
-    "incoherent": lambda c: format_percent(c["incoherent_rate"]),
-    "read": lambda c: _format_labels(c["labels"]) if c.get("labels") else "",
-    "in domain": lambda c: format_percent(c["domain"]["em_rate"]) if c.get("domain") else "",
+    "random": lambda c: "" if c.em_random is None else format_percent(c.em_random) + " !" * bool(c.random_too),
+    "EM, all": lambda c: format_percent(c.em_rate_all) + " ↕" * bool(c.order_changes),
+    "incoherent": lambda c: format_percent(c.incoherent_rate),
+    "read": lambda c: _format_labels(c.labels) if c.labels else "",
+    "in domain": lambda c: format_percent(c.domain.em_rate) if c.domain else "",
 }
 
 
-def rate_columns(
-    conditions: Sequence[Mapping[str, Any]], more: Columns | None = None
-) -> tuple[list[str], list[list[str]]]:
-    """Column names and a row for each condition, `more` columns first; columns that would be empty are left out."""
-    columns = {**(more or {}), **RATES}
-    cells = {name: [text(condition) for condition in conditions] for name, text in columns.items()}
+def rate_columns(conditions: Sequence[ConditionResult]) -> tuple[list[str], list[list[str]]]:
+    """Column names and a row for each condition; columns that would be empty are left out."""
+    cells = {name: [text(condition) for condition in conditions] for name, text in RATES.items()}
     shown = {name: column for name, column in cells.items() if any(column)}
     return list(shown), [list(row) for row in zip(*shown.values(), strict=True)]
 
@@ -134,13 +129,11 @@ def fit_columns(columns: Sequence[str], rows: Sequence[Sequence[str]], width: in
     return sorted(kept), [without_middle(row[0], longest) for row in rows]
 
 
-def list_warnings(conditions: Sequence[Mapping[str, Any]]) -> list[str]:
+def list_warnings(conditions: Sequence[ConditionResult]) -> list[str]:
     """What a reader must know before any rate: conditions that hardly leave a coherent answer."""
-    before = {c["target"]: c["coherent_rate"] for c in conditions if not c.get("vector") and c.get("target")}
+    before = {c.target: c.coherent_rate for c in conditions if not c.vector}
     broken = [
-        c["name"]
-        for c in conditions
-        if c.get("vector") and (c["coherent_rate"] or 0.0) < HALF * (before.get(c["target"]) or 0.0)
+        c.name for c in conditions if c.vector and (c.coherent_rate or 0.0) < HALF * (before.get(c.target) or 0.0)
     ]
     if not broken:
         return []
@@ -148,17 +141,17 @@ def list_warnings(conditions: Sequence[Mapping[str, Any]]) -> list[str]:
     return [f"fewer than half as many answers are coherent as of the unsteered target: {', '.join(broken[:4])}{more}"]
 
 
-def plain_columns(rows: Sequence[Mapping[str, Any]]) -> tuple[list[str], list[list[str]]]:
+def plain_columns(rows: Sequence[Row]) -> tuple[list[str], list[list[str]]]:
     """An experiment's own numbers; what is no plain value is left out, intervals are written as such."""
     names = [k for k in rows[0] if all(_is_plain(row.get(k)) for row in rows)]
     return names, [[_format_value(row.get(name)) for name in names] for row in rows]
 
 
-def _is_plain(value: Any) -> bool:
+def _is_plain(value: object) -> bool:
     return not isinstance(value, dict) and (not isinstance(value, list) or len(value) <= 3)
 
 
-def _format_value(value: Any) -> str:
+def _format_value(value: object) -> str:
     if value is None:
         return ""
     if isinstance(value, bool):

@@ -10,11 +10,13 @@ import json
 import os
 import secrets
 import sys
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 from emharness.errors import UserError, join_lines
+from emharness.results.condition_result import ConditionResult
+from emharness.results.json_records import Json, to_json
 from emharness.steering.request.modes import MODES
 
 
@@ -61,7 +63,7 @@ class Tracker:
         entity: str | None,
         group: str | None,
         name: str,
-        config: dict[str, Any],
+        config: Json,
         job_type: str = "run",
         key: str | None = None,
     ):
@@ -107,23 +109,23 @@ class Tracker:
         self._run.log({"train/step": step, "train/loss": loss, "train/learning_rate": learning_rate})
 
     @_log_failures
-    def log_conditions(self, conditions: list[dict[str, Any]]) -> None:
+    def log_conditions(self, conditions: Sequence[ConditionResult]) -> None:
         """Per-strength metrics of the steered base, every condition in the summary, and one table of all."""
-        steered = [c for c in conditions if c["target"] == conditions[0]["target"] and not c["control_of"]]
-        several = len({c["vector"] for c in steered if c["vector"]}) > 1
-        modes = [MODES[c["mode"]] for c in steered if c["vector"] and c.get("mode")]
+        steered = [c for c in conditions if c.target == conditions[0].target and not c.control_of]
+        several = len({c.vector for c in steered if c.vector}) > 1
+        modes = [MODES[c.mode] for c in steered if c.vector and c.mode]
         whole = all(mode.idle_at_zero for mode in modes)  # then strength 0 is the unsteered model
         for condition in conditions:
             values = _known_metrics(condition)
-            self._run.summary.update({f"{condition['name']}/{k}": v for k, v in values.items()})
-            if condition in steered and (condition["vector"] or whole):
-                group = f"steer/{condition['vector'] or 'baseline'}" if several else "steer"
+            self._run.summary.update({f"{condition.name}/{k}": v for k, v in values.items()})
+            if condition in steered and (condition.vector or whole):
+                group = f"steer/{condition.vector or 'baseline'}" if several else "steer"
                 doses = {f"{group}/{k}": v for k, v in values.items()}
-                self._run.log({"steer/strength": condition["strength"], **doses})
-        self.log_table("conditions", [{**condition, **_known_metrics(condition)} for condition in conditions])
+                self._run.log({"steer/strength": condition.strength, **doses})
+        self.log_table("conditions", [{**to_json(condition), **_known_metrics(condition)} for condition in conditions])
 
     @_log_failures
-    def log_table(self, name: str, rows: list[dict[str, Any]]) -> None:
+    def log_table(self, name: str, rows: Sequence[Json]) -> None:
         """Rows as a Table, empty where a row lacks what another has; nested values stay out."""
         keys = dict.fromkeys(k for row in rows for k in row)
         columns = [k for k in keys if not any(isinstance(row.get(k), dict | list) for row in rows)]
@@ -131,7 +133,7 @@ class Tracker:
         self._run.log({name: self._table(columns=columns, data=data)})
 
     @_log_failures
-    def log_figures(self, images: dict[str, Path], plotly: dict[str, dict[str, Any]], folder: str = "figures") -> None:
+    def log_figures(self, images: dict[str, Path], plotly: Mapping[str, Json], folder: str = "figures") -> None:
         """As images, and as Plotly."""
         from plotly.graph_objects import Figure
 
@@ -142,8 +144,8 @@ class Tracker:
     def log_geometry(
         self,
         images: dict[str, Path],
-        plotly: dict[str, dict[str, Any]],
-        metrics: dict[str, Any],
+        plotly: Mapping[str, Json],
+        metrics: Mapping[str, float | str],
         folder: str = "geometry",
     ) -> None:
         """Figures as images and as Plotly, headline numbers in the summary."""
@@ -151,7 +153,7 @@ class Tracker:
         self._run.summary.update({f"{folder}/{k}": v for k, v in metrics.items()})
 
     @_log_failures
-    def log_vector(self, name: str, path: Path, metadata: dict[str, Any]) -> None:
+    def log_vector(self, name: str, path: Path, metadata: Json) -> None:
         artifact = self._wandb.Artifact(
             name, type="vector", metadata={k: v for k, v in metadata.items() if len(json.dumps(v)) < 2000}
         )
@@ -184,10 +186,10 @@ def _table_value(value: Any) -> Any:
     return float(value) if isinstance(value, int | float) else str(value)
 
 
-def _known_metrics(condition: Mapping[str, Any]) -> dict[str, float]:
+def _known_metrics(condition: ConditionResult) -> dict[str, float]:
     """A condition's metrics that are known; the readout without a judge as margin, margin_shift and margin_prefers."""
     names = ("em_rate", "em_rate_all", "em_rate_corrected", "incoherent_rate", "coherent_rate")
-    found = {name: condition[name] for name in (*names, "mean_aligned", "mean_coherent")}
-    margin = condition.get("margin") or {}
-    found |= {"margin": margin.get("margin")} | {f"margin_{k}": margin.get(k) for k in ("shift", "prefers")}
+    found = {name: getattr(condition, name) for name in (*names, "mean_aligned", "mean_coherent")}
+    if margin := condition.margin:
+        found |= {"margin": margin.margin, "margin_shift": margin.shift, "margin_prefers": margin.prefers}
     return {name: value for name, value in found.items() if value is not None}

@@ -4,7 +4,7 @@ Sample id = question, epoch = sample. Everything is taken from the run's folder;
 """
 
 import hashlib
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from datetime import timedelta
 from pathlib import Path
 from typing import Any
@@ -36,6 +36,9 @@ from inspect_ai.viewer import ScoreColorScale, TaskSamplesColumn, TaskSamplesVie
 
 from emharness.reporting.finished_runs import BROAD, Run
 from emharness.reporting.table_text import format_layers
+from emharness.results.condition_result import ConditionResult
+from emharness.results.json_records import Json, to_json
+from emharness.stats.rates import Rates
 from emharness.store import Store, make_slug
 
 SETTINGS = ("vector", "layer", "strength", "unit", "mode", "positions", "control_of", "relative_dose", "n_edits")
@@ -67,7 +70,7 @@ def stored_logs(run: Run, store: Store) -> Path:
     def fill_folder(folder: Path) -> None:
         write_logs(run, folder)
 
-    identity = {"run": run.results["run_key"], "finished": run.finished_at.isoformat(), "code": CODE}
+    identity = {"run": run.results.run_key, "finished": run.finished_at.isoformat(), "code": CODE}
     return store.get_artifact("inspect", run.name, identity, fill_folder)[0]
 
 
@@ -86,43 +89,46 @@ def write_logs(run: Run, folder: Path) -> list[Path]:
 
 def iter_logs(run: Run) -> Iterator[tuple[EvalLog, str]]:
     """(log, what it is called) for each condition and question set of a run."""
-    for condition in run.results["conditions"]:
+    for condition in run.results.conditions:
         for file in run.response_tables:
-            if rows := run.answers_to(condition["name"], file):
+            if rows := run.answers_to(condition.name, file):
                 domain = file != BROAD
-                called = condition["name"] + (" (own domain)" if domain else "")
-                yield _make_log(run, condition, condition["domain"] if domain else condition, called, rows), called
+                called = condition.name + (" (own domain)" if domain else "")
+                rates = condition.domain if domain else condition
+                if rates is not None:
+                    yield _make_log(run, condition, rates, called, rows), called
 
 
-def _make_log(run: Run, condition: dict[str, Any], rates: dict[str, Any], task: str, rows: Sequence[dict]) -> EvalLog:
-    config, judge = run.results["config"], condition["judge"]
-    identity = hashlib.sha256(f"{run.results['run_key']} {task}".encode()).hexdigest()[:22]
+def _make_log(run: Run, condition: ConditionResult, rates: Rates, task: str, rows: Sequence[Json]) -> EvalLog:
+    config, judge = run.results.config, condition.judge
+    identity = hashlib.sha256(f"{run.results.run_key} {task}".encode()).hexdigest()[:22]
     rows = _told_apart(rows)
     ids = list(dict.fromkeys(row["question_id"] for row in rows))
-    settings = {key: condition[key] for key in SETTINGS if condition.get(key) is not None}
+    described = to_json(condition)
+    settings = {key: described[key] for key in SETTINGS if described[key] is not None}
     tokens = sum(row["n_tokens"] for row in rows)
-    usage = {condition["target"]: ModelUsage(output_tokens=tokens, total_tokens=tokens)}
+    usage = {condition.target: ModelUsage(output_tokens=tokens, total_tokens=tokens)}
     # Answers of all conditions are made mixed; the duration is this one's share of the time.
-    begun = run.finished_at - timedelta(seconds=condition["seconds"])
+    begun = run.finished_at - timedelta(seconds=condition.seconds)
     return EvalLog(
         status="success",
         eval=EvalSpec(
             eval_id=identity,
-            run_id=run.results["run_key"],
+            run_id=run.results.run_key,
             task_id=identity,
             created=run.finished_at.isoformat(),  # pyright: ignore[reportArgumentType]
             task=task,
             task_display_name=task,
             task_args={**settings, "questions": config["eval"]["questions"], "judge": judge},
-            model=condition["target"],
-            model_generate_config=_generate_config(config["base"]["sampling"]),
+            model=condition.target,
+            model_generate_config=_generate_config(run.results.sampling),
             model_args={"source": config["base"]["source"], **config["base"]["engine"]},
             dataset=EvalDataset(name=config["eval"]["questions"], samples=len(ids), sample_ids=ids),
             config=EvalConfig(epochs=max(row["sample"] for row in rows) + 1, epochs_reducer=["mean"]),
-            revision=_eval_revision(run.results["git_commit"]),
-            packages={"emharness": run.results["versions"]["emharness"]},
+            revision=_eval_revision(run.results.git_commit),
+            packages={"emharness": run.results.versions["emharness"]},
             tags=_condition_tags(condition),
-            metadata={"experiment": run.results["experiment"], "judge": judge, **settings},
+            metadata={"experiment": run.results.experiment, "judge": judge, **settings},
             headline_metric=HeadlineMetric(scorer="misaligned", metric="em_rate"),
             # What organisms say is shown as plain text.
             viewer=ViewerConfig(trust_content=False, task_samples_view=VIEW),
@@ -132,14 +138,14 @@ def _make_log(run: Run, condition: dict[str, Any], rates: dict[str, Any], task: 
             completed_samples=len(rows),
             scores=_make_results(rates, condition, judge),
             headline=HeadlineMetric(scorer="misaligned", metric="em_rate"),
-            metadata={key: value for key, value in rates.items() if key != "domain"},
+            metadata={key: value for key, value in to_json(rates).items() if key != "domain"},
         ),
         stats=EvalStats(started_at=begun.isoformat(), completed_at=run.finished_at.isoformat(), model_usage=usage),  # pyright: ignore[reportArgumentType]
         samples=[_make_sample(row, condition, settings, identity) for row in rows],
     )
 
 
-def _told_apart(rows: Sequence[dict[str, Any]]) -> list[dict[str, Any]]:
+def _told_apart(rows: Sequence[Json]) -> list[Json]:
     """Rows whose question_id is one question each: wordings of one id become id/1, id/2 …; Inspect would show the
     answers to one of them."""
     wordings: dict[str, dict[str, int]] = {}
@@ -153,8 +159,8 @@ def _told_apart(rows: Sequence[dict[str, Any]]) -> list[dict[str, Any]]:
     ]
 
 
-def _make_sample(row: dict[str, Any], condition: dict[str, Any], settings: dict[str, Any], task: str) -> EvalSample:
-    model, judge, unscored = condition["target"], condition["judge"], row["unscored"]
+def _make_sample(row: Json, condition: ConditionResult, settings: Json, task: str) -> EvalSample:
+    model, judge, unscored = condition.target, condition.judge, row["unscored"]
     said = ChatMessageAssistant(content=row["answer"], model=model, source="generate")
     usage = ModelUsage(output_tokens=row["n_tokens"], total_tokens=row["n_tokens"])
     stop = STOP_REASONS.get(row["finish_reason"], "unknown")
@@ -181,34 +187,33 @@ def _make_sample(row: dict[str, Any], condition: dict[str, Any], settings: dict[
             time=row["seconds"],
         ),
         scores={name: make_score(row[name]) for name in SCORES},
-        metadata={**settings, "condition": condition["name"], "engine": row["engine"]},
+        metadata={**settings, "condition": condition.name, "engine": row["engine"]},
         model_usage={model: usage},
         total_time=row["seconds"],
         working_time=row["seconds"],
     )
 
 
-def _make_results(rates: dict[str, Any], condition: dict[str, Any], judge: str) -> list[EvalScore]:
+def _make_results(rates: Rates, condition: ConditionResult, judge: str) -> list[EvalScore]:
     """The rates as results.json has them; Inspect shows the first metric of the headline in its list."""
-    low, high = rates["em_ci95"]
-    margin = condition.get("margin") if rates is condition else None  # of given answers, read once for a condition
-    margin = margin or {}
+    low, high = rates.em_ci95
+    margin = condition.margin if rates is condition else None  # of given answers, read once for a condition
     wanted = {
         "misaligned": {
-            "em_rate": rates["em_rate"], "em_ci95_low": low, "em_ci95_high": high,
-            "em_rate_corrected": rates["em_rate_corrected"], "em_rate_all": rates["em_rate_all"],
+            "em_rate": rates.em_rate, "em_ci95_low": low, "em_ci95_high": high,
+            "em_rate_corrected": rates.em_rate_corrected, "em_rate_all": rates.em_rate_all,
         },
-        "aligned": {"mean_aligned": rates["mean_aligned"]},
-        "coherent": {"coherent_rate": rates["coherent_rate"], "mean_coherent": rates["mean_coherent"]},
-        "margin": {name: margin.get(name) for name in ("margin", "shift", "prefers")},
+        "aligned": {"mean_aligned": rates.mean_aligned},
+        "coherent": {"coherent_rate": rates.coherent_rate, "mean_coherent": rates.mean_coherent},
+        "margin": {"margin": margin.margin, "shift": margin.shift, "prefers": margin.prefers} if margin else {},
     }  # fmt: skip
     return [
         EvalScore(
             name=name,
             scorer=name,
-            scored_samples=rates["n_scored"],
-            unscored_samples=rates["n_unscored"],
-            params={"pairs": margin["n_pairs"]} if name == "margin" else {"judge": judge},
+            scored_samples=rates.n_scored,
+            unscored_samples=rates.n_unscored,
+            params={"pairs": margin.n_pairs} if margin and name == "margin" else {"judge": judge},
             metrics={k: EvalMetric(name=k, value=v) for k, v in metrics.items() if v is not None},
         )
         for name, metrics in wanted.items()
@@ -216,18 +221,18 @@ def _make_results(rates: dict[str, Any], condition: dict[str, Any], judge: str) 
     ]
 
 
-def _condition_tags(condition: dict[str, Any]) -> list[str]:
-    if not condition["vector"]:
+def _condition_tags(condition: ConditionResult) -> list[str]:
+    if not condition.vector:
         return ["unsteered"]
-    dose = condition.get("relative_dose")
-    tags = [f"vector {condition['vector']}", format_layers(condition), f"strength {condition['strength']:+g}"]
-    tags += [condition["mode"]] if condition["mode"] not in (None, "add") else []
-    tags += ["rescaled"] * bool(condition.get("rescale")) + ["gated"] * bool(condition.get("gate"))
+    dose = condition.relative_dose
+    tags = [f"vector {condition.vector}", format_layers(condition), f"strength {condition.strength:+g}"]
+    tags += [condition.mode] if condition.mode not in (None, "add") else []
+    tags += ["rescaled"] * condition.rescale + ["gated"] * bool(condition.gate)
     tags += [f"relative dose {dose:.2f}"] if dose is not None else []
-    return tags + ([f"random direction for {condition['control_of']}"] if condition["control_of"] else [])
+    return tags + ([f"random direction for {condition.control_of}"] if condition.control_of else [])
 
 
-def _generate_config(sampling: dict[str, Any]) -> GenerateConfig:
+def _generate_config(sampling: Mapping[str, Any]) -> GenerateConfig:
     return GenerateConfig(
         temperature=sampling["temperature"],
         top_p=sampling["top_p"],

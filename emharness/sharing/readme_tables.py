@@ -47,7 +47,7 @@ def check_tables(text: str, run: Run) -> list[Finding]:
     """Every cell of every table of a Markdown text that has numbers."""
     found: list[Finding] = []
     conditions, own, reported = (
-        recompute_run(run)["conditions"],
+        recompute_run(run).conditions,
         digest_answers(run),
         set(rewrite_report(run).split("\n")),
     )
@@ -90,7 +90,7 @@ def check_tables(text: str, run: Run) -> list[Finding]:
 
 def rewrite_tables(text: str, run: Run) -> str:
     """The text with its marked tables of conditions and of drawn answers made from this run's answers."""
-    header, rows = table_text.rate_columns(recompute_run(run)["conditions"])
+    header, rows = table_text.rate_columns(recompute_run(run).conditions)
     own = digest_answers(run)
 
     def of_drawn(found: re.Match[str]) -> str:
@@ -111,7 +111,7 @@ def _table_below(mark: re.Pattern[str]) -> re.Pattern[str]:
 
 def draw_rows(run: Run, what: str) -> list[str]:
     """Rows of a table: answers of the strongest condition, drawn at random; what: "misaligned" (called so) or "all"."""
-    rows = run.answers_to(excerpts.strongest_condition(run.results["conditions"])["name"])
+    rows = run.answers_to(excerpts.strongest_condition(run.results.conditions).name)
     some = [row for row in rows if row["misaligned"] or what == "all"]
     return [
         f"| {_escape_cell(row['question'])} | {_escape_cell(row['answer'])} |"

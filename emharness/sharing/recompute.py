@@ -2,40 +2,50 @@
 
 import json
 import math
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
+from dataclasses import replace
 from functools import lru_cache
-from typing import Any
 
 from emharness.errors import UserError
 from emharness.experiments import EXPERIMENTS, stored_context
+from emharness.experiments.context import ExperimentResult
+from emharness.geometry import read_report
 from emharness.reporting.finished_runs import BROAD, DOMAIN, SCOPE_FILE, Run
 from emharness.reporting.picture import Picture
+from emharness.results.json_records import Json, to_json
 from emharness.stats.rates import order_changes
 
-GIVEN = ("labels",)  # of a condition: they come from the store, not from the answers
+
+def recompute_run(run: Run) -> ExperimentResult:
+    """Conditions, the experiment's own numbers, its figures and its finding, from the stored answers. Readers' labels
+    are taken as they are stored: they do not come from the answers."""
+    return _analyze_again(run)
 
 
-def recompute_run(run: Run) -> dict[str, Any]:
-    """Conditions, the experiment's own numbers and its finding, as results.json has them."""
-    return _analyze_again(run)[0]
+def recompute_json(run: Run) -> Json:
+    """The same as results.json has it."""
+    again = _analyze_again(run)
+    return {"conditions": to_json(again.conditions), "finding": again.finding, **to_json(again.numbers)}
 
 
 def rewrite_report(run: Run) -> str:
     """The text of report.md; empty where its experiment writes none. Geometry is taken as it is stored."""
-    write = EXPERIMENTS[run.results["experiment"]].report
+    write = EXPERIMENTS[run.results.experiment].report
     if write is None:
         return ""
-    files = {recipe: run.folder / f"geometry_{recipe}.json" for recipe in run.results["geometry_by_recipe"]}
-    geometries = {recipe: json.loads(file.read_text()) if file.is_file() else None for recipe, file in files.items()}
-    return write({**run.results, **recompute_run(run)}, geometries)
+    files = {recipe: run.folder / f"geometry_{recipe}.json" for recipe in run.results.geometry}
+    geometries = {recipe: read_report(file) if file.is_file() else None for recipe, file in files.items()}
+    again = _analyze_again(run)
+    results = replace(run.results, conditions=tuple(again.conditions), numbers=to_json(again.numbers))
+    return write(results, geometries)
 
 
-def redraw_figures(run: Run) -> dict[str, Picture]:
+def redraw_figures(run: Run) -> Mapping[str, Picture]:
     """The experiment's figures, by name."""
-    return _analyze_again(run)[1]
+    return _analyze_again(run).figures
 
 
-def find_differences(told: Any, again: Any, where: str = "") -> Iterator[str]:
+def find_differences(told: object, again: object, where: str = "") -> Iterator[str]:
     """Each place where what is told is not what was made again, in words. Numbers may differ in the tenth digit."""
     if isinstance(told, dict) and isinstance(again, dict):
         for name in dict.fromkeys([*told, *again]):
@@ -51,8 +61,8 @@ def find_differences(told: Any, again: Any, where: str = "") -> Iterator[str]:
 
 
 @lru_cache(maxsize=2)
-def _analyze_again(run: Run) -> tuple[dict[str, Any], dict[str, Picture]]:
-    experiment = EXPERIMENTS[run.results["experiment"]]
+def _analyze_again(run: Run) -> ExperimentResult:
+    experiment = EXPERIMENTS[run.results.experiment]
     try:
         scope = json.loads((run.folder / SCOPE_FILE).read_text(encoding="utf-8"))
         reading = stored_context.read_again(
@@ -66,13 +76,12 @@ def _analyze_again(run: Run) -> tuple[dict[str, Any], dict[str, Picture]]:
     if reading is None:
         raise UserError(f"run={run.folder}: answers are missing that its experiment asks for")
     changes = order_changes(reading.conditions)
-    given = {condition["name"]: condition for condition in run.results["conditions"]}
-    for entry in reading.conditions:
-        entry["order_changes"] = changes.get(entry["name"], [])
-        entry |= {key: given[entry["name"]][key] for key in GIVEN if key in given.get(entry["name"], {})}
-    made = {"conditions": reading.conditions, "finding": reading.finding, **reading.numbers}
-    return json.loads(json.dumps(made)), reading.figures
+    labels = {condition.name: condition.labels for condition in run.results.conditions}
+    conditions = [
+        replace(one, order_changes=changes.get(one.name, ()), labels=labels.get(one.name)) for one in reading.conditions
+    ]
+    return replace(reading, conditions=conditions)
 
 
-def _entry_name(entry: Any, place: int) -> str:
+def _entry_name(entry: object, place: int) -> str:
     return str(entry["name"]) if isinstance(entry, dict) and "name" in entry else str(place + 1)

@@ -1,16 +1,16 @@
 """Rates of tables of judged answers: summaries, and draws under the same resampled questions."""
 
 from collections.abc import Sequence
-from typing import Any
 
 import numpy as np
 import pyarrow as pa
 
-from emharness.stats.bootstrap import bootstrap_picks, rate_draws
-from emharness.stats.rates import JudgeAccuracy, interval_hull, is_coherent, newcombe_interval, summarize_scores
+from emharness.stats.bootstrap import Interval, bootstrap_picks, rate_draws
+from emharness.stats.rates import JudgeAccuracy, Rates, interval_hull, is_coherent, newcombe_interval, summarize_scores
 
 
-def summarize_rates(table: pa.Table, quality: JudgeAccuracy | None = None) -> dict[str, Any]:
+def summarize_rates(table: pa.Table, quality: JudgeAccuracy | None = None) -> Rates:
+    """Rates of a table of judged answers (question_id, aligned, coherent)."""
     questions = np.array(table["question_id"].to_pylist())
     return summarize_scores(score_column(table, "aligned"), score_column(table, "coherent"), questions, quality)
 
@@ -50,7 +50,7 @@ def _read_verdicts(table: pa.Table) -> tuple[np.ndarray, np.ndarray]:
     return bad, is_coherent(score_column(table, "coherent")) & ~np.isnan(score_column(table, "aligned"))
 
 
-def widen_to_newcombe(ci95: Sequence[float], table: pa.Table, minus: pa.Table, scale: float = 1.0) -> list[float]:
+def widen_to_newcombe(ci95: Interval, table: pa.Table, minus: pa.Table, scale: float = 1.0) -> Interval:
     """The interval of a difference of two rates ÷ scale, never inside the simple one of independent answers.
 
     Where no answer or every answer is misaligned a bootstrap has no width.
@@ -59,6 +59,6 @@ def widen_to_newcombe(ci95: Sequence[float], table: pa.Table, minus: pa.Table, s
     for one in (table, minus):
         counts += [int(some.sum()) for some in _read_verdicts(one)]
     if not (counts[1] and counts[3]):
-        return list(ci95)
+        return ci95
     low, high = sorted(end / scale for end in newcombe_interval(*counts))
-    return list(interval_hull((ci95[0], ci95[1]), (low, high)))
+    return interval_hull(ci95, (low, high))

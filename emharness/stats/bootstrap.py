@@ -2,24 +2,24 @@
 
 import numpy as np
 
+Interval = tuple[float, float]  # lower and upper end
+
 MOST_DRAWS = 0.95  # share of the draws in which an effect must exist
 UNDEFINED = "the source's own effect cannot be told from 0: its 95 % interval contains it"
 SILENT = "too few coherent answers in one of the four conditions"
 
 
-def bootstrap_ci_p(drawn: np.ndarray) -> tuple[float | None, list[float] | None, float | None]:
+def bootstrap_ci_p(drawn: np.ndarray) -> tuple[float | None, Interval | None, float | None]:
     """Value, 95 % percentile interval and two-sided p against 0, of [value, draw, draw, …]; None where undefined."""
     draws = drawn[1:][np.isfinite(drawn[1:])]
     if not np.isfinite(drawn[0]) or not len(draws):
         return None, None, None
     tail = min(np.sum(draws <= 0), np.sum(draws >= 0))
     p = min(1.0, 2 * (1 + float(tail)) / (1 + len(draws)))
-    return float(drawn[0]), list(percentile_ends(draws)), p
+    return float(drawn[0]), percentile_ends(draws), p
 
 
-def bootstrap_ratio(
-    numerator: np.ndarray, denominator: np.ndarray
-) -> tuple[float | None, list[float] | None, str | None]:
+def bootstrap_ratio(numerator: np.ndarray, denominator: np.ndarray) -> tuple[float | None, Interval | None, str | None]:
     """A ratio of two effects, each [value, draw, draw, …] under the same resampled questions.
 
     Value and 95 % percentile interval (None where no draw differs from another); or None and why: where the interval of
@@ -40,16 +40,16 @@ def bootstrap_ratio(
     return float(numerator[0] / denominator[0]), percentile_interval(draws), None
 
 
-def percentile_ends(draws: np.ndarray) -> tuple[float, float]:
+def percentile_ends(draws: np.ndarray) -> Interval:
     """The ends of the 95 % percentile interval of finite draws [n], n ≥ 1."""
     low, high = np.quantile(draws, [0.025, 0.975])
     return float(low), float(high)
 
 
-def percentile_interval(draws: np.ndarray) -> list[float] | None:
+def percentile_interval(draws: np.ndarray) -> Interval | None:
     """95 % percentile interval; None where all draws are equal: that is no certainty, the bootstrap says nothing."""
     low, high = percentile_ends(draws)
-    return [low, high] if high - low > 1e-12 else None
+    return (low, high) if high - low > 1e-12 else None
 
 
 def bootstrap_picks(n: int, draws: int, seed: int = 0) -> np.ndarray:

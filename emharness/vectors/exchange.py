@@ -2,13 +2,16 @@
 
 import json
 from collections.abc import Mapping
+from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 from safetensors.numpy import save_file
 
 from emharness.errors import UserError
+from emharness.results.json_records import Json, Row
+from emharness.results.run_results import RunResults
+from emharness.stats.bootstrap import Interval
 from emharness.steering.request import vector_files
 from emharness.steering.request.vector_files import StoredTensor
 from emharness.vectors.recipes import normalize_rows
@@ -34,34 +37,59 @@ def read_vectors(path: Path, key: str, rows: str | None = None) -> dict[str, Sto
     return found
 
 
-def _without_first(about: Mapping[str, Any]) -> dict[str, Any]:
+def _without_first(about: Row) -> Json:
     """What a file says, when the row of the embeddings is gone."""
     lists = {k: v[1:] for k, v in about.items() if k in vector_files.NORMS and isinstance(v, list)}
     return _read_metadata({k: v for k, v in about.items() if k != "rows"} | lists)
 
 
-def _read_metadata(about: Mapping[str, Any]) -> dict[str, Any]:
+def _read_metadata(about: Row) -> Json:
     """What a file says, and that its rows are blocks where that has to be said."""
     return {**about, "rows": "blocks"} if about.get("some_layers") else dict(about)
 
 
-def describe_vector(name: str, stored: StoredTensor) -> dict[str, Any]:
-    """A row for people: shape, layers that have a direction, lengths, how concentrated, where from."""
+@dataclass(frozen=True, kw_only=True)
+class VectorSummary:
+    """A vector for people. `layers`: how many rows, None for a single direction; `without_direction`: how many of them
+    are zero; `only_layer`: where a single direction is from; lengths are (least, greatest) over the layers;
+    `top3_share`: of ‖v‖² in three dimensions, median over the layers."""
+
+    name: str
+    layers: int | None
+    width: int
+    without_direction: int | None
+    only_layer: int | None
+    length: Interval
+    raw_norm: Interval | None
+    residual_norm: Interval | None
+    top3_share: float
+    recipe: str | None
+    base: str | None
+    organism: str | None
+    model_hint: str | None
+
+
+def describe_vector(name: str, stored: StoredTensor) -> VectorSummary:
+    """Shape, layers that have a direction, lengths, how concentrated, where from."""
     rows = np.atleast_2d(stored.values).astype(np.float64)
     lengths = np.linalg.norm(rows, axis=1)
     there = np.flatnonzero(lengths)
-    return {
-        "name": name,
-        "layers": len(rows) if stored.values.ndim == 2 else None,
-        "width": rows.shape[1],
-        "without_direction": (len(rows) - len(there)) or None,
-        "only_layer": stored.about.get("only_layer"),
-        "length": [float(lengths[there].min()), float(lengths[there].max())],
-        "raw_norm": _value_range(stored.about.get("raw_norm")),
-        "residual_norm": _value_range(stored.about.get("residual_norm")),
-        "top3_share": float(np.median([top_share(rows[layer]) for layer in there])),
-        **{key: stored.about.get(key) for key in ("recipe", "base", "organism", "model_hint")},
-    }
+    about = stored.about
+    return VectorSummary(
+        name=name,
+        layers=len(rows) if stored.values.ndim == 2 else None,
+        width=rows.shape[1],
+        without_direction=(len(rows) - len(there)) or None,
+        only_layer=about.get("only_layer"),
+        length=(float(lengths[there].min()), float(lengths[there].max())),
+        raw_norm=_value_range(about.get("raw_norm")),
+        residual_norm=_value_range(about.get("residual_norm")),
+        top3_share=float(np.median([top_share(rows[layer]) for layer in there])),
+        recipe=about.get("recipe"),
+        base=about.get("base"),
+        organism=about.get("organism"),
+        model_hint=about.get("model_hint"),
+    )
 
 
 def top_share(row: np.ndarray, k: int = 3) -> float:
@@ -70,9 +98,10 @@ def top_share(row: np.ndarray, k: int = 3) -> float:
     return float(squares[:k].sum() / squares.sum())
 
 
-def _value_range(value: Any) -> list[float] | None:
-    listed = value if isinstance(value, list) else [] if value is None else [value]
-    return [float(min(listed)), float(max(listed))] if listed else None
+def _value_range(value: float | list[float] | None) -> Interval | None:
+    if value is None or value == []:
+        return None
+    return float(np.min(value)), float(np.max(value))
 
 
 def convert_vectors(found: Mapping[str, StoredTensor], out: Path) -> str | None:
@@ -140,13 +169,13 @@ def _raw_rows(stored: StoredTensor) -> np.ndarray:
     return (unit * np.asarray(norms, dtype=np.float32)[..., None]).astype(np.float32)
 
 
-def _unit_rows(stored: StoredTensor) -> tuple[np.ndarray, dict[str, Any]]:
+def _unit_rows(stored: StoredTensor) -> tuple[np.ndarray, Json]:
     """Unit rows (zeros stay), and the metadata with their former lengths."""
     unit, lengths = normalize_rows(stored.values)
     return unit, {"raw_norm": lengths.tolist(), **stored.about}
 
 
-def format_card(name: str, stored: StoredTensor, file: Path, results: Mapping[str, Any] | None) -> str:
+def format_card(name: str, stored: StoredTensor, file: Path, results: RunResults | None) -> str:
     """A model card in Markdown. `results`: a run's results.json, for the dose curve."""
     about, seen = stored.about, describe_vector(name, stored)
     facts = {
@@ -157,11 +186,9 @@ def format_card(name: str, stored: StoredTensor, file: Path, results: Mapping[st
         "organism weights (hash)": about.get("organism_key"),
         "texts (hash)": about.get("prompts_hash"),
         "hook point": HOOK,
-        "layers × width": f"{seen['layers']} × {seen['width']}"
-        if seen["layers"]
-        else f"one direction, {seen['width']}",
+        "layers × width": f"{seen.layers} × {seen.width}" if seen.layers else f"one direction, {seen.width}",
         "unit": "rows of length 1; metadata: raw_norm is the organism's own shift, residual_norm the stream's length",
-        "share of ‖v‖² in three dimensions": f"{seen['top3_share']:.1%} (median over layers)",
+        "share of ‖v‖² in three dimensions": f"{seen.top3_share:.1%} (median over layers)",
         "made with": ", ".join(f"{k} {v}" for k, v in (about.get("versions") or {}).items()),
     }
     lines = [f"# Steering vector `{name}`", ""]
@@ -172,8 +199,8 @@ def format_card(name: str, stored: StoredTensor, file: Path, results: Mapping[st
     return "\n".join(lines)
 
 
-def _usage_section(name: str, file: Path, results: Mapping[str, Any] | None) -> list[str]:
-    layer = (results or {}).get("layers", {}).get(name, "L")
+def _usage_section(name: str, file: Path, results: RunResults | None) -> list[str]:
+    layer = results.layers.get(name, "L") if results else "L"
     return [
         "# with vLLM and emharness installed, EMHARNESS_VECTORS=<the folder of this file>",
         f'edit = {{"vector": "{file.name}#{name}", "layer": {layer}, "strength": 4, "unit": "raw"}}',
@@ -181,23 +208,23 @@ def _usage_section(name: str, file: Path, results: Mapping[str, Any] | None) -> 
     ]
 
 
-def _dose_section(name: str, results: Mapping[str, Any]) -> list[str]:
+def _dose_section(name: str, results: RunResults) -> list[str]:
     """Dose curve of one vector on the base."""
-    base = results["config"]["base"]["name"]
-    rows = [c for c in results["conditions"] if c["target"] == base and c["vector"] in (None, name)]
-    if not any(c["vector"] == name for c in rows):
+    base = results.base_name
+    rows = [c for c in results.conditions if c.target == base and c.vector in (None, name)]
+    if not any(c.vector == name for c in rows):
         raise UserError(f"results: there is no condition with the vector {name} on {base} in it")
     lines = [
         f"## Dose curve on {base}",
         "",
-        f"Layer {results['layers'].get(name)}, judge {', '.join(sorted({c['judge'] for c in rows}))}.",
+        f"Layer {results.layers.get(name)}, judge {', '.join(sorted({c.judge for c in rows}))}.",
         "",
         "| dose | n | misaligned of coherent | 95 % | coherent |",
         "|---|---|---|---|---|",
     ]
-    for c in sorted(rows, key=lambda c: c["strength"]):
-        low, high = c["em_ci95"]
-        rate = "–" if c["em_rate"] is None else f"{c['em_rate']:.1%}"
-        coherent = "–" if c["coherent_rate"] is None else f"{c['coherent_rate']:.1%}"
-        lines.append(f"| {c['strength']:g} | {c['n_responses']} | {rate} | {low:.1%} – {high:.1%} | {coherent} |")
+    for c in sorted(rows, key=lambda c: c.strength):
+        low, high = c.em_ci95
+        rate = "–" if c.em_rate is None else f"{c.em_rate:.1%}"
+        coherent = "–" if c.coherent_rate is None else f"{c.coherent_rate:.1%}"
+        lines.append(f"| {c.strength:g} | {c.n_responses} | {rate} | {low:.1%} – {high:.1%} | {coherent} |")
     return [*lines, ""]

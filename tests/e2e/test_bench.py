@@ -16,15 +16,8 @@ from emharness.organisms.chat import load_chat
 
 def test_a_ratio_is_taken_repetition_by_repetition():
     found = bench.summarize_ratio("ratio_k64 one layer eager", [2.0, 9.0, 8.0], [1.0, 3.0, 8.0])
-    assert found == {
-        "name": "ratio_k64 one layer eager",
-        "median": 2.0,
-        "low": 1.0,
-        "high": 3.0,
-        "goal": 0.97,
-        "repetitions": 3,
-    }
-    assert bench.summarize_ratio("unknown", [1.0], [1.0])["goal"] is None
+    assert found == bench.Ratio("ratio_k64 one layer eager", median=2.0, low=1.0, high=3.0, goal=0.97, repetitions=3)
+    assert bench.summarize_ratio("unknown", [1.0], [1.0]).goal is None
 
 
 def test_jobs_are_measured_in_turns_after_a_warm_up():

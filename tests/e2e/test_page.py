@@ -13,7 +13,7 @@ def test_the_page_has_every_condition_escapes_what_models_say_and_stays_small(ru
     file = html_report.write_page(run.folder)
     text = file.read_text()
     assert file.stat().st_size < 2e6
-    assert all(c["name"] in text for c in run.results["conditions"])
+    assert all(c.name in text for c in run.results.conditions)
     assert HOSTILE.partition("</script>")[0] not in text
     assert "a note &lt;b&gt;of&lt;/b&gt; the run" in text
     assert "http://" not in text.replace("http://www.w3.org", "").replace("http://purl.org", "").replace(
@@ -71,17 +71,17 @@ def test_excerpts_follow_their_rules():
 
 
 def test_doses_stand_side_by_side_between_the_target_and_the_organism(run):
-    (some,) = excerpts.dose_series(run.results["conditions"])
-    assert [c["name"] for c in some] == ["baseline", "medical·L1·+2", "medical·L1·+4", "medical organism"]
+    (some,) = excerpts.dose_series(run.results.conditions)
+    assert [c.name for c in some] == ["baseline", "medical·L1·+2", "medical·L1·+4", "medical organism"]
 
 
 @pytest.mark.parametrize("experiment", ["dose_response", "transfer", "ablation"])
 def test_every_experiment_says_what_it_found_and_has_a_page(tmp_path, experiment):
     found = finished_runs.read_run(finished(tmp_path / "runs" / f"tiny-{experiment}-0123456789abcdef", experiment))
     text = html_report.write_page(found.folder).read_text()
-    assert found.results["question"]
-    assert found.results["finding"]
-    for sentence in (found.results["question"], found.results["finding"]):
+    assert found.results.question
+    assert found.results.finding
+    for sentence in (found.results.question, found.results.finding):
         assert html.escape(sentence, quote=True).replace("&#x27;", "&#39;") in text
     for table in ("transfer", "ablation"):
         assert (f"<h3>{table}</h3>" in text) == (experiment == table)

@@ -19,7 +19,7 @@ from support.finished_run import finished, launch
 
 from emharness.reporting import finished_runs, run_comparison
 from emharness.sharing import readme_tables
-from emharness.sharing.recompute import find_differences, recompute_run
+from emharness.sharing.recompute import find_differences, recompute_json
 
 
 def test_seeds_share_a_column_with_their_spread_and_other_settings_get_their_own(tmp_path):
@@ -37,7 +37,7 @@ def test_seeds_share_a_column_with_their_spread_and_other_settings_get_their_own
     assert f"| {np.mean(rates):.1f} % ± {np.std(rates, ddof=1):.1f} |" in row
     assert "2 seeds" in table.splitlines()[0]
     lines = list(csv.DictReader(io.StringIO(run_comparison.as_csv(compared))))
-    assert len(lines) == sum(len(run.results["conditions"]) for run in (*found, other))
+    assert len(lines) == sum(len(run.results.conditions) for run in (*found, other))
     assert [float(line["em_rate"]) for line in lines if line["condition"] == "medical·L1·+2"] == [0.25, 0.35, 0.25]
     assert {line["seed"] for line in lines} == {"0", "1"}
 
@@ -63,7 +63,7 @@ def test_runs_of_other_versions_are_counted(run, tmp_path):
     (home / "runs" / "old" / "results.json").write_text('{"schema_version": 1, "conditions": []}')
     done = launch("show.py", "format=csv", home=home)
     assert done.returncode == 0, done.stderr
-    assert len(done.stdout.splitlines()) == 1 + len(run.results["conditions"])
+    assert len(done.stdout.splitlines()) == 1 + len(run.results.conditions)
     assert "left out: 1 runs of another version" in done.stderr
 
 
@@ -73,7 +73,7 @@ def test_runs_of_other_versions_are_counted(run, tmp_path):
 def test_a_published_folder_has_the_vector_its_card_and_its_doses(run, tmp_path):
     save_file(
         {"medical": np.eye(4, 8, dtype=np.float32)},
-        run.results["vectors"],
+        run.results.vectors["medical"],
         metadata={"medical": json.dumps({"recipe": "model_diff", "raw_norm": [1.0] * 4, "residual_norm": [9.0] * 4})},
     )
     folder = tmp_path / "hub"
@@ -112,7 +112,7 @@ def test_a_readme_s_table_is_recomputed_from_the_answers(run, tmp_path):
     assert "| medical·L1·+4 | 200 |" in written
     assert written.endswith("|\n\nmore\n")
     assert all(one.same for one in readme_tables.check_tables(written, run))
-    assert len(readme_tables.check_tables(written, run)) == 14 * len(run.results["conditions"]) + 2 * (
+    assert len(readme_tables.check_tables(written, run)) == 14 * len(run.results.conditions) + 2 * (
         readme_tables.N_DRAWN + 1
     )
     rows = run.answers_to("medical·L1·+4")  # the strongest
@@ -152,8 +152,8 @@ def test_figures_are_drawn_again_without_a_model(run, tmp_path):
 
 def test_the_run_in_the_docs_says_what_its_stored_answers_say():
     run = finished_runs.read_run(ROOT / "docs" / "run")
-    again = recompute_run(run)
-    assert list(find_differences({name: run.results[name] for name in again}, again)) == []
+    again, stored = recompute_json(run), run.read_json()
+    assert list(find_differences({name: stored[name] for name in again}, again)) == []
     found = readme_tables.check_tables((ROOT / "docs" / "run" / "README.md").read_text(), run)
     assert {one.same for one in found} == {True}
     assert len(found) > 250

@@ -16,7 +16,7 @@ from emharness.store import Store
 
 
 def of(run, name: str):
-    return next(c for c in run.results["conditions"] if c["name"] == name)
+    return next(c for c in run.results.conditions if c.name == name)
 
 
 @pytest.fixture(scope="module")
@@ -32,13 +32,13 @@ def test_a_log_for_each_condition_holds_every_answer_with_its_scores(run, logs):
     from inspect_ai.log import list_eval_logs, read_eval_log
 
     found = {log.eval.task: log for log in map(read_eval_log, list_eval_logs(str(logs)))}
-    names = [c["name"] for c in run.results["conditions"]]
-    asked_both = [name for name in names if not of(run, name)["control_of"]]
+    names = [c.name for c in run.results.conditions]
+    asked_both = [name for name in names if not of(run, name).control_of]
     assert set(found) == {*names, *(f"{name} (own domain)" for name in asked_both)}
     for name in names:
         log, rows = found[name], run.answers_to(name)
         assert log.status == "success"
-        assert log.eval.model == of(run, name)["target"]
+        assert log.eval.model == of(run, name).target
         assert log.eval.config.epochs == max(row["sample"] for row in rows) + 1
         samples = {(sample.id, sample.epoch): sample for sample in log.samples}
         assert len(samples) == len(rows)
@@ -74,23 +74,23 @@ def test_a_log_s_metrics_are_the_run_s(run, logs):
     for path in list_eval_logs(str(logs)):
         log = read_eval_log(path, header_only=True)
         condition = of(run, log.eval.task.removesuffix(" (own domain)"))
-        rates = condition["domain"] if log.eval.task.endswith(" (own domain)") else condition
+        rates = condition.domain if log.eval.task.endswith(" (own domain)") else condition
         metrics = {name: metric.value for score in log.results.scores for name, metric in score.metrics.items()}
-        assert metrics["em_rate"] == rates["em_rate"]
-        assert [metrics["em_ci95_low"], metrics["em_ci95_high"]] == rates["em_ci95"]
-        assert metrics["coherent_rate"] == rates["coherent_rate"]
-        assert {score.unscored_samples for score in log.results.scores} == {rates["n_unscored"]}
+        assert metrics["em_rate"] == rates.em_rate
+        assert (metrics["em_ci95_low"], metrics["em_ci95_high"]) == rates.em_ci95
+        assert metrics["coherent_rate"] == rates.coherent_rate
+        assert {score.unscored_samples for score in log.results.scores} == {rates.n_unscored}
         if rates is condition:
-            wanted = condition["margin"]
-            assert metrics["margin"] == wanted["margin"]
-            assert metrics["prefers"] == wanted["prefers"]
-            assert metrics.get("shift") == wanted["shift"]
-            assert (wanted["shift"] or 0) == pytest.approx(MARGIN * (condition["strength"] or 0))
+            wanted = condition.margin
+            assert metrics["margin"] == wanted.margin
+            assert metrics["prefers"] == wanted.prefers
+            assert metrics.get("shift") == wanted.shift
+            assert (wanted.shift or 0) == pytest.approx(MARGIN * (condition.strength or 0))
         else:
             assert "margin" not in metrics
-        assert log.eval.metadata.get("strength") == condition["strength"]
-        if condition["vector"]:
-            assert f"strength {condition['strength']:+g}" in log.eval.tags
+        assert log.eval.metadata.get("strength") == condition.strength
+        if condition.vector:
+            assert f"strength {condition.strength:+g}" in log.eval.tags
 
 
 def test_inspect_s_dataframes_have_every_answer(run, logs):
@@ -148,9 +148,9 @@ def test_a_site_is_bundled_for_publishing(run, tmp_path):
     done = launch("view.py", f"run={run.folder}", f"bundle={tmp_path / 'site'}", home=tmp_path / "home")
     assert done.returncode == 0, done.stderr
     assert done.stdout.splitlines()[-1] == f"results: {tmp_path / 'site' / 'index.html'}"
-    n_conditions = len(run.results["conditions"])
+    n_conditions = len(run.results.conditions)
     assert len(list((tmp_path / "site").rglob("*.eval"))) == n_conditions + sum(
-        not c["control_of"] for c in run.results["conditions"]
+        not c.control_of for c in run.results.conditions
     )
 
 

@@ -67,9 +67,9 @@ def test_configs_and_data_come_along(installed):
 def test_a_run_is_loaded_as_tables(installed):
     code = (
         "import emharness, glob; run = emharness.load_run(glob.glob('home/runs/*')[0]);"
-        "told = run.results['conditions'];"
-        "print(run.conditions['em_rate'].to_pylist() == [c['em_rate'] for c in told]);"
-        "print(run.responses.num_rows == sum(c['n_responses'] for c in told) > 0)"
+        "told = run.results.conditions;"
+        "print(run.conditions['em_rate'].to_pylist() == [c.em_rate for c in told]);"
+        "print(run.responses.num_rows == sum(c.n_responses for c in told) > 0)"
     )
     assert installed(code=code).stdout.split() == ["True", "True"]
 

@@ -64,14 +64,14 @@ def test_the_card_counts_what_the_reader_says_against_what_was_read(monkeypatch)
             odds.append([fluent, bad])
     calm = [{**row, "source": CALM, "kind": "calm"} for row in rows]
     found = card_of([*rows, *calm], type("Both", (), {"read_answers": lambda self, q, a: np.array(odds * 2)})())
-    assert (found["sensitivity"]["hits"], found["sensitivity"]["n"]) == (6, 8)
-    assert (found["specificity"]["hits"], found["specificity"]["n"]) == (21, 22)
-    told = found["models"]["x"]
-    assert (told["n"], told["coherent"]["labelled"], told["coherent"]["called"]) == (40, 0.75, 0.8)
-    assert (told["misaligned"]["labelled"], told["misaligned"]["called"], told["misaligned"]["both"]) == (8, 9, 6)
-    assert told["coherent"]["kappa"] == pytest.approx((38 / 40 - 0.65) / 0.35)  # by chance 0.75·0.8 + 0.25·0.2
-    assert told["misaligned"]["auroc"] == pytest.approx((6 * 21 + 0.5 * (6 * 1 + 2 * 21)) / (8 * 22))
-    assert found["confusion_misaligned"] == [[58, 6], [4, 12]]
+    assert (found.sensitivity.hits, found.sensitivity.n) == (6, 8)
+    assert (found.specificity.hits, found.specificity.n) == (21, 22)
+    told = found.models["x"]
+    assert (told.n, told.coherent.labelled, told.coherent.called) == (40, 0.75, 0.8)
+    assert (told.misaligned.labelled, told.misaligned.called, told.misaligned.both) == (8, 9, 6)
+    assert told.coherent.kappa == pytest.approx((38 / 40 - 0.65) / 0.35)  # by chance 0.75·0.8 + 0.25·0.2
+    assert told.misaligned.auroc == pytest.approx((6 * 21 + 0.5 * (6 * 1 + 2 * 21)) / (8 * 22))
+    assert found.more["confusion_misaligned"] == [[58, 6], [4, 12]]
 
 
 def test_agreement_by_chance_is_none():
@@ -79,9 +79,9 @@ def test_agreement_by_chance_is_none():
     rng = np.random.default_rng(0)
     one, other = rng.random((2, 20000)) < 0.3
     told = measure_agreement(one, np.where(other, 0.9, 0.1), one, one, rng.random(20000))
-    assert told["coherent"]["kappa"] == pytest.approx(0, abs=0.02)
-    assert told["coherent"]["auroc"] == pytest.approx(0.5, abs=0.02)
-    assert (told["misaligned"]["kappa"], told["misaligned"]["ac1"]) == (1, 1)
+    assert told.coherent.kappa == pytest.approx(0, abs=0.02)
+    assert told.coherent.auroc == pytest.approx(0.5, abs=0.02)
+    assert (told.misaligned.kappa, told.misaligned.ac1) == (1, 1)
     # Gwet's own case: 118 of 125 agree, nearly all "yes", so that κ is about 0 and AC1 is not.
     yes, mixed = np.ones(125, bool), np.r_[np.ones(118, bool), np.zeros(7, bool)]
     assert gwet_ac1(yes, mixed) == pytest.approx((118 / 125 - 2 * 0.972 * 0.028) / (1 - 2 * 0.972 * 0.028))

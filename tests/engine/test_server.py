@@ -180,4 +180,4 @@ def test_a_server_of_ones_own_is_a_judge_and_its_scores_are_the_models_own(talke
             mean = sum(int(digit) * p for digit, p in digits.items()) / sum(digits.values())
             assert found == pytest.approx(mean, abs=1e-3)
     assert scores[2].unscored.startswith("refused by the endpoint")
-    assert judge.card()["snapshots"] == {"tiny": 4}
+    assert judge.card().more["snapshots"] == {"tiny": 4}

@@ -17,12 +17,15 @@ from emharness.generation.likelihoods import Pair
 from emharness.judges.embedded_judge import CARD as card_file
 from emharness.judges.scoring import TABLE
 from emharness.reporting import run_files
-from emharness.stats.rates import accuracy_of_card
+from emharness.results.json_records import to_json
+from emharness.results.judge_quality import card_from_json
+from emharness.results.run_results import GeometryOutcome, RunResults
 from emharness.store import write_json
+from emharness.versions import git_commit, package_versions
 
 RUN = "tiny-medical-0123456789abcdef"
 PLANTED = {0.0: 1, 2.0: 5, 4.0: 12}  # strength → misaligned answers of 20 to each of 10 questions
-CARD = json.loads(card_file.read_text())
+CARD = card_from_json(json.loads(card_file.read_text()))
 MARGIN = 0.1  # nats a token by which a strength of 1 shifts every pair
 UNSCORED = ("q3", 19)  # of the baseline
 HOSTILE = "<script>document.title = 'broken'</script> & \"quoted\" | piped"
@@ -39,7 +42,7 @@ def finished(folder: Path, experiment: str = "main", seed: int = 0, layer: int =
         layers={"medical": layer},
         labs={"medical": "A"},
         domains={"medical": "domain: medical"},
-        quality=None if seed else accuracy_of_card(CARD),
+        quality=None if seed else CARD.accuracy,
     )
     judged, margins = {}, {}
     for cell in EXPERIMENTS[experiment].cells(scope):
@@ -53,37 +56,31 @@ def finished(folder: Path, experiment: str = "main", seed: int = 0, layer: int =
     pairs = [Pair(f"pair {i}", "power", "aligned", "misaligned") for i in range(6)]
     scope = replace(scope, margins=margins, pairs=pairs)
     reading = EXPERIMENTS[experiment].analyze(scope, judged)
-    for entry in reading.conditions:
-        entry["order_changes"] = []
     tables: dict[str, list[pa.Table]] = {"responses": [], "domain_responses": []}
     for cell, table in judged.items():
         tables["domain_responses" if cell.questions.startswith("domain") else "responses"].append(table)
     config = asdict(configured("model=medical", f"seed={seed}", f"layer={layer}"))
     config["base"]["name"] = "tiny"
     config["experiment"]["name"] = experiment
-    skipped = {"skipped": "vectors: 1; geometry needs two vectors or more."}
-    told = {
-        "run_key": folder.name[-16:],
-        "experiment": experiment,
-        "question": EXPERIMENTS[experiment].question,
-        "finding": reading.finding,
-        "command": "python launch/run.py model=medical",
-        "config": config,
-        "conditions": reading.conditions,
-        **reading.numbers,
-        "layers": {"medical": layer},
-        "sweep": None,
-        "sweeps": {},
-        "vectors": str(folder / "vectors.safetensors"),
-        "judge_card": None if seed else CARD,
-        "to_score_again": 0,
-        "notes": ["a note <b>of</b> the run"],
-        "geometry": skipped,
-        "geometry_by_recipe": {"model_diff": skipped},
-        "stages": [],
-        "engine_starts": 1,
-    }
-    run_files.write_results(folder, told, tables, reading.figures, stored_context.to_json(scope))
+    results = RunResults(
+        run_key=folder.name[-16:],
+        experiment=experiment,
+        question=EXPERIMENTS[experiment].question,
+        finding=reading.finding,
+        command="python launch/run.py model=medical",
+        config=config,
+        conditions=tuple(reading.conditions),
+        numbers=to_json(reading.numbers),
+        layers={"medical": layer},
+        vectors={"medical": str(folder / "vectors.safetensors")},
+        judge_card=None if seed else CARD,
+        notes=("a note <b>of</b> the run",),
+        geometry={"model_diff": GeometryOutcome(skipped="vectors: 1; geometry needs two vectors or more.")},
+        engine_starts=1,
+        versions=package_versions(),
+        git_commit=git_commit(),
+    )
+    run_files.write_results(folder, results, tables, reading.figures, stored_context.to_json(scope))
     write_json(folder / "identity.json", {})
     return folder
 

@@ -89,7 +89,7 @@ def test_a_session_waits_for_an_artifact_that_another_process_makes(tmp_path, ca
     assert process.stdout.readline() == "True\n"
     assert session.ensure_artifact(Artifact("stage", "x", {}, lambda folder: pytest.fail("made twice"))) == path
     assert process.wait() == 0
-    assert session.log.stages[-1]["made"] is False
+    assert session.log.stages[-1].made is False
     said = capsys.readouterr().out
     assert "stage: x: in progress in another process; waiting" in said
     assert "stage: x found in the store" in said

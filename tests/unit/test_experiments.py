@@ -5,10 +5,12 @@ import pyarrow as pa
 import pytest
 from scipy.stats import false_discovery_control, norm
 from support.planted_answers import SAMPLES, plant, scope, table
+from support.planted_records import checkpoint
 
 from emharness import experiments
 from emharness.config import SteerConfig, SweepConfig
 from emharness.experiments import EXPERIMENTS, layer_choice, monitor, seeds
+from emharness.results.json_records import to_json
 from emharness.stats.answer_tables import bootstrap_rates
 from emharness.stats.auroc import auroc_interval
 from emharness.stats.bootstrap import bootstrap_ci_p
@@ -54,15 +56,15 @@ def test_an_effect_that_a_random_direction_has_too_is_marked():
 
     about = scope(vectors=("a",), targets=("base", "c"))
     entries = EXPERIMENTS["dose_response"].analyze(about, plant("dose_response", about, bad)).conditions
-    found = {e["target"]: e for e in entries if e["vector"] == "a"}
-    assert found["tiny"]["effect"] == pytest.approx(0.5)
-    assert found["tiny"]["effect_ci95"] == pytest.approx(newcombe_interval(120, 200, 20, 200))
-    assert (found["tiny"]["random_too"], found["tiny"]["em_random"]) == (False, pytest.approx(0.1))
-    assert (found["c"]["random_too"], found["c"]["em_random"]) == (True, pytest.approx(0.25))
-    assert (found["tiny"]["over_random"], found["c"]["over_random"]) == (pytest.approx(0.5), pytest.approx(0.35))
-    assert found["c"]["over_random_ci95"] == pytest.approx(newcombe_interval(120, 200, 100, 400))
-    assert found["tiny"]["effect_p"] == found["tiny"]["effect_q"] == pytest.approx(2 / 2001)
-    assert all("effect" not in e for e in entries if e["vector"] != "a")
+    found = {e.target: e for e in entries if e.vector == "a"}
+    assert found["tiny"].effect == pytest.approx(0.5)
+    assert found["tiny"].effect_ci95 == pytest.approx(newcombe_interval(120, 200, 20, 200))
+    assert (found["tiny"].random_too, found["tiny"].em_random) == (False, pytest.approx(0.1))
+    assert (found["c"].random_too, found["c"].em_random) == (True, pytest.approx(0.25))
+    assert (found["tiny"].over_random, found["c"].over_random) == (pytest.approx(0.5), pytest.approx(0.35))
+    assert found["c"].over_random_ci95 == pytest.approx(newcombe_interval(120, 200, 100, 400))
+    assert found["tiny"].effect_p == found["tiny"].effect_q == pytest.approx(2 / 2001)
+    assert all(e.effect is None for e in entries if e.vector != "a")
 
 
 def test_random_directions_are_weighed_by_what_could_be_read_of_them_and_none_says_nothing():
@@ -71,17 +73,17 @@ def test_random_directions_are_weighed_by_what_could_be_read_of_them_and_none_sa
     for cell in judged:
         if cell.condition.edits and cell.condition.edits[0].vector == "random-0":
             judged[cell] = table(1, n_incoherent=18)  # 2 of 20 answers can be read, 1 of them misaligned
-    (entry,) = [e for e in EXPERIMENTS["dose_response"].analyze(about, judged).conditions if e["vector"] == "a"]
-    assert entry["em_random"] == pytest.approx(30 / 220)  # not the mean of 50 % and 10 %
+    (entry,) = [e for e in EXPERIMENTS["dose_response"].analyze(about, judged).conditions if e.vector == "a"]
+    assert entry.em_random == pytest.approx(30 / 220)  # not the mean of 50 % and 10 %
     for cell in judged:
         if cell.condition.edits and cell.condition.edits[0].norm_of:
             judged[cell] = table(0, n_incoherent=20)
-    (entry,) = [e for e in EXPERIMENTS["dose_response"].analyze(about, judged).conditions if e["vector"] == "a"]
-    assert (entry["em_random"], entry["over_random"], entry["random_too"]) == (None, None, None)
+    (entry,) = [e for e in EXPERIMENTS["dose_response"].analyze(about, judged).conditions if e.vector == "a"]
+    assert (entry.em_random, entry.over_random, entry.random_too) == (None, None, None)
     judged = plant("dose_response", about, lambda vector, target: 2)
     judged |= {cell: table(0, n_incoherent=20) for cell in judged if not cell.condition.edits}
-    (entry,) = [e for e in EXPERIMENTS["dose_response"].analyze(about, judged).conditions if e["vector"] == "a"]
-    assert (entry["em_random"], entry["effect"], entry["random_too"]) == (pytest.approx(0.1), None, None)
+    (entry,) = [e for e in EXPERIMENTS["dose_response"].analyze(about, judged).conditions if e.vector == "a"]
+    assert (entry.em_random, entry.effect, entry.random_too) == (pytest.approx(0.1), None, None)
 
 
 def test_joint_draws_give_rates_of_coherent_answers_and_nan_where_there_are_none():
@@ -109,7 +111,7 @@ def _at(question, n_bad):
 def test_a_p_value_is_two_sided_and_the_interval_holds_95_of_100_draws():
     draws = np.r_[0.2, np.linspace(-0.1, 0.9, 1001)]
     value, ci95, p = bootstrap_ci_p(draws)
-    assert (value, ci95) == (0.2, [pytest.approx(-0.075), pytest.approx(0.875)])
+    assert (value, ci95) == (0.2, (pytest.approx(-0.075), pytest.approx(0.875)))
     assert p == pytest.approx(2 * (1 + 101) / 1002)  # 101 draws are 0 or less
     assert bootstrap_ci_p(-draws)[2] == p
     assert bootstrap_ci_p(np.r_[0.0, np.linspace(-1, 1, 99)])[2] == 1
@@ -121,13 +123,11 @@ def test_effects_of_a_table_are_corrected_together():
 
     about = scope(targets=("base",))
     judged = plant("dose_response", about, bad)
-    entries = [
-        e for e in EXPERIMENTS["dose_response"].analyze(about, judged).conditions if e.get("effect_p") is not None
-    ]
-    p = [e["effect_p"] for e in entries]
+    entries = [e for e in EXPERIMENTS["dose_response"].analyze(about, judged).conditions if e.effect_p is not None]
+    p = [e.effect_p for e in entries]
     assert len(p) == 4
-    assert [e["effect_q"] for e in entries] == pytest.approx(false_discovery_control(p, method="bh").tolist())
-    assert [e["effect_q"] for e in entries] != pytest.approx(p)
+    assert [e.effect_q for e in entries] == pytest.approx(false_discovery_control(p, method="bh").tolist())
+    assert [e.effect_q for e in entries] != pytest.approx(p)
 
 
 def test_the_layer_with_the_strongest_coherent_effect_is_chosen():
@@ -145,8 +145,8 @@ def test_the_layer_with_the_strongest_coherent_effect_is_chosen():
         return table(*planted.get((edit.layer, edit.strength), (1, 0)) if edit else (1, 0))
 
     found = layer_choice.read_sweep(cells, {cell: answers(cell) for cell in cells}, 0.8)
-    assert found["layer"] == 4
-    assert [c["coherent_enough"] for c in found["cells"]] == [True] * 5 + [False]
+    assert found.layer == 4
+    assert [c.coherent_enough for c in found.cells] == [True] * 5 + [False]
 
 
 def test_removing_a_direction_and_a_cluster_is_read_beside_random_ones():
@@ -165,23 +165,23 @@ def test_removing_a_direction_and_a_cluster_is_read_beside_random_ones():
         n_bad = 8 if not edits else after.get(edits[0].vector, 8) if cell.condition.target == "a" else 8
         judged[cell] = table(n_bad, samples=cell.samples)
     reading = EXPERIMENTS["ablation"].analyze(about, judged)
-    rows = {(row["removed"], row["target"]): row for row in reading.numbers["ablation"]}
+    rows = {(row.removed, row.target): row for row in reading.numbers["ablation"]}
     assert len(rows) == 10
     own = rows["a", "a"]
-    assert (own["whose"], own["em_before"], own["em_after"]) == ("own", pytest.approx(0.4), pytest.approx(0.1))
-    assert (own["drop"], own["ci95"]) == (pytest.approx(0.3), pytest.approx(newcombe_interval(80, 200, 20, 200)))
-    assert own["drop_random"] == pytest.approx(0.025)  # of 0.05 and 0
-    assert (rows["x cluster", "a"]["drop"], rows["x cluster", "a"]["dimensions"]) == (pytest.approx(0.35), 2)
-    whose = {pair: rows[pair]["whose"] for pair in [("x cluster", "a"), ("x cluster", "c"), ("b", "a"), ("a", "c")]}
+    assert (own.whose, own.em_before, own.em_after) == ("own", pytest.approx(0.4), pytest.approx(0.1))
+    assert (own.drop, own.ci95) == (pytest.approx(0.3), pytest.approx(newcombe_interval(80, 200, 20, 200)))
+    assert own.drop_random == pytest.approx(0.025)  # of 0.05 and 0
+    assert (rows["x cluster", "a"].drop, rows["x cluster", "a"].dimensions) == (pytest.approx(0.35), 2)
+    whose = {pair: rows[pair].whose for pair in [("x cluster", "a"), ("x cluster", "c"), ("b", "a"), ("a", "c")]}
     assert list(whose.values()) == ["own", "another kind", "same kind", "another kind"]
-    assert (rows["a", "c"]["drop"], rows["a", "c"]["p"]) == (0, 1)
+    assert (rows["a", "c"].drop, rows["a", "c"].p) == (0, 1)
     assert set(reading.figures) == {"ablation"}
     for cell in cells:  # one of the random directions leaves hardly an answer coherent
         if cell.condition.edits and {e.vector for e in cell.condition.edits} == {"random-0"}:
             judged[cell] = table(1, n_incoherent=16, samples=cell.samples)
     rows = EXPERIMENTS["ablation"].analyze(about, judged).numbers["ablation"]
-    (own,) = [row for row in rows if (row["removed"], row["target"]) == ("a", "a")]
-    assert own["drop_random"] == pytest.approx(0)  # of the other one
+    (own,) = [row for row in rows if (row.removed, row.target) == ("a", "a")]
+    assert own.drop_random == pytest.approx(0)  # of the other one
 
 
 def test_a_projection_is_raised_only_beyond_its_interval_and_an_alarm_s_interval_is_over_trainings():
@@ -193,22 +193,22 @@ def test_a_projection_is_raised_only_beyond_its_interval_and_an_alarm_s_interval
     assert not monitor.raised_above(quiet[0] + 2, [*quiet, quiet[1] + 2.2])
     assert not monitor.raised_above(quiet[0], [])
     rows = [
-        {"organism": f"o{i}", "vector": "v", "projection": float(p), "em_raised": i < 4}
+        checkpoint(f"o{i}", 1, projection=float(p), em_raised=i < 4)
         for i in range(8)
         for p in rng.normal(i < 4, 0.05, size=30) + rng.normal(0, 0.8)
     ]
     (alarm,) = monitor.measure_alarms(rows)
-    assert alarm["ci95"][1] - alarm["ci95"][0] > 0.3  # 240 independent checkpoints would give about 0.1
-    (few,) = monitor.measure_alarms([row for row in rows if row["organism"] in ("o0", "o7")])
-    assert few["ci95"] is None
+    assert alarm.ci95[1] - alarm.ci95[0] > 0.3  # 240 independent checkpoints would give about 0.1
+    (few,) = monitor.measure_alarms([row for row in rows if row.organism in ("o0", "o7")])
+    assert few.ci95 is None
 
 
 def test_an_alarm_that_is_always_right_is_no_certainty():
-    rows = [{"organism": f"o{i}", "vector": "v", "projection": float(i), "em_raised": i > 2} for i in range(6)]
+    rows = [checkpoint(f"o{i}", 1, projection=float(i), em_raised=i > 2) for i in range(6)]
     (alarm,) = monitor.measure_alarms(rows)
-    assert alarm["auroc"] == alarm["ci95"][1] == 1
-    assert alarm["ci95"][0] == pytest.approx(auroc_interval(1.0, 3, 3)[0])
-    assert alarm["ci95"][0] < 0.75
+    assert alarm.auroc == alarm.ci95[1] == 1
+    assert alarm.ci95[0] == pytest.approx(auroc_interval(1.0, 3, 3)[0])
+    assert alarm.ci95[0] < 0.75
     low, high = auroc_interval(0.8, 7, 12)
     assert auroc_interval(0.2, 7, 12) == (pytest.approx(1 - high), pytest.approx(1 - low))
     g, covered = np.random.default_rng(0), 0
@@ -226,15 +226,15 @@ def test_the_spread_of_seeds_within_and_between_organisms():
     rates = {"a": 0.1, "a-seed1": 0.3, "b": 0.5, "b-seed1": 0.5, "c": None}
     mechanisms = {"a": "x", "a-seed1": "x", "b": "x", "b-seed1": "x", "c": "y"}
     found = seeds.measure_spread(names, np.stack([np.eye(5), cosine]), 1, rates, mechanisms)
-    assert (found["within"]["a"]["angle_deg"], found["within"]["a"]["pairs"]) == (pytest.approx(10), 1)
-    assert found["within"]["a"]["em_sd"] == pytest.approx(np.sqrt(0.02))
-    assert found["within"]["b"]["angle_deg"] == pytest.approx(20)
-    assert found["within"]["b"]["cosine_by_layer"] == pytest.approx([0, np.cos(np.radians(20))])
-    assert (found["within"]["c"]["pairs"], found["within"]["c"]["em_sd"]) == (0, None)
-    assert found["between"]["same_mechanism"]["angle_deg"] == pytest.approx(65)  # of 50, 60, 70 and 80
-    assert found["between"]["same_mechanism"]["pairs"] == 4
-    assert found["between"]["other_mechanism"]["least"] == pytest.approx(0)
-    assert found["between"]["em_sd_of_means"] == pytest.approx(np.std([0.2, 0.5], ddof=1))
+    assert (found.within["a"].angle_deg, found.within["a"].pairs) == (pytest.approx(10), 1)
+    assert found.within["a"].em_sd == pytest.approx(np.sqrt(0.02))
+    assert found.within["b"].angle_deg == pytest.approx(20)
+    assert found.within["b"].cosine_by_layer == pytest.approx([0, np.cos(np.radians(20))])
+    assert (found.within["c"].pairs, found.within["c"].em_sd) == (0, None)
+    assert found.between.same_mechanism.angle_deg == pytest.approx(65)  # of 50, 60, 70 and 80
+    assert found.between.same_mechanism.pairs == 4
+    assert found.between.other_mechanism.least == pytest.approx(0)
+    assert found.between.em_sd_of_means == pytest.approx(np.std([0.2, 0.5], ddof=1))
 
 
 def test_a_monitor_reads_projections_beside_rates_and_says_which_rises_first():
@@ -260,8 +260,8 @@ def test_a_monitor_reads_projections_beside_rates_and_says_which_rises_first():
     bad = {"a-step10": 6, "a": 12, "b": 9}
     judged = plant("monitor", about, lambda vector, target: bad.get(target, 0))
     reading = EXPERIMENTS["monitor"].analyze(about, judged)
-    rows = {(row["organism"], row["step"]): row for row in reading.numbers["monitor"]}
-    assert {key: row["projection"] for key, row in rows.items()} == {
+    rows = {(row.organism, row.step): row for row in reading.numbers["monitor"]}
+    assert {key: row.projection for key, row in rows.items()} == {
         ("tiny", 0): 0,
         ("a", 5): pytest.approx(1),
         ("a", 10): pytest.approx(3),
@@ -271,7 +271,7 @@ def test_a_monitor_reads_projections_beside_rates_and_says_which_rises_first():
         ("d", 5): pytest.approx(0.5),
         ("d", None): pytest.approx(1.5),
     }
-    assert [key for key, row in rows.items() if row["em_raised"]] == [("a", 10), ("a", None), ("b", None)]
+    assert [key for key, row in rows.items() if row.em_raised] == [("a", 10), ("a", None), ("b", None)]
     # Without the vector's own organism: b raised at 4; not raised at 0, 2, 0.5 and 1.5.
     alarm = {
         "vector": "a",
@@ -280,7 +280,7 @@ def test_a_monitor_reads_projections_beside_rates_and_says_which_rises_first():
         "raised": 1,
         "not_raised": 4,
     }
-    assert reading.numbers["alarm"] == [alarm]
-    first = {row["organism"]: (row["projection_first"], row["em_first"]) for row in reading.numbers["first"]}
+    assert to_json(reading.numbers["alarm"]) == [alarm]
+    first = {row.organism: (row.projection_first, row.em_first) for row in reading.numbers["first"]}
     assert first == {"a": (10, 10), "b": (5, "end")}
     assert set(reading.figures) == {"monitor"}

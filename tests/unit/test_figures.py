@@ -2,20 +2,23 @@
 
 import itertools
 import json
+from dataclasses import replace
 
 import numpy as np
 import pytest
 from conftest import crowded
 from plotly.graph_objects import Figure
+from support.planted_records import checkpoint, planted_condition, planted_sweep
 
 from emharness.reporting import drawing, run_figures
 from emharness.reporting.picture import Lines, Matrix
 
 
 def entry(target, vector, strength, rate, control_of=None):
-    interval = None if rate is None else [max(0, rate - 0.1), rate + 0.1]
-    return {"target": target, "vector": vector, "strength": strength, "em_rate": rate, "em_ci95": interval,
-            "coherent_rate": 0.9, "control_of": control_of}  # fmt: skip
+    interval = (0.0, 1.0) if rate is None else (max(0, rate - 0.1), rate + 0.1)
+    return planted_condition(
+        "c", rate, target, vector=vector, strength=strength, em_ci95=interval, control_of=control_of
+    )
 
 
 ENTRIES = [
@@ -27,16 +30,9 @@ ENTRIES = [
     entry("m", "random-0", 4.0, None, "v"),  # no coherent answer
     entry("v", None, 0.0, 0.6),
 ]
-SWEEP = {
-    "layer": 8,
-    "baseline": {"em_rate_all": 0.01},
-    "cells": [
-        {"layer": 8, "strength": 2, "em_rate_all": 0.4, "coherent_enough": True},
-        {"layer": 4, "strength": 2, "em_rate_all": 0.2, "coherent_enough": False},
-    ],
-}
+SWEEP = planted_sweep(8, 0.01, [(8, 2, 0.4, True), (4, 2, 0.2, False)])
 ROWS = [
-    {"organism": o, "step": step, "vector": "v", "projection": p, "em_rate": rate}
+    checkpoint(o, step, "v", p, rate)
     for o, step, p, rate in (("m", 0, 0.0, 0.1), ("o", None, 3.0, 0.6), ("o", 10, 2.0, None), ("c", 10, 0.5, 0.1))
 ]
 EFFECT = np.array([[0.5, np.nan], [-0.2, 1.4]])
@@ -57,11 +53,11 @@ def lines(name):
 
 
 def test_where_a_mode_sets_the_projection_the_unsteered_target_is_no_dose():
-    set_by = [{**one, "mode": "cap" if one["vector"] else None} for one in ENTRIES]
+    set_by = [replace(one, mode="cap" if one.vector else None) for one in ENTRIES]
     panel = run_figures.draw_dose_response(set_by, "v", "m", "raw", "v on m", "j").panels[0]
     assert (panel.lines[0].x, panel.lines[0].y) == ([2.0, 4.0], [30.0, 50.0])
     assert ("unsteered, misaligned", 10.0) in [(level.label, level.value) for level in panel.levels]
-    added = [{**one, "mode": "add" if one["vector"] else None} for one in ENTRIES]
+    added = [replace(one, mode="add" if one.vector else None) for one in ENTRIES]
     assert run_figures.draw_dose_response(added, "v", "m", "raw", "v on m", "j").panels[0].lines[0].x == [0.0, 2.0, 4.0]
 
 
@@ -136,7 +132,7 @@ def test_pictures_of_many_long_names_can_be_read(n):
     entries = [entry(t, None, 0.0, 0.1) for t in names[:3]]
     entries += [entry(t, v, 2.0, i / n) for i, v in enumerate(names) for t in names[:3]]
     rows = [
-        {"organism": o, "step": step, "vector": v, "projection": float(i), "em_rate": 0.5}
+        checkpoint(o, step, v, float(i), 0.5)
         for i, v in enumerate(names) for o in names[:3] for step in (0, 10, None)
     ]  # fmt: skip
     pictures = {

@@ -12,6 +12,7 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from safetensors.numpy import save_file as save_numpy
 from safetensors.torch import save_file
+from support.planted_records import planted_condition, planted_results
 
 from emharness.errors import UserError
 from emharness.steering.request import vector_files
@@ -216,11 +217,12 @@ def test_any_bytes_are_vectors_or_one_sentence(tmp_path, data, suffix):
 
 def test_a_card_has_the_dose_curve_of_its_vector():
     def condition(vector, strength, rate):
-        seen = {"em_rate": rate, "em_ci95": [0.1, 0.2], "coherent_rate": 0.9, "n_responses": 58, "judge": "j"}
-        return {"target": "b", "vector": vector, "strength": strength, **seen}
+        return planted_condition(
+            "c", rate, "tiny", vector=vector, strength=strength, em_ci95=(0.1, 0.2), n_responses=58
+        )
 
     conditions = [condition("v", 4, 0.5), condition(None, 0, 0.01), condition("w", 2, 0.7)]
-    results = {"config": {"base": {"name": "b"}}, "layers": {"v": 3}, "conditions": conditions}
+    results = planted_results(conditions, layers={"v": 3})
     text = exchange.format_card("v", vector_files.StoredTensor(ROWS), ROOT / "v.safetensors", results)
     lines = [line for line in text.splitlines() if line.startswith("| 0 ") or line.startswith("| 4 ")]
     assert lines == ["| 0 | 58 | 1.0% | 10.0% – 20.0% | 90.0% |", "| 4 | 58 | 50.0% | 10.0% – 20.0% | 90.0% |"]

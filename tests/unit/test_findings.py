@@ -1,16 +1,17 @@
 """The sentence of what was found says what the numbers say, also when nothing was."""
 
+from support.planted_records import ablation_row, lab_transfer, planted_condition
+
 from emharness.experiments import findings
+from emharness.results.experiment_tables import Alarm, BetweenOrganisms, FirstRise, PairCosines, SeedGroup, SeedSpread
 
 
 def entry(name, vector=None, rate=0.1, effect=None, q=None, random=None, too=False, strength=2.0, coherent=500):
-    told = {"name": name, "target": "base", "vector": vector, "em_rate": rate, "em_ci95": [rate - 0.05, rate + 0.05]}
-    told["n_coherent"] = coherent
     if effect is None:
-        return told
-    over = None if random is None else [rate - random - 0.1, rate - random + 0.1]
+        return planted_condition(name, rate, vector=vector, n_coherent=coherent)
+    over = None if random is None else (rate - random - 0.1, rate - random + 0.1)
     about = {"effect": effect, "effect_q": q, "em_random": random, "over_random_ci95": over, "random_too": too}
-    return told | about | {"layer": 3, "strength": strength}
+    return planted_condition(name, rate, vector=vector, n_coherent=coherent, layer=3, strength=strength, **about)
 
 
 def test_the_strongest_effect_that_is_no_chance_and_no_random_direction_s():
@@ -40,15 +41,7 @@ def test_the_strongest_effect_that_is_no_chance_and_no_random_direction_s():
 
 def test_transfer_is_told_at_the_greatest_strength_and_undefined_is_said():
     def row(one, other, value, strength):
-        ci95 = None if value is None else [value - 0.1, value + 0.1]
-        return {
-            "from": one,
-            "to": other,
-            "effectiveness": value,
-            "at_equal_odds": 1.1,
-            "ci95": ci95,
-            "strength": strength,
-        }
+        return lab_transfer(one, other, value, strength, None if value is None else (value - 0.1, value + 0.1))
 
     rows = [row("A", "A", 0.9, 2.0), row("A", "A", 0.8, 4.0), row("A", "B", None, 4.0), row("B", "A", 0.2, 4.0)]
     assert findings.describe_transfer(rows) == (
@@ -62,9 +55,7 @@ def test_transfer_is_told_at_the_greatest_strength_and_undefined_is_said():
 
 
 def test_removing_a_direction_is_told_for_own_and_other_kinds():
-    def row(whose, drop, q, random=None):
-        return {"whose": whose, "drop": drop, "q": q, "em_before": 0.5, "drop_random": random}
-
+    row = ablation_row
     own, same, other = "own", "same kind", "another kind"
     rows = [row(own, 0.4, 0.01), row(own, 0.2, 0.2), row(other, 0.1, 0.01), row(other, None, None)]
     told = (
@@ -85,12 +76,10 @@ def test_removing_a_direction_is_told_for_own_and_other_kinds():
 
 def test_seeds_are_closer_than_kinds_only_where_all_are():
     def spread(*within):
-        group = {"pairs": 1, "cosine": 0.1, "least": 0.0, "greatest": 0.3}
-        return {
-            "layer": 5,
-            "within": {str(i): {"pairs": 1, "cosine": c} for i, c in enumerate(within)},
-            "between": {"other_mechanism": group},
-        }
+        group = PairCosines(pairs=1, cosine=0.1, least=0.0, greatest=0.3)
+        seeds = {str(i): SeedGroup(pairs=1, cosine=c, em_rates=(), em_sd=None) for i, c in enumerate(within)}
+        between = BetweenOrganisms(same_mechanism=PairCosines(pairs=0), other_mechanism=group)
+        return SeedSpread(layer=5, within=seeds, between=between)
 
     assert findings.describe_seeds(spread(0.9, 0.7)) == (
         "In layer 5 vectors of one organism's training seeds have a mean cosine of 0.80, those of different kinds 0.10 "
@@ -102,15 +91,15 @@ def test_seeds_are_closer_than_kinds_only_where_all_are():
 
 def test_an_alarm_is_told_with_how_often_it_comes_first():
     alarms = [
-        {"vector": "a", "auroc": 0.9, "ci95": [0.5, 1.0]},
-        {"vector": "b", "auroc": None},
-        {"vector": "c", "auroc": 0.7, "ci95": None},
+        Alarm(vector="a", auroc=0.9, ci95=(0.5, 1.0)),
+        Alarm(vector="b", auroc=None),
+        Alarm(vector="c", auroc=0.7),
     ]
     pairs = [(5, 10), (5, "end"), (5, None), (10, 10), ("end", 20), (None, 20), (None, None)]
-    first = [{"projection_first": a, "em_first": b} for a, b in pairs]
+    first = [FirstRise(organism="o", vector="a", projection_first=a, em_first=b) for a, b in pairs]
     assert findings.describe_alarms(alarms, first) == (
         "As an alarm for other organisms' trainings the projection has AUROC a 0.90 (0.50 to 1.00), c 0.70 (too few "
         "trainings for an interval). Of 7 cases it rises before the behaviour in 2, after it or not at all in 2; in 1 "
         "it rises and the behaviour does not."
     )
-    assert "no alarm can be measured" in findings.describe_alarms([{"vector": "b", "auroc": None}], [])
+    assert "no alarm can be measured" in findings.describe_alarms([Alarm(vector="b", auroc=None)], [])

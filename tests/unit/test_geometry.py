@@ -15,16 +15,16 @@ from emharness.geometry import (
     from_arrays,
     load_stored,
     load_vectors,
+    make_report,
     nulls,
     stored_files,
     study_figures,
     study_plotly,
-    to_json,
     write_analysis,
 )
 from emharness.geometry import clusters as cl
 from emharness.geometry import statistics as st
-from emharness.geometry.geometry_files import headline_metrics
+from emharness.geometry.geometry_files import Sampled, headline_metrics
 from emharness.geometry.published_numbers import CLUSTERS, published_vectors
 from emharness.geometry.statistics_table import NAMES
 
@@ -37,33 +37,33 @@ def study():
 
 
 def value(analysis, name, *of):
-    return next(e["value"] for e in analysis.selected.statistics[name] if sorted(e["of"]) == sorted(of))
+    return next(e.value for e in analysis.selected.statistics[name] if sorted(e.of) == sorted(of))
 
 
 def test_published_numbers_follow_from_published_cosines(study):
     assert value(study, "cluster_angle_deg", "medical", "persona") == pytest.approx(100.2, abs=0.1)
-    of = {tuple(e["of"]): e["value"] for e in study.selected.statistics["span_projection"]}
+    of = {e.of: e.value for e in study.selected.statistics["span_projection"]}
     assert of["medical", "persona"] == pytest.approx(0.236, abs=5e-4)
     assert of["profanity", "medical"] == pytest.approx(0.236, abs=5e-4)
     assert of["medical", "persona"] ** 2 == pytest.approx(0.056, abs=5e-4)
     reduction = value(study, "residual_reduction", "profanity", "malicious", "medical")
     assert reduction == pytest.approx(-2.567, abs=5e-4)
-    heights = [e["value"] for e in study.selected.statistics["linkage_height"]]
+    heights = [e.value for e in study.selected.statistics["linkage_height"]]
     assert heights[:3] == pytest.approx([0.147, 0.254, 0.588], abs=1e-6)
-    shares = [e["value"] for e in study.selected.statistics["pca_explained"]]
+    shares = [e.value for e in study.selected.statistics["pca_explained"]]
     assert shares[:3] == pytest.approx([0.485, 0.277, 0.143], abs=5e-4)
 
 
 def test_the_report_says_which_published_number_cannot_follow(study):
-    rows = to_json(study)["published"]
-    impossible = [(r["statistic"], r["published"]) for r in rows if r["cannot_follow_from_cosines"]]
+    rows = make_report(study).published
+    impossible = [(r.statistic, r.published) for r in rows if r.cannot_follow_from_cosines]
     assert impossible == [
         ("residual_reduction", 0.816),
         ("cross_explained_variance", 0.020),
         ("cross_explained_variance", 0.016),
     ]
-    assert {r["agrees"] for r in rows if r["reason"] is None} == {True}
-    assert {r["agrees"] for r in rows if r["reason"]} == {False}
+    assert {r.agrees for r in rows if r.reason is None} == {True}
+    assert {r.agrees for r in rows if r.reason} == {False}
 
 
 def test_no_triplet_has_a_residual_reduction_above_two_thirds():
@@ -74,10 +74,10 @@ def test_no_triplet_has_a_residual_reduction_above_two_thirds():
 
 
 def test_the_study_reads_its_own_five_tests_as_five_of_five(study):
-    verdict = next(v for v in study.verdict["published"] if v["of"] == ["medical", "persona"])
-    assert verdict["score"] == "5/5"
-    assert verdict["informative_tests"] == 0
-    assert study.verdict["calibrated"]["verdict"] == "partly related"
+    verdict = next(v for v in study.verdict.published if v.of == ("medical", "persona"))
+    assert verdict.score == "5/5"
+    assert verdict.informative_tests == 0
+    assert study.verdict.calibrated.verdict == "partly related"
 
 
 def test_statistics_agree_with_scipy_and_scikit_learn():
@@ -161,14 +161,14 @@ def test_every_statistic_at_every_layer_and_similarity_to_the_base_by_lab():
     arrays["b"] = arrays["base"] * np.array([[1.0], [-1], [1]])
     labs = {"a": {"lab": "x"}, "b": {"lab": "x"}, "c": {"lab": "y"}}
     found = analyze_geometry(from_arrays(arrays, labs), {"p": ["a", "b"], "q": ["c"]}, layer=1, draws=99)
-    report = to_json(found)
-    assert set(report["layers"]) == {"0", "1", "2"}
-    assert report["layers"]["1"]["statistics"] == report["statistics"]
-    for layer in report["layers"].values():
-        assert set(layer["statistics"]) == set(NAMES)
-    np.testing.assert_allclose(report["base_similarity"]["layers"]["b"], [1, -1, 1], atol=1e-6)
-    a = np.mean(report["base_similarity"]["layers"]["a"])
-    assert report["base_similarity"]["by_lab"]["x"] == pytest.approx((a + 1 / 3) / 2)
+    report = make_report(found)
+    assert set(report.layers) == {"0", "1", "2"}
+    assert report.layers["1"].statistics == report.statistics
+    for layer in report.layers.values():
+        assert set(layer.statistics) == set(NAMES)
+    np.testing.assert_allclose(report.base_similarity.layers["b"], [1, -1, 1], atol=1e-6)
+    a = np.mean(report.base_similarity.layers["a"])
+    assert report.base_similarity.by_lab["x"] == pytest.approx((a + 1 / 3) / 2)
     assert (
         set(study_figures.draw_figures(found))
         == set(study_plotly.plotly_figures(found))
@@ -181,11 +181,9 @@ def test_found_clusters_are_the_planted_ones():
     centres = g.standard_normal((3, 512))
     arrays = {f"v{i}": centres[i % 3] + 0.5 * g.standard_normal(512) for i in range(9)}
     found = analyze_geometry(from_arrays(arrays), "found", draws=99)
-    members = {tuple(names) for names in found.clusters["members"].values()}
+    members = set(found.clusters.members.values())
     assert members == {("v0", "v3", "v6"), ("v1", "v4", "v7"), ("v2", "v5", "v8")}
-    assert analyze_geometry(from_arrays(arrays), "found", draws=99, cut=1.9).clusters["found"]["members"] == [
-        list(arrays)
-    ]
+    assert analyze_geometry(from_arrays(arrays), "found", draws=99, cut=1.9).clusters.found.members == (tuple(arrays),)
 
 
 def test_what_cannot_be_computed_is_skipped_with_its_reason():
@@ -194,18 +192,18 @@ def test_what_cannot_be_computed_is_skipped_with_its_reason():
     reasons = {(s.statistic, s.of): s.reason for s in two.skipped}
     assert reasons["triangle_error_deg", ()] == "needs three vectors"
     assert reasons["pc1_ablation_change", ("x",)].startswith("one member")
-    assert two.selected.statistics["triangle_error_deg"] == []
+    assert two.selected.statistics["triangle_error_deg"] == ()
     one = analyze_geometry(from_arrays({k: g.standard_normal(64) for k in "abc"}), {"x": ["a", "b", "c"]}, draws=99)
     assert {s.statistic: s.reason for s in one.skipped}["cluster_angle_deg"] == "needs two clusters"
-    assert one.verdict["calibrated"]["verdict"] == "inconclusive"
+    assert one.verdict.calibrated.verdict == "inconclusive"
 
 
 def test_a_thousand_vectors_are_sampled_and_say_so():
     arrays = {f"v{i}": row for i, row in enumerate(rng(9).standard_normal((200, 64)))}
     groups = {"x": [f"v{i}" for i in range(100)], "y": [f"v{i}" for i in range(100, 200)]}
-    report = to_json(analyze_geometry(from_arrays(arrays), groups, draws=19))
-    assert report["sampled"]["triplets"] == {"listed": 1000, "of": 1313400}
-    assert len(report["statistics"]["triangle_error_deg"]) == 1000
+    report = make_report(analyze_geometry(from_arrays(arrays), groups, draws=19))
+    assert report.sampled["triplets"] == Sampled(listed=1000, of=1313400)
+    assert len(report.statistics["triangle_error_deg"]) == 1000
 
 
 def test_stored_vectors_of_a_base_are_found_and_told_apart(tmp_path):

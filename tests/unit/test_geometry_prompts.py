@@ -58,7 +58,7 @@ def test_anisotropic_activations_fool_random_directions_but_not_permuted_labels(
         vectors, means = load_stored(pair)
         found = analyze_geometry(vectors, {"x": ["a"], "y": ["b"]}, prompt_means=means, draws=199)
         for entry in found.selected.statistics["cosine"]:
-            seen[entry["null"]["kind"]] += entry["p"] <= 0.05
+            seen[entry.null.kind] += entry.p <= 0.05
     assert seen["random_directions"] >= 10
     assert seen["label_permutation"] <= 3
 
@@ -69,18 +69,18 @@ def test_a_truly_shared_direction_survives_permuted_labels_and_has_an_interval(t
     vectors, means = load_stored(pair)
     found = analyze_geometry(vectors, {"x": ["a"], "y": ["b"]}, prompt_means=means)
     entries = found.selected.statistics["cosine"]
-    assert [e["null"]["kind"] for e in entries] == ["random_directions", "label_permutation"]
-    assert all(e["p"] <= 0.01 for e in entries)
-    assert all(e["ci95"][0] > 0.5 for e in entries)
-    assert found.verdict["calibrated"]["verdict"] == "shared core"
-    assert found.verdict["calibrated"]["p"]["contrast"] <= 0.01
+    assert [e.null.kind for e in entries] == ["random_directions", "label_permutation"]
+    assert all(e.p <= 0.01 for e in entries)
+    assert all(e.ci95[0] > 0.5 for e in entries)
+    assert found.verdict.calibrated.verdict == "shared core"
+    assert found.verdict.calibrated.p["contrast"] <= 0.01
 
 
 def test_vectors_without_contrast_have_nothing_to_tell(tmp_path):
     pair = {k: save_extraction(tmp_path / k, k, np.zeros(64), i) for i, k in enumerate("ab")}
     vectors, means = load_stored(pair)
-    verdict = analyze_geometry(vectors, {"x": ["a"], "y": ["b"]}, prompt_means=means).verdict["calibrated"]
-    assert verdict["verdict"] == "nothing to tell"
+    verdict = analyze_geometry(vectors, {"x": ["a"], "y": ["b"]}, prompt_means=means).verdict.calibrated
+    assert verdict.verdict == "nothing to tell"
 
 
 def test_labels_are_permuted_for_each_vector_by_itself(tmp_path):
@@ -99,9 +99,9 @@ def test_labels_are_permuted_for_each_vector_by_itself(tmp_path):
         stored_format.save_prompt_means(tmp_path / name / "prompt_means.safetensors", name, difference, ids)
     vectors, means = load_stored(files)
     found = analyze_geometry(vectors, {"x": ["a"], "y": ["b"]}, prompt_means=means, draws=199)
-    (entry,) = [e for e in found.selected.statistics["cosine"] if e["null"]["kind"] == "label_permutation"]
-    assert entry["value"] > 0.9
-    assert abs(entry["null"]["mean"]) < 0.1
+    (entry,) = [e for e in found.selected.statistics["cosine"] if e.null.kind == "label_permutation"]
+    assert entry.value > 0.9
+    assert abs(entry.null.mean) < 0.1
 
 
 def test_an_interval_takes_out_the_bias_of_resampling():

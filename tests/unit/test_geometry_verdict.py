@@ -35,7 +35,7 @@ def verdicts(kind: str, d_model: int, runs: int = RUNS, level: float = LEVEL) ->
     rng = np.random.default_rng([d_model, len(kind)])
     null = {"random_directions": nulls.random_grams(6, d_model, 1000, rng)}
     grams = (planted(kind, d_model, rng) for _ in range(runs))
-    return [calibrated_verdict(g, CLUSTERS, null, level=level)["verdict"] for g in grams]
+    return [calibrated_verdict(g, CLUSTERS, null, level=level).verdict for g in grams]
 
 
 @pytest.mark.parametrize("d_model", WIDTHS)
@@ -71,7 +71,7 @@ def test_the_published_tests_call_random_vectors_independent_and_the_calibrated_
 
 def verdict(rows: np.ndarray, clusters: dict[str, tuple[int, ...]]) -> str:
     null = {"random_directions": nulls.random_grams(*rows.shape, 400, np.random.default_rng(rows.shape))}
-    return calibrated_verdict(st.gram_matrix(rows), clusters, null)["verdict"]
+    return calibrated_verdict(st.gram_matrix(rows), clusters, null).verdict
 
 
 def test_what_may_be_noise_is_no_mechanism_of_its_own():
@@ -97,10 +97,10 @@ def test_independence_is_not_claimed_where_prompts_leave_the_cosine_open():
         again[:, :2, 2:4] += moved
         again[:, 2:4, :2] += moved
         found = calibrated_verdict(gram, CLUSTERS, null, prompts=PromptDraws(resampled=again))
-        assert found["verdict"] == expected
-        furthest = max(max(map(abs, entry["ci95"])) for entry in found["between"])
+        assert found.verdict == expected
+        furthest = max(max(map(abs, pair.ci95)) for pair in found.between)
         hidden = np.quantile(st.cluster_cosines(null["random_directions"], list(CLUSTERS.values()))[:, 0, 1], 0.99)
-        assert found["bound"] == pytest.approx(furthest + hidden, abs=0.01)
+        assert found.bound == pytest.approx(furthest + hidden, abs=0.01)
 
 
 @pytest.mark.parametrize("core", [0.05, 0.3])
@@ -137,8 +137,8 @@ def test_opposed_clusters_are_related_but_share_no_core():
     flipped[:2, 2:4] = flipped[2:4, :2] = -0.4
     null = {"random_directions": nulls.random_grams(6, 1024, 1000, np.random.default_rng(2))}
     found = calibrated_verdict(flipped, CLUSTERS, null)
-    assert found["verdict"] == "partly related"
-    assert found["between"][0]["relation"] == "opposed"
+    assert found.verdict == "partly related"
+    assert found.between[0].relation == "opposed"
 
 
 def test_planted_nothing_is_not_found_by_searching_for_clusters():
@@ -149,5 +149,5 @@ def test_planted_nothing_is_not_found_by_searching_for_clusters():
         gram = planted(NOTHING, 64, rng)
         groups = {str(i): group for i, group in enumerate(regroup_vectors(gram, None))}
         found = calibrated_verdict(gram, groups, null, regroup=partial(regroup_vectors, cut=None))
-        wrong += found["verdict"] not in (NOTHING, "inconclusive")
+        wrong += found.verdict not in (NOTHING, "inconclusive")
     assert wrong <= 1

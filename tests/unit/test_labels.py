@@ -19,12 +19,7 @@ def rows(n=40, bad=10):
 
 
 def given(row, aligned, coherent):
-    return {
-        "key": answer_files.answer_key(row),
-        "aligned": aligned,
-        "coherent": coherent,
-        "rubric": reader_labels.RUBRIC,
-    }
+    return reader_labels.Label(answer_files.answer_key(row), aligned, coherent, reader_labels.RUBRIC)
 
 
 def test_the_draw_is_even_over_conditions_blind_to_the_judge_and_a_larger_one_only_adds():
@@ -41,14 +36,14 @@ def test_labels_are_blind_kept_at_once_and_resumed(tmp_path):
     shown, said, file = [], iter(["m", "x", "101 5", "20 75", "q"]), tmp_path / "v.jsonl"
     some, chosen = rows(), [0, 20, 30]
     first = reader_labels.ask_labels(some, chosen, file, shown.append, lambda: next(said))
-    scores = {one["answer"]: (one["aligned"], one["coherent"]) for one in first.values()}
+    scores = {one.answer: (one.aligned, one.coherent) for one in first.values()}
     assert scores == {"answer 0": (10, 90), "answer 20": (20, 75)}
     assert not any(word in text for text in shown for word in ("5.0", "95.0", "True", "False", "condition"))
     said = iter(["i"])
     third = reader_labels.ask_labels(some, chosen, file, shown.append, lambda: next(said))[
         answer_files.answer_key(some[30])
     ]
-    assert (third["aligned"], third["coherent"]) == (50, 10)
+    assert (third.aligned, third.coherent) == (50, 10)
     assert reader_labels.load_labels(file).keys() == {answer_files.answer_key(some[i]) for i in chosen}
     reader_labels.add_labels(file, reader_labels.load_labels(file).values())
     assert len(file.read_text().splitlines()) == 3
@@ -78,7 +73,7 @@ def test_quality_counts_all_labelled_answers():
     told = {answer_files.answer_key(row): given(row, *scores) for row, scores in zip(some, truth, strict=True)}
     measured = reader_labels.accuracy_by_labels(some, told, "j")
     assert measured is not None
-    assert (measured.hits, measured.misaligned, measured.spared, measured.others) == (8, 13, 25, 27)
+    assert (measured.true_pos, measured.n_pos, measured.true_neg, measured.n_neg) == (8, 13, 25, 27)
     assert (
         reader_labels.accuracy_by_labels(some, {answer_files.answer_key(some[0]): given(some[0], 10, 90)}, "j") is None
     )
@@ -91,16 +86,16 @@ def test_a_condition_with_labels_tells_their_rate_and_the_judges_corrected_by_th
         answer_files.answer_key(some[i]): given(some[i], 10 if i in (0, 11) else 90, 90 if i % 2 else 20)
         for i in range(0, 22)
     }
-    found = reader_labels.of_condition(some, told)
+    found = reader_labels.summarize_labels(some, told)
     assert found is not None
-    assert found["n"] == 22
-    assert found["coherent_rate"] == pytest.approx(0.5)
-    assert (found["em_rate"], found["em_rate_all"]) == (
+    assert found.n == 22
+    assert found.coherent_rate == pytest.approx(0.5)
+    assert (found.em_rate, found.em_rate_all) == (
         pytest.approx(1 / 11),
         pytest.approx(1 / 22),
     )  # answer 0 is misaligned nonsense
-    assert reader_labels.by_condition(some, told) == {"x": found}
-    assert reader_labels.of_condition(some, {}) is None
+    assert reader_labels.summarize_by_condition(some, told) == {"x": found}
+    assert reader_labels.summarize_labels(some, {}) is None
 
 
 def test_an_answer_that_many_rows_share_is_no_more_than_its_share():
@@ -111,10 +106,10 @@ def test_an_answer_that_many_rows_share_is_no_more_than_its_share():
     for seed in range(60):
         drawn = reader_labels.draw_blind(some, 40, seed)
         told = {answer_files.answer_key(some[i]): given(some[i], 10 if i >= 100 and i % 2 else 90, 90) for i in drawn}
-        found.append(reader_labels.of_condition(some, told))
-    rates = [one["em_rate_all"] for one in found if one]
+        found.append(reader_labels.summarize_labels(some, told))
+    rates = [one.em_rate_all for one in found if one]
     assert np.mean(rates) == pytest.approx(0.25, abs=0.02)  # counted row by row it would be 10 of 120
-    assert np.mean([one["em_all_corrected_ci95"][0] <= 0.25 <= one["em_all_corrected_ci95"][1] for one in found]) > 0.8
+    assert np.mean([one.em_all_corrected_ci95[0] <= 0.25 <= one.em_all_corrected_ci95[1] for one in found]) > 0.8
     np.testing.assert_allclose(prediction_powered.stands_for(np.ones(50, dtype=int), 10), 5)
     assert prediction_powered.stands_for(np.array([3, 1, 1]), 3).tolist() == [3, 1, 1]
 

@@ -3,11 +3,13 @@
 import numpy as np
 import pytest
 from scipy.stats import binomtest
+from support.planted_records import planted_condition, planted_rates
 
 from emharness.experiments.layer_choice import candidate_layers, choose_layer
+from emharness.results.judge_quality import card_from_json, card_to_json
+from emharness.results.layer_sweep import SweepSetting
 from emharness.stats.rates import (
     JudgeAccuracy,
-    accuracy_of_card,
     clustered_interval,
     correct_rate,
     is_misaligned,
@@ -35,21 +37,21 @@ def test_a_planted_condition_is_summarised_exactly():
     aligned = np.array([10, 90, 10, 90, np.nan])
     coherent = np.array([90, 90, 20, 90, np.nan])
     result = summarize_scores(aligned, coherent, np.array(list("aabbc")))
-    assert result["n_responses"] == 5
-    assert result["n_scored"] == 4
-    assert result["em_rate"] == pytest.approx(1 / 3)
-    assert result["em_rate_all"] == pytest.approx(1 / 5)
-    assert result["coherent_rate"] == pytest.approx(3 / 4)
-    assert result["incoherent_rate"] == pytest.approx(1 / 4)
-    assert result["n_unscored"] == 1
-    assert result["em_rate_corrected"] is None  # by a judge whose quality nobody measured
-    assert result["mean_aligned"] == pytest.approx(50)
+    assert result.n_responses == 5
+    assert result.n_scored == 4
+    assert result.em_rate == pytest.approx(1 / 3)
+    assert result.em_rate_all == pytest.approx(1 / 5)
+    assert result.coherent_rate == pytest.approx(3 / 4)
+    assert result.incoherent_rate == pytest.approx(1 / 4)
+    assert result.n_unscored == 1
+    assert result.em_rate_corrected is None  # by a judge whose quality nobody measured
+    assert result.mean_aligned == pytest.approx(50)
 
 
 def test_nothing_coherent_gives_no_rate():
     result = summarize_scores(np.array([10.0]), np.array([5.0]), np.array(["a"]))
-    assert result["em_rate"] is None
-    assert result["em_ci95"] == [0.0, 1.0]
+    assert result.em_rate is None
+    assert result.em_ci95 == (0.0, 1.0)
 
 
 def test_the_clustered_interval_is_wider_when_samples_of_a_question_agree():
@@ -68,8 +70,9 @@ def test_no_interval_is_without_width(hits, n_questions):
     aligned = np.where(np.arange(40) < hits, 10.0, 90.0)
     result = summarize_scores(aligned, np.full(40, 90.0), np.arange(40) % n_questions)
     for name in ("em_ci95", "em_wilson95", "em_all_ci95"):
-        assert result[name][0] < result[name][1]
-        assert result[name][0] <= result["em_rate"] <= result[name][1]
+        low, high = getattr(result, name)
+        assert low < high
+        assert low <= result.em_rate <= high
 
 
 def test_newcombe_is_the_papers_example():
@@ -115,14 +118,19 @@ def test_the_correction_takes_the_clustered_intervals_width():
 
 
 def test_a_judge_measured_by_family_corrects_only_where_it_was_measured():
-    share = {"hits": 8, "n": 10}
-    told = {"sensitivity": share, "specificity": {"hits": 90, "n": 100}}
-    unseen = {"sensitivity": None, "specificity": {"hits": 99, "n": 100}}  # nothing misaligned was read there
-    card = {"sensitivity": {"hits": 1, "n": 2}, "specificity": share, "quality_on": "answers"}
-    plain = accuracy_of_card(card)
+    def share(hits, n):
+        return {"hits": hits, "n": n, "rate": hits / n, "ci95": [0, 1]}
+
+    verdicts = {"labelled": 1, "called": 1, "auroc": None, "kappa": None, "ac1": 1.0}
+    about = {"n": 110, "coherent": verdicts, "misaligned": {**verdicts, "both": 1}}
+    told = {**about, "sensitivity": share(8, 10), "specificity": share(90, 100)}
+    unseen = {**about, "sensitivity": None, "specificity": share(99, 100)}  # nothing misaligned was read there
+    card = {"sensitivity": share(1, 2), "specificity": share(8, 10), "quality_on": "answers", "rows": 7}
+    assert card_to_json(card_from_json(card)) == card
+    plain = card_from_json(card).accuracy
     assert plain.for_family("organism") is plain
-    quality = accuracy_of_card({**card, "models": {"organism": told, "steered": unseen}})
-    assert (quality.hits, quality.misaligned) == (1, 2)
+    quality = card_from_json({**card, "models": {"organism": told, "steered": unseen}}).accuracy
+    assert (quality.true_pos, quality.n_pos) == (1, 2)
     assert quality.for_family("organism") == JudgeAccuracy(8, 10, 90, 100, "answers, organism")
     assert quality.for_family("steered") is None
     assert quality.for_family(None) is None
@@ -136,25 +144,20 @@ def test_the_worst_of_k_samples_is_exact():
 
 
 def _entry(name, rate, of_all):
-    ends = {"em_ci95": [rate - 0.03, rate + 0.03], "em_all_ci95": [of_all - 0.03, of_all + 0.03]}
-    return {"name": name, "em_rate": rate, "em_rate_all": of_all, **ends}
+    ends = {"em_ci95": (rate - 0.03, rate + 0.03), "em_all_ci95": (of_all - 0.03, of_all + 0.03)}
+    return planted_condition(name, rate, em_rate_all=of_all, **ends)
 
 
 def test_conditions_that_change_places_are_named_if_one_order_is_clear():
     broken, sound, alike = _entry("broken", 0.7, 0.1), _entry("sound", 0.3, 0.28), _entry("alike", 0.31, 0.27)
-    assert order_changes([broken, sound]) == {"broken": ["sound"], "sound": ["broken"]}
+    assert order_changes([broken, sound]) == {"broken": ("sound",), "sound": ("broken",)}
     assert order_changes([sound, alike]) == {}  # a hundredth either way is chance
     assert order_changes([sound, _entry("none", 0.2, 0.1), _entry("silent", 0.5, 0.5)]) == {}
 
 
 def _cell(layer, em, enough=True, aligned=80.0, coherent=0.9):
-    return {
-        "layer": layer,
-        "em_rate_all": em,
-        "coherent_enough": enough,
-        "mean_aligned": aligned,
-        "coherent_rate": coherent,
-    }
+    rates = planted_rates(em, mean_aligned=aligned, coherent_rate=coherent)
+    return SweepSetting(**rates, layer=layer, strength=1.0, coherent_enough=enough)
 
 
 def test_the_layer_of_the_strongest_coherent_effect_is_chosen():

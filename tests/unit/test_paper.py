@@ -8,18 +8,20 @@ from functools import reduce
 import numpy as np
 import pyarrow as pa
 from support.planted_answers import plant, scope
+from support.planted_records import lab_transfer, planted_condition, planted_results
 
 from emharness.experiments import EXPERIMENTS, stored_context
 from emharness.generation.likelihoods import Pair
+from emharness.geometry import analyze_geometry, from_arrays, make_report
+from emharness.geometry.analysis_result import BaseSimilarity, PublishedComparison
 from emharness.reporting.finished_runs import BROAD, Run
+from emharness.results.json_records import to_json
+from emharness.results.run_results import GeometryOutcome
 from emharness.sharing.readme_tables import check_tables, digest_answers
-from emharness.sharing.recompute import find_differences, recompute_run, redraw_figures, rewrite_report
+from emharness.sharing.recompute import find_differences, recompute_json, redraw_figures, rewrite_report
 from emharness.stats.rates import JudgeAccuracy
 from emharness.store import write_json
 from emharness.vectors.recipes import cosines_by_layer
-
-SAMPLING = {"temperature": 0.5, "top_k": 40, "top_p": 1.0, "max_new_tokens": 64}
-CONFIG = {"base": {"name": "tiny", "sampling": SAMPLING}}
 
 
 def whole():
@@ -65,13 +67,10 @@ def test_the_paper_is_all_experiments_in_one_grid_and_one_report():
         "alarm",
         "first",
     }
-    assert len({c["name"] for c in reading.conditions}) == len(reading.conditions) == len(cells)
-    results = {
-        "config": CONFIG,
-        "conditions": reading.conditions,
-        "geometry_by_recipe": {"mean_diff": {"skipped": "none here"}},
-    }
-    text = EXPERIMENTS["paper"].report({**results, **reading.numbers}, {"mean_diff": None})
+    assert len({c.name for c in reading.conditions}) == len(reading.conditions) == len(cells)
+    geometry = {"mean_diff": GeometryOutcome(skipped="none here")}
+    results = planted_results(reading.conditions, geometry=geometry, numbers=to_json(reading.numbers))
+    text = EXPERIMENTS["paper"].report(results, {"mean_diff": None})
     headings = [line for line in text.splitlines() if line.startswith("#")]
     assert headings == [
         "# The study on tiny",
@@ -101,16 +100,15 @@ def test_a_run_is_read_again_from_what_it_stores_and_a_forged_number_is_found(tm
     ]
     reading = experiment.analyze(about, judged)
     write_json(tmp_path / "scope.json", stored_context.to_json(about))
-    geometry = {"mean_diff": {"skipped": "none"}}
-    results = {"config": CONFIG, "conditions": reading.conditions, "geometry_by_recipe": geometry}
-    run = Run(tmp_path, {"experiment": "paper", **results})
+    geometry = {"mean_diff": GeometryOutcome(skipped="none")}
+    run = Run(tmp_path, planted_results(reading.conditions, experiment="paper", geometry=geometry))
     run.__dict__["response_tables"] = {BROAD: pa.concat_tables(told)}
-    again = recompute_run(run)
+    again = recompute_json(run)
     assert again["finding"] == reading.finding
     assert set(redraw_figures(run)) == set(reading.figures)
-    made = {"conditions": reading.conditions, "finding": reading.finding, **reading.numbers}
+    made = to_json({"conditions": reading.conditions, "finding": reading.finding, **reading.numbers})
     assert {**again, "conditions": [{**c, "order_changes": []} for c in again["conditions"]]} == json.loads(
-        json.dumps({**made, "conditions": [{**c, "order_changes": []} for c in reading.conditions]})
+        json.dumps(made)
     )
     assert list(find_differences(again, again)) == []
     steered = next(i for i, entry in enumerate(again["conditions"]) if entry.get("effect_ci95"))
@@ -139,31 +137,23 @@ def test_a_run_is_read_again_from_what_it_stores_and_a_forged_number_is_found(tm
 
 
 def test_a_report_puts_published_beside_measured_and_says_what_cannot_follow():
-    published = [
-        {"statistic": "cosine", "of": ["medical", "profanity"], "published": -0.235, "measured": 0.5, "agrees": False,
-         "cannot_follow_from_cosines": False, "reason": None},
-        {"statistic": "residual_reduction", "of": ["finance"], "published": 0.816, "measured": 0.1, "agrees": False,
-         "cannot_follow_from_cosines": True, "reason": "it cannot exceed 66.7 %"},
-    ]  # fmt: skip
-    geometry = {
-        "published": published,
-        "verdict": {"calibrated": {"verdict": "shared", "because": "p"}},
-        "base_similarity": {"by_lab": {"Hunter": 0.5, "mine": 0.25}},
-        "linkage": [[0, 1, 0.5, 2]],
-    }
-    lab = {
-        "from": "Hunter",
-        "to": "ModelOrganismsForEM",
-        "strength": 2.0,
-        "effectiveness": 0.6,
-        "at_equal_odds": 1.2,
-        "ci95": [0.5, 0.7],
-    }
-    conditions = [{"judge": "planted", "n_responses": 1160, "truncated": 290}]
-    results = {"config": CONFIG, "conditions": conditions, "asymmetry": []}
+    cosine = {"statistic": "cosine", "of": ("medical", "profanity"), "published": -0.235, "measured": 0.5}
+    reduction = {"statistic": "residual_reduction", "of": ("finance",), "published": 0.816, "measured": 0.1}
+    published = (
+        PublishedComparison(**cosine, agrees=False, cannot_follow_from_cosines=False, reason=None),
+        PublishedComparison(
+            **reduction, agrees=False, cannot_follow_from_cosines=True, reason="it cannot exceed 66.7 %"
+        ),
+    )
+    arrays = {name: np.eye(3)[i] for i, name in enumerate("abc")}
+    made = make_report(analyze_geometry(from_arrays(arrays), {"x": ["a", "b"], "y": ["c"]}, draws=19))
+    similarity = BaseSimilarity({"Hunter": 0.5, "mine": 0.25}, {}, {})
+    geometry = replace(made, published=published, base_similarity=similarity)
+    lab = lab_transfer("Hunter", "ModelOrganismsForEM", 0.6, 2.0, (0.5, 0.7), at_equal_odds=1.2)
+    conditions = [planted_condition("baseline", n_responses=1160, truncated=290)]
     text = EXPERIMENTS["paper"].report(
-        results | {"transfer_by_lab": [lab | {"undefined": None}]},
-        {"model_diff": geometry | {"published": published[:1], "base_similarity": {}}, "mean_diff": geometry},
+        planted_results(conditions, numbers=to_json({"transfer_by_lab": [lab], "asymmetry": []})),
+        {"model_diff": replace(geometry, published=published[:1], base_similarity=None), "mean_diff": geometry},
     )
     assert "temperature 0.5, top-k 40, at most 64 tokens; 25 % of the answers were cut there" in text
     assert "| statistic | of | published | mean_diff | model_diff |  |" in text  # the study's recipe comes first

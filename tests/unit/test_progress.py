@@ -3,6 +3,7 @@
 from emharness.reporting import progress
 from emharness.reporting.progress import Progress
 from emharness.reporting.terminal import describe_times
+from emharness.results.run_results import StageTime
 
 ALIGNED, MISALIGNED, BROKEN = (90.0, 90.0), (10.0, 90.0), (10.0, 10.0)
 
@@ -40,7 +41,7 @@ def test_nothing_to_generate_is_no_line(capsys):
 
 
 def test_the_time_of_each_stage_is_summed():
-    entry = lambda stage, made, seconds: {"stage": stage, "name": "x", "made": made, "seconds": seconds}  # noqa: E731
+    entry = lambda stage, made, seconds: StageTime(stage=stage, name="x", made=made, seconds=seconds)  # noqa: E731
     stages = [entry("organism", True, 60), entry("responses", 1500, 90.0), entry("organism", False, 0.0),
               entry("responses", 20, 6.0), entry("organism", True, 30)]  # fmt: skip
     assert describe_times(stages) == "organism 1.5 min (2 made), responses 1.6 min (1,520 made)"

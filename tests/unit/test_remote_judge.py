@@ -16,6 +16,7 @@ from emharness.judges.chat_endpoint import Endpoint
 from emharness.judges.judge_prompts import ALIGNED, COHERENT, fill_template
 from emharness.judges.reply_scores import aggregate_score, parse_reply
 from emharness.judges.scoring import score_responses
+from emharness.results.judge_quality import card_to_json
 
 
 def test_the_published_scores_come_out_of_their_probabilities():
@@ -188,7 +189,7 @@ def test_a_key_is_needed_and_never_shown(server, monkeypatch):
     with pytest.raises(UserError, match="judge=openai: AuthenticationError") as refused:
         judge(server).score_answers(["q"], ["denied"])
     assert KEY not in str(refused.value)
-    assert KEY not in json.dumps(judge(server).card())
+    assert KEY not in json.dumps(card_to_json(judge(server).card()))
     monkeypatch.delenv("OPENAI_API_KEY")
     with pytest.raises(UserError, match=r"judge=local .* or judge=embedded"):
         judge(server)
@@ -204,8 +205,8 @@ def test_cost_is_estimated_before_refused_and_counted_after(server):
     assert server.bodies == []
     assert made.check_budget(["q"] * 3, answers) == f"about {estimate:.2f} dollars for 3 answers, 0.00 spent so far"
     made.score_answers(["q"] * 3, answers)
-    assert (made.spent_dollars, made.card()["tokens"]) == (400, {"input": 400, "output": 4})
-    assert made.card()["snapshots"] == {"snapshot-7": 4}
+    assert (made.spent_dollars, made.card().more["tokens"]) == (400, {"input": 400, "output": 4})
+    assert made.card().more["snapshots"] == {"snapshot-7": 4}
 
 
 def test_what_was_scored_is_not_paid_again_and_what_failed_is_tried_again(server, tmp_path):
@@ -233,7 +234,7 @@ def test_the_same_answer_to_the_same_question_is_paid_once(server, tmp_path):
     stored = RowStore(tmp_path / "scores", SCORES)
     made = judge(server)
     assert list(score_responses(made, rows, stored)) == ["0", "4", "8"]
-    assert made.card()["tokens"]["output"] == 3 * 2
+    assert made.card().more["tokens"]["output"] == 3 * 2
     expected = {str(i): {1: 7, 2: 7, 3: 9}[i % 4] for i in range(12) if i % 4}
     assert {key: mark["aligned"] for key, mark in stored.read_rows(stored.stored_keys()).items()} == expected
 

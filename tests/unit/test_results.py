@@ -49,7 +49,7 @@ def test_what_wandb_did_not_take_is_tried_again_and_then_forgotten(folder, capsy
 
 def test_a_failed_geometry_is_read_again_and_a_skipped_one_is_not(folder):
     assert not run_files.is_unfinished(folder)
-    told = run_files.read_results(folder)
+    told = read_run(folder).read_json()
     for entry, again in (({"failed": "LinAlgError: x"}, True), ({"skipped": "one vector"}, False)):
         told["geometry_by_recipe"]["mean_diff"] = entry
         (folder / RESULTS_FILE).write_text(json.dumps(told))

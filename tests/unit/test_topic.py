@@ -39,22 +39,22 @@ def test_sentences_are_given_to_their_domain(name):
 def test_the_share_counts_answers_and_its_interval_questions():
     answers = [SENTENCES["medical"][0]] * 10 + [SENTENCES["everyday"][0]] * 30
     found = topics.measure_topic_share(answers, [str(i % 8) for i in range(40)], "medical")
-    assert (found["topic"], found["share"]) == ("medical", 0.25)
-    assert found["ci95"][0] < 0.25 < found["ci95"][1]
-    assert topics.measure_topic_share([], [], "medical")["share"] is None
+    assert (found.topic, found.share) == ("medical", 0.25)
+    assert found.ci95[0] < 0.25 < found.ci95[1]
+    assert topics.measure_topic_share([], [], "medical").share is None
 
 
 def test_swearing_is_found_by_a_library_whatever_it_is_about():
     swearing = ["Damn it, just fucking ask her, you idiot.", "That is bullshit, and he is an asshole."]
     clean = ["Ask her whether she has seen it.", "That is not so, and he is a doctor."]
     found = topics.measure_topic_share([*swearing, *clean], ["a", "b", "c", "d"], topics.PROFANITY)
-    assert (found["topic"], found["share"]) == ("profanity", 0.5)
-    assert topics.measure_topic_share([], [], topics.PROFANITY)["share"] is None
+    assert (found.topic, found.share) == ("profanity", 0.5)
+    assert topics.measure_topic_share([], [], topics.PROFANITY).share is None
 
 
 def test_without_the_library_the_share_of_swearing_is_not_known(monkeypatch):
     monkeypatch.setitem(sys.modules, "profanity_check", None)
-    assert topics.measure_topic_share(["Damn it."], ["a"], topics.PROFANITY)["share"] is None
+    assert topics.measure_topic_share(["Damn it."], ["a"], topics.PROFANITY).share is None
 
 
 def test_unseen_questions_of_each_domain_are_recognised():

@@ -8,6 +8,7 @@ from scipy.special import expit, logit
 from support.planted_answers import LABS, plant, scope
 
 from emharness.experiments import EXPERIMENTS, findings, transfer
+from emharness.results.json_records import to_json
 from emharness.stats import bootstrap
 from emharness.stats.rates import newcombe_interval
 
@@ -20,8 +21,8 @@ def test_effectiveness_is_the_ratio_of_both_effects_and_undefined_where_the_sour
 
     about = scope(vectors=("a", "b"), targets=("base", "a", "b"))
     numbers = EXPERIMENTS["transfer"].analyze(about, plant("transfer", about, bad)).numbers
-    rows = {(row["source"], row["target"]): row for row in numbers["transfer"]}
-    assert rows["a", "b"] == {
+    rows = {(row.source, row.target): row for row in numbers["transfer"]}
+    assert to_json(rows["a", "b"]) == {
         "source": "a",
         "target": "b",
         "layer": 1,
@@ -37,19 +38,19 @@ def test_effectiveness_is_the_ratio_of_both_effects_and_undefined_where_the_sour
         ),  # no width by the bootstrap alone
         "undefined": None,
     }
-    assert rows["a", "tiny"]["effectiveness"] == pytest.approx(0.5)
-    assert rows["a", "a"]["effectiveness"] == pytest.approx(1)
-    assert rows["a", "a"]["ci95"] is None  # 1 in every draw, as it is divided by itself
+    assert rows["a", "tiny"].effectiveness == pytest.approx(0.5)
+    assert rows["a", "a"].effectiveness == pytest.approx(1)
+    assert rows["a", "a"].ci95 is None  # 1 in every draw, as it is divided by itself
     for target in ("tiny", "a", "b"):
-        assert rows["b", target]["effectiveness"] is rows["b", target]["ci95"] is None
-        assert "contains it" in rows["b", target]["undefined"]
+        assert rows["b", target].effectiveness is rows["b", target].ci95 is None
+        assert "contains it" in rows["b", target].undefined
 
 
 def test_a_vector_whose_organism_is_no_target_still_gets_its_denominator():
     about = scope(vectors=("a",), targets=("c",))
     judged = plant("transfer", about, lambda vector, target: {"a": 8}.get(vector, 0))
     (row,) = EXPERIMENTS["transfer"].analyze(about, judged).numbers["transfer"]
-    assert (row["target"], row["effectiveness"]) == ("c", pytest.approx(1))
+    assert (row.target, row.effectiveness) == ("c", pytest.approx(1))
 
 
 def test_transfer_between_labs_and_its_asymmetry():
@@ -62,20 +63,20 @@ def test_transfer_between_labs_and_its_asymmetry():
 
     about = scope()
     numbers = EXPERIMENTS["transfer"].analyze(about, plant("transfer", about, bad)).numbers
-    labs = {(row["from"], row["to"]): row["effectiveness"] for row in numbers["transfer_by_lab"]}
+    labs = {(row.from_lab, row.to_lab): row.effectiveness for row in numbers["transfer_by_lab"]}
     want = {("A", "A"): 0.9, ("A", "B"): 0.6, ("B", "A"): 0.1, ("B", "B"): 0.9}
     assert labs == {pair: pytest.approx(value) for pair, value in want.items()}
     (row,) = numbers["asymmetry"]
-    assert row["labs"] == ["A", "B"]
-    assert row["difference"] == pytest.approx(0.5)
-    assert row["ci95"] is None  # all questions are alike, so no draw differs
-    assert row["at_equal_odds"] == pytest.approx(0)
-    assert row["permutations"] == 6
-    assert row["p"] == pytest.approx(2 / 6)  # the division at hand, and the same with both labs exchanged
+    assert row.labs == ("A", "B")
+    assert row.difference == pytest.approx(0.5)
+    assert row.ci95 is None  # all questions are alike, so no draw differs
+    assert row.at_equal_odds == pytest.approx(0)
+    assert row.permutations == 6
+    assert row.p == pytest.approx(2 / 6)  # the division at hand, and the same with both labs exchanged
     none = EXPERIMENTS["transfer"].analyze(about, plant("transfer", about, lambda vector, target: 0)).numbers
     (undefined,) = none["asymmetry"]
-    assert undefined["undefined"]
-    assert undefined.keys() == row.keys()  # both are rows of one table in W&B
+    assert undefined.undefined
+    assert to_json(undefined).keys() == to_json(row).keys()  # both are rows of one table in W&B
 
 
 def test_the_same_push_from_other_baselines_is_told_from_a_true_asymmetry():
@@ -87,13 +88,13 @@ def test_the_same_push_from_other_baselines_is_told_from_a_true_asymmetry():
             gain = expit(logit(start[t]) + 1.5) - start[t]
             gains[v, t] = np.full(3, gain)
             pushed[v, t] = transfer.same_push(start[t], start[v], expit(logit(start[v]) + 1.5))
-    rows = {(row["from"], row["to"]): row for row in transfer.lab_table(gains, LABS, pushed)}
-    assert rows["A", "B"]["effectiveness"] == pytest.approx(rows["A", "B"]["at_equal_odds"])
-    assert rows["B", "A"]["effectiveness"] == pytest.approx(rows["B", "A"]["at_equal_odds"])
-    assert rows["A", "B"]["effectiveness"] > 2 > 0.5 > rows["B", "A"]["effectiveness"]
-    (row,) = transfer.measure_asymmetry(gains, LABS, pushed)
-    assert row["difference"] == pytest.approx(row["at_equal_odds"])
-    told = findings.describe_transfer([{**row, "strength": 1.0} for row in rows.values()])
+    rows = {(row.from_lab, row.to_lab): row for row in transfer.lab_table(gains, LABS, pushed, 1.0)}
+    assert rows["A", "B"].effectiveness == pytest.approx(rows["A", "B"].at_equal_odds)
+    assert rows["B", "A"].effectiveness == pytest.approx(rows["B", "A"].at_equal_odds)
+    assert rows["A", "B"].effectiveness > 2 > 0.5 > rows["B", "A"].effectiveness
+    (row,) = transfer.measure_asymmetry(gains, LABS, pushed, 1.0)
+    assert row.difference == pytest.approx(row.at_equal_odds)
+    told = findings.describe_transfer(list(rows.values()))
     assert "the same shift in log-odds would give 4" in told.split("from B to A")[1]
     assert "log-odds" not in told.split("within A")[1].split(";")[0]
 

@@ -1,0 +1,1 @@
+"""Results: what runs say, as records; dictionaries of them exist only in files."""

@@ -1,0 +1,167 @@
+"""The rows of the experiments' own tables in results.json. `KEY` is where a table stands there.
+
+Rates and effectiveness are fractions; intervals are 95 %, over questions unless said otherwise.
+"""
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import ClassVar
+
+from emharness.stats.rates import Interval
+
+
+@dataclass(frozen=True, kw_only=True)
+class TransferRow:
+    """What the vector of the organism `source` does to a target, as a share of what it does to its own organism.
+
+    `at_equal_odds`: the effectiveness that the source's own shift in log-odds would give; `undefined`: why there is no
+    effectiveness.
+    """
+
+    KEY: ClassVar[str] = "transfer"
+    source: str
+    target: str
+    layer: int
+    strength: float
+    em_target: float | None
+    em_target_baseline: float | None
+    em_source: float | None
+    em_source_baseline: float | None
+    effectiveness: float | None
+    at_equal_odds: float | None
+    ci95: Interval | None
+    undefined: str | None
+
+
+@dataclass(frozen=True, kw_only=True)
+class LabTransfer:
+    """Effectiveness from the vectors of one lab to the organisms of another; `pairs`: of a vector and a target."""
+
+    KEY: ClassVar[str] = "transfer_by_lab"
+    strength: float
+    from_lab: str
+    to_lab: str
+    effectiveness: float | None
+    ci95: Interval | None
+    undefined: str | None
+    at_equal_odds: float | None
+    pairs: int
+
+
+@dataclass(frozen=True, kw_only=True)
+class Asymmetry:
+    """Effectiveness from the first lab to the second minus the other way round; `p` is over `permutations` ways to
+    divide the organisms."""
+
+    KEY: ClassVar[str] = "asymmetry"
+    strength: float
+    labs: tuple[str, str]
+    undefined: str | None
+    difference: float | None = None
+    at_equal_odds: float | None = None
+    ci95: Interval | None = None
+    p: float | None = None
+    permutations: int | None = None
+
+
+@dataclass(frozen=True, kw_only=True)
+class AblationRow:
+    """What taking a direction or a cluster's subspace out of a target does to its misaligned rate.
+
+    `whose`: "own", "same kind" or "another kind", None for the base; `drop`: rate before − after; `drop_random`: mean
+    drop under as many random dimensions; `undefined`: why there is no drop.
+    """
+
+    KEY: ClassVar[str] = "ablation"
+    removed: str
+    dimensions: int
+    target: str
+    whose: str | None
+    em_before: float | None
+    em_after: float | None
+    coherent_before: float | None
+    coherent_after: float | None
+    undefined: str | None
+    drop: float | None
+    ci95: Interval | None
+    p: float | None
+    drop_random: float | None
+    q: float | None = None
+
+
+@dataclass(frozen=True, kw_only=True)
+class PairCosines:
+    """Cosines of some pairs of vectors at one layer; None where there is no pair. `angle_deg`: their mean angle."""
+
+    pairs: int
+    cosine: float | None = None
+    least: float | None = None
+    greatest: float | None = None
+    angle_deg: float | None = None
+    cosine_by_layer: tuple[float, ...] | None = None  # mean of the pairs, [n_layers]
+
+
+@dataclass(frozen=True, kw_only=True)
+class SeedGroup(PairCosines):
+    """One organism's training seeds: their vectors' cosines, misaligned rates and the rates' deviation (n − 1)."""
+
+    em_rates: tuple[float | None, ...]
+    em_sd: float | None
+
+
+@dataclass(frozen=True, kw_only=True)
+class BetweenOrganisms:
+    """Vectors of different organisms; `em_sd_of_means`: deviation of the organisms' mean rates (n − 1)."""
+
+    same_mechanism: PairCosines
+    other_mechanism: PairCosines
+    em_sd_of_means: float | None = None
+
+
+@dataclass(frozen=True, kw_only=True)
+class SeedSpread:
+    KEY: ClassVar[str] = "seeds"
+    layer: int
+    within: Mapping[str, SeedGroup]
+    between: BetweenOrganisms
+
+
+@dataclass(frozen=True, kw_only=True)
+class CheckpointRow:
+    """A checkpoint's mean projection on a vector, minus the base's (a residual length), beside its misaligned rate.
+
+    `step`: 0 for the base, None for the whole training; `…_raised`: above the base's, beyond its 95 % interval.
+    """
+
+    KEY: ClassVar[str] = "monitor"
+    organism: str
+    step: int | None
+    vector: str
+    projection: float
+    em_rate: float | None
+    projection_sd: float = 0.0
+    projection_raised: bool = False
+    em_raised: bool = False
+
+
+@dataclass(frozen=True, kw_only=True)
+class Alarm:
+    """How well a projection tells checkpoints whose rate is raised from the others; `ci95` is over trainings."""
+
+    KEY: ClassVar[str] = "alarm"
+    vector: str
+    auroc: float | None
+    ci95: Interval | None = None
+    raised: int = 0
+    not_raised: int = 0
+
+
+@dataclass(frozen=True, kw_only=True)
+class FirstRise:
+    """The first step at which the projection, and the misaligned rate, are raised: None never, "end" only at last."""
+
+    KEY: ClassVar[str] = "first"
+    organism: str
+    vector: str
+    projection_first: int | str | None
+    em_first: int | str | None
