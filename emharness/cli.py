@@ -14,11 +14,14 @@ import hydra
 from hydra.core.hydra_config import HydraConfig
 from hydra.errors import CompactHydraException
 from hydra.types import RunMode
+from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
 from emharness.errors import IncompleteRun, UserError, describe_full_disk, join_lines
 from emharness.hydra_compat import LOCAL
 from emharness.overrides import format_hydra_error, why_invalid
+from emharness.ranges import refuse_names
+from emharness.results.json_records import Json
 
 FULL = "HYDRA_FULL_ERROR"
 ELSEWHERE = ("--config-", "-cd", "-cp", "-cn")  # options by which configs may lie in other folders as well
@@ -142,6 +145,13 @@ def start_launcher(run: Callable[..., Any], file: str, config_name: str) -> None
     finally:
         os.environ.pop(FULL, None)
         os.environ |= {FULL: asked} if asked else {}
+
+
+def read_settings(cfg: DictConfig, config: Path, groups: Iterable[str] = ()) -> Json:
+    """A launcher's settings as plain values. UserError for a name that is neither in `config`, its YAML, nor one of
+    `groups`."""
+    refuse_names(cfg, [*groups, *map(str, OmegaConf.load(config))])
+    return OmegaConf.to_container(cfg, resolve=True)  # type: ignore[return-value]
 
 
 def describe_command() -> str:

@@ -1,13 +1,11 @@
 """Are the README's numbers what the stored answers say: python launch/check.py [run=<results.json>]"""
 
 from pathlib import Path
-from typing import Any
 
-from omegaconf import DictConfig, OmegaConf
+from omegaconf import DictConfig
 
-from emharness.cli import start_launcher
+from emharness.cli import read_settings, start_launcher
 from emharness.errors import IncompleteRun, UserError
-from emharness.ranges import refuse_names
 
 ROOT = Path(__file__).resolve().parent.parent
 CONF = ROOT / "conf" / "tools"
@@ -15,8 +13,7 @@ CONF = ROOT / "conf" / "tools"
 
 def run(cfg: DictConfig) -> None:
     """Read a run's answers again, and compare results.json and every table of the file with what they say."""
-    refuse_names(cfg, OmegaConf.load(CONF / "check.yaml"))
-    settings: dict[str, Any] = OmegaConf.to_container(cfg, resolve=True)  # type: ignore[assignment]
+    settings = read_settings(cfg, CONF / "check.yaml")
     from emharness.reporting import drawing, finished_runs
     from emharness.reporting.terminal import print_line
     from emharness.sharing import readme_tables

@@ -3,15 +3,13 @@
 from collections.abc import Mapping
 from hashlib import sha256
 from pathlib import Path
-from typing import Any
 
-from omegaconf import DictConfig, OmegaConf
+from omegaconf import DictConfig
 
 from emharness import geometry
-from emharness.cli import start_launcher
+from emharness.cli import read_settings, start_launcher
 from emharness.config_checks import tracker_mode
 from emharness.errors import UserError
-from emharness.ranges import refuse_names
 from emharness.reporting.wandb_tracker import Tracker
 from emharness.store import Store, artifacts_home
 
@@ -20,8 +18,7 @@ CONF = Path(__file__).resolve().parent.parent / "conf"
 
 def run(cfg: DictConfig) -> None:
     """Read the vectors, compare every statistic with vectors that share nothing, and judge."""
-    refuse_names(cfg, OmegaConf.load(CONF / "geometry.yaml"))
-    settings: dict[str, Any] = OmegaConf.to_container(cfg, resolve=True)  # type: ignore[assignment]
+    settings = read_settings(cfg, CONF / "geometry.yaml")
     mode, wandb = settings.pop("tracker"), settings.pop("wandb")
     mode = tracker_mode(mode)
     files, beside = settings.pop("vectors"), settings.pop("prompt_means")

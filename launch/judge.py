@@ -10,14 +10,14 @@ from typing import Any
 import numpy as np
 from omegaconf import DictConfig, OmegaConf
 
-from emharness.cli import start_launcher
+from emharness.cli import read_settings, start_launcher
 from emharness.config_checks import tracker_mode
 from emharness.errors import UserError
-from emharness.ranges import refuse_names
+from emharness.results.json_records import Json
 
 CONF = Path(__file__).resolve().parent.parent / "conf"
 
-Answers = list[dict[str, Any]]
+Answers = list[Json]
 
 
 def run(cfg: DictConfig) -> None:
@@ -25,8 +25,7 @@ def run(cfg: DictConfig) -> None:
     from emharness.judges import answer_files
     from emharness.store import Store, artifacts_home, check_writable
 
-    config: dict[str, Any] = OmegaConf.to_container(cfg, resolve=True)  # type: ignore[assignment]
-    refuse_names(cfg, ["judge", *map(str, OmegaConf.load(CONF / "judge_file.yaml"))])
+    config = read_settings(cfg, CONF / "judge_file.yaml", groups=["judge"])
     config["tracker"] = tracker_mode(config["tracker"])
     for name in ("responses", "out"):
         if not config[name]:
@@ -49,7 +48,7 @@ def run(cfg: DictConfig) -> None:
     print(f"results: {config['out']}", flush=True)
 
 
-def rate_answers(config: dict[str, Any], rows: Answers) -> None:
+def rate_answers(config: Json, rows: Answers) -> None:
     """One judge: scores, and the rates by condition."""
     from emharness.judges import answer_files
     from emharness.reporting import terminal
@@ -69,7 +68,7 @@ def rate_answers(config: dict[str, Any], rows: Answers) -> None:
         terminal.print_line(f"unscored: the judge did not reach {owed:,} answers; the same command tries again")
 
 
-def compare_judges(config: dict[str, Any], rows: Answers) -> None:
+def compare_judges(config: Json, rows: Answers) -> None:
     """Several judges: their scores side by side in `out`, how they agree in .json and .png beside it."""
     from emharness.judges import answer_files
     from emharness.judges import judge_comparison as comparing
@@ -107,7 +106,7 @@ def compare_judges(config: dict[str, Any], rows: Answers) -> None:
         tracker.log_figures({"judges": out.with_suffix(".png")}, {"judges": drawing.to_plotly(picture)})
 
 
-def label_answers(config: dict[str, Any], rows: Answers) -> None:
+def label_answers(config: Json, rows: Answers) -> None:
     """A reader's labels in `out`, which can be resumed, and in the store, where later runs find them; and what they say
     of the conditions and of the judge."""
     from emharness.judges import answer_files, reader_labels
@@ -131,7 +130,7 @@ def label_answers(config: dict[str, Any], rows: Answers) -> None:
     terminal.show_labels(reader_labels.summarize_by_condition(judged, given))
 
 
-def build_judge(judge: dict[str, Any]) -> Any:
+def build_judge(judge: Json) -> Any:
     """The judge of a config; it has asked nothing yet."""
     from emharness.judges import make_judge
     from emharness.store import Store, artifacts_home
@@ -160,7 +159,7 @@ def score_rows(judge: Any, rows: Answers) -> tuple[Answers, int]:
     return found, len(owed)
 
 
-def of_that_name(name: str) -> dict[str, Any]:
+def of_that_name(name: str) -> Json:
     """A judge as conf/judge/ describes it."""
     file = CONF / "judge" / f"{name}.yaml"
     if not file.is_file():

@@ -2,15 +2,13 @@
 
 import sys
 from pathlib import Path
-from typing import Any
 
-from omegaconf import DictConfig, OmegaConf
+from omegaconf import DictConfig
 
-from emharness.cli import start_launcher
+from emharness.cli import read_settings, start_launcher
 from emharness.config_checks import check_choice
 from emharness.errors import UserError
 from emharness.overrides import as_list
-from emharness.ranges import refuse_names
 
 CONF = Path(__file__).resolve().parent.parent / "conf" / "tools"
 FORMATS = ("table", "csv", "markdown")
@@ -18,8 +16,7 @@ FORMATS = ("table", "csv", "markdown")
 
 def run(cfg: DictConfig) -> None:
     """A row for each condition, a column for each run's rate; runs that differ only in their seed share one."""
-    refuse_names(cfg, OmegaConf.load(CONF / "show.yaml"))
-    settings: dict[str, Any] = OmegaConf.to_container(cfg, resolve=True)  # type: ignore[assignment]
+    settings = read_settings(cfg, CONF / "show.yaml")
     check_choice("format", settings["format"], FORMATS)
     from emharness.reporting import finished_runs, run_comparison
     from emharness.store import artifacts_home, check_writable

@@ -4,13 +4,12 @@ from __future__ import annotations
 
 import json
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
-from omegaconf import DictConfig, OmegaConf
+from omegaconf import DictConfig
 
-from emharness.cli import start_launcher
+from emharness.cli import read_settings, start_launcher
 from emharness.errors import UserError
-from emharness.ranges import refuse_names
 
 if TYPE_CHECKING:
     from emharness.results.run_results import RunResults
@@ -26,8 +25,7 @@ def run(cfg: DictConfig) -> None:
     from emharness.store import check_writable
     from emharness.vectors import exchange
 
-    refuse_names(cfg, OmegaConf.load(CONF / "vectors.yaml"))
-    settings: dict[str, Any] = OmegaConf.to_container(cfg, resolve=True)  # type: ignore[assignment]
+    settings = read_settings(cfg, CONF / "vectors.yaml")
     asked = [task for task in (*TASKS, "publish") if settings[task]]
     if len(asked) != 1:
         raise UserError(f"give one of {', '.join(f'{task}=<file>' for task in TASKS)}, publish=<folder>")

@@ -10,11 +10,11 @@ import tempfile
 from pathlib import Path
 from typing import Any
 
-from omegaconf import DictConfig, OmegaConf
+from omegaconf import DictConfig
 
-from emharness.cli import start_launcher
+from emharness.cli import read_settings, start_launcher
 from emharness.errors import UserError
-from emharness.ranges import Range, refuse_names
+from emharness.ranges import Range
 
 CONF = Path(__file__).resolve().parent.parent / "conf" / "tools"
 HOST = "127.0.0.1"
@@ -22,8 +22,7 @@ HOST = "127.0.0.1"
 
 def run(cfg: DictConfig) -> None:
     """Write the logs of the runs that are asked for, unless they are there, then serve them or bundle a site."""
-    refuse_names(cfg, OmegaConf.load(CONF / "view.yaml"))
-    settings: dict[str, Any] = OmegaConf.to_container(cfg, resolve=True)  # type: ignore[assignment]
+    settings = read_settings(cfg, CONF / "view.yaml")
     bundle = Path(settings["bundle"]).expanduser() if settings["bundle"] else None
     if bundle is None:
         check_port(settings["port"])

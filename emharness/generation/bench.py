@@ -17,7 +17,7 @@ from safetensors.numpy import save_file
 
 from emharness.config import BaseConfig, EngineConfig, JudgeConfig, SamplingConfig, TrainConfig, WandbConfig
 from emharness.generation.bench_workers import BenchWorker, hf_measure, stream_measure, vllm_measure
-from emharness.results.json_records import Json
+from emharness.steering.request.spec import SpecJson
 
 FILE = "bench.safetensors"
 ROOMY = 6  # GiB of cache on a CPU: the specs of one repetition and their prompts
@@ -65,7 +65,7 @@ def save_vectors(folder: Path, n: int, n_layers: int, d_model: int, seed: int) -
     save_file({f"v{i}": rng.normal(size=(n_layers, d_model)).astype(np.float32) for i in range(n)}, folder / FILE)
 
 
-def make_spec(vector: int, strength: float, layers: list[int]) -> Json:
+def make_spec(vector: int, strength: float, layers: list[int]) -> SpecJson:
     return {"edits": [{"vector": f"{FILE}#v{vector}", "layers": layers, "strength": strength}]}
 
 
@@ -157,7 +157,7 @@ def bench_specs(
     sampling = SamplingConfig(temperature=0.7, top_k=40, max_new_tokens=config.tokens, ignore_eos=True, progress=False)
     batch = [prompts[i % len(prompts)] for i in range(config.batch)]
 
-    def make_specs(k: int, layers: list[int]) -> list[Json]:
+    def make_specs(k: int, layers: list[int]) -> list[SpecJson]:
         return [make_spec(i % k, 0.01 * (1 + i % k), layers) for i in range(config.batch)]
 
     places = {"one layer": [shape[0] // 2], "all layers": list(range(shape[0]))}

@@ -15,7 +15,7 @@ import numpy as np
 
 from emharness.config import SteerConfig
 from emharness.steering.request.modes import MODES
-from emharness.steering.request.spec import Edit, Gate, resolve_spec
+from emharness.steering.request.spec import Edit, Gate, SpecJson, resolve_spec
 
 
 @dataclass(frozen=True)
@@ -79,7 +79,7 @@ class Request:
     prompt: Prompt
     sample: int
     max_new_tokens: int
-    spec: Mapping[str, Any] | None
+    spec: SpecJson | None
     seed: int
 
 
@@ -104,7 +104,7 @@ def describe_edit(edit: Edit) -> str:
     return "·".join([f"L{layers}", f"{edit.strength:+g}", *more])
 
 
-def make_steering_spec(edits: Sequence[Edit], directions: Mapping[str, Direction], root: Path) -> dict[str, Any] | None:
+def make_steering_spec(edits: Sequence[Edit], directions: Mapping[str, Direction], root: Path) -> SpecJson | None:
     """The steering request: the edits with their vectors as files; None where nothing is edited.
 
     Files are named relative to `root`, the folder that the engine reads vectors from. KeyError for an unknown vector.
@@ -129,13 +129,13 @@ def make_steering_spec(edits: Sequence[Edit], directions: Mapping[str, Direction
     return {"edits": listed} if listed else None
 
 
-def edits_digest(spec: Mapping[str, Any] | None, n_layers: int, d_model: int, root: Path) -> str:
+def edits_digest(spec: SpecJson | None, n_layers: int, d_model: int, root: Path) -> str:
     """Hash of what the edits do: directions by content, strengths, layers, positions; "" where nothing is edited."""
     return resolve_spec(dict(spec), n_layers, d_model, root)["digest"].hex()[:16] if spec else ""
 
 
 def list_requests(
-    cell: Cell, prompts: Iterable[Prompt], spec: Mapping[str, Any] | None, digest: str, stream: str, seed: int
+    cell: Cell, prompts: Iterable[Prompt], spec: SpecJson | None, digest: str, stream: str, seed: int
 ) -> list[Request]:
     """A cell's responses in order: by question, then sample. `stream` is the key of all that its target shares.
 

@@ -17,7 +17,7 @@ from emharness.errors import UserError
 from emharness.generation import kernels
 from emharness.generation.cells import Request
 from emharness.steering.blocks import decoder_layers
-from emharness.steering.request.spec import KEY
+from emharness.steering.request.spec import KEY, SpecJson
 from emharness.steering.request.vector_lookup import FOLDER_VARIABLE
 from emharness.steering.vllm import preflight
 from emharness.steering.vllm.op import unhooked
@@ -162,7 +162,7 @@ class Engine:
         n: int,
         sampling: SamplingConfig,
         seed: int,
-        steering: dict[str, Any] | Sequence[dict[str, Any] | None] | None = None,
+        steering: SpecJson | Sequence[SpecJson | None] | None = None,
         salts: Sequence[str | None] | None = None,
     ) -> Batch:
         """n samples for each tokenised prompt, all under one steering spec or each under its own.
@@ -216,7 +216,7 @@ class Engine:
                 engine.abort_request(list(running))
 
     def log_likelihoods(
-        self, texts: Sequence[tuple[list[int], list[int]]], specs: Sequence[dict[str, Any] | None]
+        self, texts: Sequence[tuple[list[int], list[int]]], specs: Sequence[SpecJson | None]
     ) -> list[list[float]]:
         """log p of every token of each continuation, given its prompt and what is before it, under each spec.
 
@@ -242,7 +242,7 @@ class Engine:
         likeliest = [output.outputs[0].logprobs[0] for output in outputs]  # type: ignore[index]
         return [{token: math.exp(entry.logprob) for token, entry in some.items()} for some in likeliest]
 
-    def _sampling_params(self, n: int, sampling: SamplingConfig, seed: int, spec: dict[str, Any] | None) -> Any:
+    def _sampling_params(self, n: int, sampling: SamplingConfig, seed: int, spec: SpecJson | None) -> Any:
         return self._vllm.SamplingParams(
             n=n,
             temperature=sampling.temperature,

@@ -3,15 +3,15 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any
 
 import numpy as np
 
 from emharness.generation.engine import Engine
 from emharness.organisms.chat import Chat
 from emharness.questions import DATA, hash_items
+from emharness.steering.request.spec import SpecJson
 
 FILE = DATA / "pairs.jsonl"
 MOST_TOKENS = 24  # of an answer: the beginning shows which way it goes
@@ -58,9 +58,7 @@ def tokenize_pairs(chat: Chat, pairs: Sequence[Pair]) -> list[PairTokens]:
     return found
 
 
-def measure_likelihoods(
-    engine: Engine, pairs: Sequence[PairTokens], spec: Mapping[str, Any] | None
-) -> dict[str, list[float]]:
+def measure_likelihoods(engine: Engine, pairs: Sequence[PairTokens], spec: SpecJson | None) -> dict[str, list[float]]:
     """Mean log p per token of every pair's aligned and misaligned answer: {"aligned", "misaligned"}, each [n_pairs]."""
     texts = [(pair.prompt, answer) for pair in pairs for answer in (pair.aligned, pair.misaligned)]
     specs = [shift_positions(spec, len(prompt)) for prompt, _ in texts]
@@ -69,7 +67,7 @@ def measure_likelihoods(
     return {"aligned": means[::2], "misaligned": means[1::2]}
 
 
-def shift_positions(spec: Mapping[str, Any] | None, n_prompt: int) -> dict[str, Any] | None:
+def shift_positions(spec: SpecJson | None, n_prompt: int) -> SpecJson | None:
     """The spec for an answer that is given as a part of the prompt: positions counted from where the answer begins."""
     if spec is None:
         return None

@@ -2,13 +2,13 @@
 
 import hashlib
 import os
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Sequence
 from pathlib import Path
-from typing import Any
 
 import pyarrow as pa
 import pyarrow.parquet as pq
 
+from emharness.results.json_records import Json, Row
 from emharness.store import partial_name
 
 RESPONSES = pa.schema(
@@ -57,7 +57,7 @@ class RowStore:
     def chunk_files(self) -> list[Path]:
         return sorted(self.folder.glob("[!.]*.parquet"))
 
-    def add_rows(self, rows: Sequence[Mapping[str, Any]]) -> Path:
+    def add_rows(self, rows: Sequence[Row]) -> Path:
         """Store a chunk."""
         keys = sorted(str(row["key"]) for row in rows)
         path = self.folder / f"{hashlib.sha256(' '.join(keys).encode()).hexdigest()[:20]}.parquet"
@@ -74,11 +74,11 @@ class RowStore:
         self._files[path] = keys
         return path
 
-    def read_rows(self, keys: Iterable[str], partly: bool = False) -> dict[str, dict[str, Any]]:
+    def read_rows(self, keys: Iterable[str], partly: bool = False) -> dict[str, Json]:
         """The rows of these keys, by key. KeyError where one is not stored, unless some may be missing (`partly`)."""
         wanted = set(keys)
         self.stored_keys()
-        found: dict[str, dict[str, Any]] = {}
+        found: dict[str, Json] = {}
         for path in sorted(self._files):
             if wanted.isdisjoint(self._files[path]):
                 continue

@@ -5,14 +5,14 @@ from __future__ import annotations
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from typing import Any
 
 from emharness.config import SamplingConfig
 from emharness.generation.cells import Request
 from emharness.generation.engine import Engine
 from emharness.generation.response_store import RowStore
+from emharness.results.json_records import Json
 
-OnChunk = Callable[[list[dict[str, Any]]], None]  # rows just stored
+OnChunk = Callable[[list[Json]], None]  # rows just stored
 
 
 @dataclass(frozen=True)
@@ -51,7 +51,7 @@ def generate_pending(
         if {request.key for request in chunk} <= responses.stored_keys():  # another process has made it meanwhile
             continue
         engine.clear_prefix_cache()
-        rows: list[dict[str, Any]] = []
+        rows: list[Json] = []
         start = time.perf_counter()
         for index, completion in engine.stream_completions(chunk, sampling):
             request = chunk[index]

@@ -161,6 +161,10 @@ def parse_spec(spec: Any) -> Steering:
         raise ValueError(f"steering: {where}: {first['msg']}") from None
 
 
+SpecJson = dict[str, Any]  # a spec as a request carries it: plain JSON, {"edits": […], "record": {…}}
+EditJson = dict[str, Any]  # one of its edits
+
+
 class ResolvedSpec(dict[str, Any]):
     """What `resolve_spec` made. Shared between identical requests: immutable; deepcopy returns self."""
 

@@ -14,7 +14,7 @@ import numpy as np
 from safetensors.numpy import save_file
 
 from emharness.steering.request.recorded_output import recorded_means
-from emharness.steering.request.spec import KEY
+from emharness.steering.request.spec import KEY, EditJson, SpecJson
 from emharness.steering.request.vector_lookup import FOLDER_VARIABLE
 from emharness.steering.verify import reference
 from emharness.steering.vllm import preflight
@@ -35,7 +35,7 @@ SETTINGS = {
 FILE = "verify.safetensors"
 CONTAINER = Path("/sys/fs/cgroup/memory.max")
 
-Specs = Sequence[dict[str, Any] | None]
+Specs = Sequence[SpecJson | None]
 Likely = dict[int, float]  # token → log-probability, of the likeliest and the one that was taken
 Result = tuple[list[list[int]], list[list[Likely]], list[Any]]  # tokens, `Likely` of each, recorded means or None
 
@@ -87,7 +87,7 @@ def largest_difference(one: Result, other: Result) -> float:
     return worst
 
 
-def spec_of(edits: list[dict[str, Any]] | None, record: dict[str, Any] | None = None) -> dict[str, Any] | None:
+def spec_of(edits: list[EditJson] | None, record: SpecJson | None = None) -> SpecJson | None:
     """A request's spec; None where it asks for nothing."""
     return {key: value for key, value in (("edits", edits), ("record", record)) if value} or None
 
@@ -209,22 +209,20 @@ class Trial:
             raise NoReference(f"Hugging Face does not load this model: {error}") from error
         return model.eval()
 
-    def make_edit(self, strength: float, mode: str = "add", vector: int = 0, **more: Any) -> dict[str, Any]:
+    def make_edit(self, strength: float, mode: str = "add", vector: int = 0, **more: Any) -> EditJson:
         return {"vector": f"{FILE}#v{vector}", "layer": self.checked_layer, "strength": strength, "mode": mode, **more}
 
-    def run_steered(
-        self, edits: Sequence[list[dict[str, Any]] | None], prompts: Sequence[list[int]] | None = None
-    ) -> Result:
+    def run_steered(self, edits: Sequence[list[EditJson] | None], prompts: Sequence[list[int]] | None = None) -> Result:
         return generate_tokens(
             self.llm, self.prompts if prompts is None else prompts, [spec_of(some) for some in edits]
         )
 
-    def run_one_by_one(self, edits: Sequence[list[dict[str, Any]] | None], prompts: Sequence[list[int]]) -> Result:
+    def run_one_by_one(self, edits: Sequence[list[EditJson] | None], prompts: Sequence[list[int]]) -> Result:
         """`run`, one request after another."""
         each = [self.run_steered([some], [prompt]) for some, prompt in zip(edits, prompts, strict=True)]
         return [tokens[0] for tokens, _, _ in each], [found[0] for _, found, _ in each], []
 
-    def from_hugging_face(self, edits: Sequence[list[dict[str, Any]] | None]) -> float:
+    def from_hugging_face(self, edits: Sequence[list[EditJson] | None]) -> float:
         """Largest difference of the log-probabilities of all tokens that are taken, each prompt under its own edits."""
         tokens, found, _ = self.run_steered(edits)
         worst = 0.0
@@ -246,7 +244,7 @@ class Trial:
         except NoReference:
             return batches
 
-    def recorded_means(self, edits: list[dict[str, Any]] | None) -> np.ndarray:
+    def recorded_means(self, edits: list[EditJson] | None) -> np.ndarray:
         """Recorded mean residual over the first prompt after every block, [n_layers, d_model]."""
         spec = spec_of(edits, {"layers": list(range(self.shape[0])), "positions": "prompt"})
         return np.array(generate_tokens(self.llm, self.prompts[:1], [spec])[2][0])

@@ -12,7 +12,7 @@ from typing import Any
 
 import numpy as np
 
-from emharness.steering.request.spec import KEY
+from emharness.steering.request.spec import KEY, SpecJson
 from emharness.steering.step.edit_table import cached_pattern
 
 PLAN = "_emharness_plan"  # attribute of a model runner
@@ -75,13 +75,13 @@ def merge_samples(make: Any, state: Any, *args: Any, **kwargs: Any) -> Any:
 signature = cache(inspect.signature)
 
 
-def wanted_spec(params: Any) -> dict[str, Any] | None:
+def wanted_spec(params: Any) -> SpecJson | None:
     """The resolved spec in the parameters of a request that edits or records."""
     spec = (getattr(params, "extra_args", None) or {}).get(KEY)
     return spec if spec and (spec["edits"] or spec["record"]) else None
 
 
-def awaits_token(spec: dict[str, Any]) -> bool:
+def awaits_token(spec: SpecJson) -> bool:
     """Whether a resolved spec has edits that begin after a token."""
     return bool(cached_pattern(spec).trigger_tokens)
 
