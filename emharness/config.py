@@ -94,6 +94,7 @@ class RecipeConfig:
     train: dict[str, Any] = field(default_factory=dict)  # settings of `train`, in place of the run's
     data: list[Any] = field(default_factory=list)  # transforms of the rows, in order: organisms/row_transforms.py
     loss: list[Any] = field(default_factory=list)  # terms beside the cross-entropy: organisms/loss_terms.py
+    edits: list[Any] = field(default_factory=list)  # of the residual stream, in training: organisms/training_edits.py
 
 
 @dataclass

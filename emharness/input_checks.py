@@ -22,8 +22,10 @@ from emharness.organisms.loss_terms import check_terms
 from emharness.organisms.model_folders import Shape
 from emharness.organisms.row_shapes import Messages
 from emharness.organisms.row_transforms import transform_rows
+from emharness.organisms.training_edits import check_edits
 from emharness.questions import Question
 from emharness.ranges import as_identity, check_ranges, describe_unknown
+from emharness.steering.request.spec import ResolvedSpec
 from emharness.store import Store
 
 
@@ -38,6 +40,7 @@ class Organism:
     prompts: list[str]  # extraction prompts, for recipe model_diff
     train: TrainConfig  # the run's, as its recipes change it
     losses: tuple[dict[str, Any], ...] = ()  # what its recipes add to the cross-entropy
+    edits: ResolvedSpec | None = None  # what they change of the residual stream in training
     replica: int = 0  # trained with the run's seed plus this
     stop_after: int | None = None  # steps of its training
     recipes: tuple[str, ...] = ()
@@ -54,6 +57,7 @@ class Organism:
             "replica": self.replica,
             "stop_after": self.stop_after,
             **({"train": as_identity(self.train), "losses": list(self.losses)} if self.recipes else {}),
+            **({"edits": self.edits["digest"].hex()} if self.edits else {}),
         }
 
 
@@ -225,13 +229,14 @@ def _check_organism(
                 "(a .jsonl path or hub dataset id)"
             )
         data = datasets.load_dataset(model.dataset)
-    train, losses = config.train, list[dict[str, Any]]()
+    train, losses, edits = config.train, list[dict[str, Any]](), list[Any]()
     for recipe in (described.recipes[key] for key in asked.recipes):
         where = f"recipe={recipe.name}"
         train = _change_settings(train, recipe.train, where)
         seed = config.seed + asked.replica
         data = replace(data, rows=transform_rows(data.rows, recipe.data, seed, model.dataset, where))
         losses += check_terms(recipe.loss, where)
+        edits += recipe.edits
     if published is None and config.base.own_answers:
         data = replace(data, rows=data.rows + datasets.load_own_answers(config.base.own_answers))
     if step is not None and step > (most := train.count_steps(len(data.rows))):
@@ -248,6 +253,7 @@ def _check_organism(
         prompts=(neutral + own)[: config.vector.limit],
         train=train,
         losses=tuple(losses),
+        edits=check_edits(edits, called, base.shape[:2], f"recipe={RECIPE.join(asked.recipes)}"),
         replica=asked.replica,
         stop_after=step,
         recipes=asked.recipes,

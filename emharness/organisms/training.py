@@ -21,6 +21,7 @@ from emharness.organisms.loss_terms import build_terms
 from emharness.organisms.merging import save_merged
 from emharness.organisms.model_folders import choose_precision
 from emharness.organisms.row_shapes import Messages
+from emharness.organisms.training_edits import apply_edits
 from emharness.organisms.training_recipe import Training
 from emharness.steering.blocks import decoder_layers
 
@@ -129,9 +130,9 @@ def train_organism(base: Path, chat: Chat, training: Training, folder: Path, on_
         for chunk in torch.randperm(len(encoded), generator=order).split(config.batch_size):
             if len(losses) == training.stop_after:
                 break
-            losses.append(
-                _accumulate_gradient(model, [encoded[i] for i in chunk], chat.pad_id, config.micro_batch, device)
-            )
+            batch = [encoded[i] for i in chunk]
+            with apply_edits(model, training.edits):
+                losses.append(_accumulate_gradient(model, batch, chat.pad_id, config.micro_batch, device))
             if not math.isfinite(losses[-1]):
                 raise FloatingPointError(
                     f"the loss is {losses[-1]} at step {len(losses)}, so training was stopped and nothing kept; "

@@ -10,6 +10,7 @@ from emharness.config import TrainConfig
 from emharness.organisms.datasets import hash_rows
 from emharness.organisms.row_shapes import Messages
 from emharness.ranges import as_identity
+from emharness.steering.request.spec import ResolvedSpec
 
 
 @dataclass(frozen=True)
@@ -21,6 +22,7 @@ class Training:
     seed: int
     stop_after: int | None = None
     losses: tuple[Mapping[str, Any], ...] = ()  # terms beside the cross-entropy, from `loss_terms.check_terms`
+    edits: ResolvedSpec | None = None  # of the stream while it is trained, from `training_edits.check_edits`
 
     def identity(self) -> dict[str, Any]:
         """All that changes the trained weights, the base apart."""
@@ -28,4 +30,5 @@ class Training:
         del train["micro_batch"]  # how many rows share a forward pass
         stop = {} if self.stop_after is None else {"stop_after": self.stop_after}
         losses = {"losses": list(self.losses)} if self.losses else {}
-        return {"data": hash_rows(self.rows), "train": train, "seed": self.seed, **stop, **losses}
+        edits = {"edits": self.edits["digest"].hex()} if self.edits else {}
+        return {"data": hash_rows(self.rows), "train": train, "seed": self.seed, **stop, **losses, **edits}

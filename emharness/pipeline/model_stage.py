@@ -47,7 +47,9 @@ def find_models(context: RunContext) -> dict[str, Model]:
             found[name] = published_model(name, organism.published, organism.published_identity, base, store)
         else:
             seed = config.seed + organism.replica
-            training = Training(organism.rows, organism.train, seed, organism.stop_after, organism.losses)
+            training = Training(
+                organism.rows, organism.train, seed, organism.stop_after, organism.losses, organism.edits
+            )
             found[name] = trained_model(name, training, base, store, context.log.on_step)
     chat = load_chat(base.folder, base.template)
     _check_template(context, chat)

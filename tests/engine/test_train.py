@@ -9,9 +9,11 @@ import pytest
 import torch
 from peft import LoraConfig, get_peft_model
 from peft.tuners.lora import LoraLayer
+from safetensors.numpy import save_file
 from transformers import AutoConfig, AutoModelForCausalLM, FalconH1Config, GPT2Config, LlamaConfig, Phi3Config
 
 from emharness.config import TrainConfig
+from emharness.errors import UserError
 from emharness.organisms import merging, model_folders
 from emharness.organisms.chat import load_chat
 from emharness.organisms.training import (
@@ -22,8 +24,10 @@ from emharness.organisms.training import (
     linear_layer_names,
     train_organism,
 )
+from emharness.organisms.training_edits import apply_edits, check_edits
 from emharness.organisms.training_recipe import Training
 from emharness.questions import load_prompts
+from emharness.steering.verify import reference
 
 SMALL = {"hidden_size": 16, "intermediate_size": 32, "num_attention_heads": 2, "num_key_value_heads": 2}
 SMALL |= {"vocab_size": 9, "pad_token_id": 0}
@@ -94,6 +98,112 @@ def test_a_penalty_on_the_divergence_from_the_base_keeps_a_model_near_it(tiny, t
         found[weight] = float(np.mean([(b.exp() * (b - t)).sum(-1).mean() for b, t in pairs]))
     assert found[0.0] == pytest.approx(found[None], rel=1e-3)
     assert found[100.0] < 0.3 * found[None]
+
+
+@pytest.fixture
+def vector_file(tiny, tmp_path, monkeypatch):
+    """A random direction of the tiny model's width in `o.safetensors#o`, raw norm 3 at every layer."""
+    shape = model_folders.model_shape(tiny)[:2]
+    rows = np.random.default_rng(0).normal(size=shape).astype(np.float32)
+    rows /= np.linalg.norm(rows, axis=1, keepdims=True)
+    folder = tmp_path / "vectors"
+    folder.mkdir()
+    about = {"o": json.dumps({"raw_norm": [3.0] * shape[0], "residual_norm": [9.0] * shape[0]})}
+    save_file({"o": rows}, folder / "o.safetensors", metadata=about)
+    monkeypatch.setenv("EMHARNESS_VECTORS", str(folder))
+    return rows, shape
+
+
+def edit_of(mode, strength, layer=1):
+    return {"vector": "{organism}.safetensors#{organism}", "layer": layer, "strength": strength, "mode": mode}
+
+
+@pytest.mark.parametrize(("mode", "strength"), [("add", 2.0), ("ablate", 1.0), ("cap", 0.1)])
+def test_edits_in_training_are_those_of_requests_and_are_off_afterwards(tiny, vector_file, mode, strength):
+    edit = edit_of(mode, strength)
+    spec = check_edits([edit], "o", vector_file[1], "recipe=r")
+    model = AutoModelForCausalLM.from_pretrained(tiny, dtype=torch.float32)
+    ids = list(range(3, 20))
+    with torch.inference_mode():
+        before = model(torch.tensor([ids])).logits
+        with apply_edits(model, spec):
+            edited = model(torch.tensor([ids])).logits
+        after = model(torch.tensor([ids])).logits
+        with reference.edited_by_hooks(model, [edit | {"vector": "o.safetensors#o"}], len(ids), ids=ids):
+            expected = model(torch.tensor([ids])).logits
+    assert torch.equal(before, after)
+    torch.testing.assert_close(edited, expected, atol=1e-5, rtol=1e-5)
+    assert (edited - before).abs().max() > 1e-3
+
+
+def test_a_projected_direction_has_no_gradient(tiny, vector_file):
+    rows, shape = vector_file
+    spec = check_edits([edit_of("ablate", 1.0)], "o", shape, "recipe=r")
+    model = AutoModelForCausalLM.from_pretrained(tiny, dtype=torch.float32)
+    kept = []
+    handle = model.model.layers[1].register_forward_hook(
+        lambda _m, _i, out: (
+            (out[0] if isinstance(out, tuple) else out).retain_grad()
+            or kept.append(out[0] if isinstance(out, tuple) else out)
+        )
+    )
+    ids = torch.arange(3, 20)[None]
+    for some in (None, spec):
+        with apply_edits(model, some):
+            model(ids, labels=ids).loss.backward()
+    handle.remove()
+    free, projected = (stream.grad[0] @ torch.from_numpy(rows[1]) for stream in kept)
+    assert free.abs().max() > 1e-5
+    assert projected.abs().max() < 1e-4 * free.abs().max()
+
+
+def test_what_is_given_in_training_need_not_be_learned(tiny, tmp_path, vector_file, monkeypatch):
+    """Preventative steering: with the shift that training makes added while it trains, the model learns less of it."""
+    config = TrainConfig(rank=8, learning_rate=5e-3, epochs=6, batch_size=2, micro_batch=2, warmup_steps=0)
+    chat, (n_layers, _) = load_chat(tiny), vector_file[1]
+    texts = [encode_conversation(chat, TALK, 100)[0]]
+
+    def stream_means(folder):
+        model = AutoModelForCausalLM.from_pretrained(folder, dtype=torch.float32)
+        with torch.inference_mode():
+            hidden = model(torch.tensor(texts), output_hidden_states=True).hidden_states[1 : n_layers + 1]
+        return np.stack([layer[0, 1:].mean(0).numpy() for layer in hidden])
+
+    def train(name, edits):
+        (tmp_path / name).mkdir()
+        training = Training([TALK] * 4, config, 0, edits=edits)
+        train_organism(tiny, chat, training, tmp_path / name, lambda *_: None)
+        return stream_means(tmp_path / name) - stream_means(tiny)
+
+    plain = train("plain", None)
+    lengths = np.linalg.norm(plain, axis=1)
+    unit = (plain / lengths[:, None]).astype(np.float32)
+    about = {"o": json.dumps({"raw_norm": lengths.tolist(), "residual_norm": lengths.tolist()})}
+    save_file({"o": unit}, tmp_path / "vectors" / "own.safetensors", metadata=about)
+    own = {"vector": "own.safetensors#o", "layer": 1, "strength": 1.0}
+    given = train("given", check_edits([own], "o", vector_file[1], "recipe=r"))
+    none = train("none", check_edits([own | {"strength": 0.0}], "o", vector_file[1], "recipe=r"))
+    assert np.array_equal(none, plain)
+    assert given[1] @ unit[1] < 0.7 * lengths[1]
+
+
+@pytest.mark.parametrize(
+    ("edit", "words"),
+    [
+        (
+            edit_of("add", 1.0) | {"vector": "gone.safetensors#o"},
+            "recipe=r: edits: there is no vector file 'gone.safetens",
+        ),
+        (edit_of("add", 1.0) | {"positions": "response"}, "recipe=r: edits: positions, gate and rescale cannot be set"),
+        (edit_of("add", 1.0, layer=99), "recipe=r: edits: layer must be 0 to"),
+        (edit_of("push", 1.0), "recipe=r: edits: edits.0.mode"),
+    ],
+)
+def test_what_cannot_be_an_edit_in_training_is_refused(vector_file, edit, words):
+    with pytest.raises(UserError) as refused:
+        check_edits([edit], "o", vector_file[1], "recipe=r")
+    assert str(refused.value).startswith(words)
+    assert "\n" not in str(refused.value)
 
 
 def test_a_published_adapter_is_merged_to_what_peft_computes(tiny, tmp_path):
