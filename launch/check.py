@@ -14,7 +14,8 @@ CONF = ROOT / "conf" / "tools"
 def run(cfg: DictConfig) -> None:
     """Read a run's answers again, and compare results.json and every table of the file with what they say."""
     settings = read_settings(cfg, CONF / "check.yaml")
-    from emharness.reporting import drawing, finished_runs
+    from emharness.figures import drawing
+    from emharness.reporting import finished_runs
     from emharness.reporting.terminal import print_line
     from emharness.sharing import readme_tables
     from emharness.sharing.recompute import find_differences, recompute_json, redraw_figures

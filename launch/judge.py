@@ -70,9 +70,10 @@ def rate_answers(config: Json, rows: Answers) -> None:
 
 def compare_judges(config: Json, rows: Answers) -> None:
     """Several judges: their scores side by side in `out`, how they agree in .json and .png beside it."""
+    from emharness.figures import drawing
     from emharness.judges import answer_files
     from emharness.judges import judge_comparison as comparing
-    from emharness.reporting import drawing, run_figures, terminal
+    from emharness.reporting import run_figures, terminal
     from emharness.reporting.wandb_tracker import Tracker
     from emharness.results.json_records import to_json
     from emharness.store import write_json

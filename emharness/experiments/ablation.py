@@ -14,10 +14,10 @@ from emharness.config import BASE, SteerConfig
 from emharness.experiments import findings
 from emharness.experiments.condition_summary import summarize_condition
 from emharness.experiments.context import Experiment, ExperimentContext, ExperimentResult, Judged
+from emharness.figures.picture import Picture
 from emharness.generation.cells import Cell, Condition, make_edit
 from emharness.geometry.nulls import false_discovery_q
 from emharness.reporting import run_figures
-from emharness.reporting.picture import Picture
 from emharness.results.experiment_tables import AblationRow
 from emharness.stats.answer_tables import bootstrap_rates, widen_to_newcombe
 from emharness.stats.bootstrap import bootstrap_ci_p

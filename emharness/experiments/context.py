@@ -8,10 +8,10 @@ import numpy as np
 import pyarrow as pa
 
 from emharness.config import BASE, SteerConfig
+from emharness.figures.picture import Picture
 from emharness.generation.cells import Cell, Condition, describe_edit, make_edit
 from emharness.generation.likelihoods import Pair
 from emharness.geometry import GeometryReport
-from emharness.reporting.picture import Picture
 from emharness.results.condition_result import ConditionResult
 from emharness.results.run_results import RunResults
 from emharness.stats.rates import JudgeAccuracy

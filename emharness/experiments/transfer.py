@@ -17,9 +17,9 @@ from scipy.special import expit, logit
 from emharness.experiments import findings
 from emharness.experiments.context import Experiment, ExperimentContext, ExperimentResult, Judged
 from emharness.experiments.effects import summarize_with_effects
+from emharness.figures.picture import Picture
 from emharness.generation.cells import Cell, Condition
 from emharness.reporting import run_figures
-from emharness.reporting.picture import Picture
 from emharness.results.condition_result import ConditionResult
 from emharness.results.experiment_tables import Asymmetry, LabTransfer, TransferRow
 from emharness.stats.answer_tables import bootstrap_rates, widen_to_newcombe

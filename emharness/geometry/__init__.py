@@ -5,14 +5,8 @@
 
 from emharness.geometry.analysis import analyze_geometry
 from emharness.geometry.analysis_result import Analysis
-from emharness.geometry.geometry_files import (
-    GeometryReport,
-    format_summary,
-    make_report,
-    read_report,
-    read_written,
-    write_analysis,
-)
+from emharness.geometry.geometry_files import make_report, read_written, write_analysis
+from emharness.geometry.geometry_report import GeometryReport, format_summary, read_report
 from emharness.geometry.vector_sets import (
     BASE,
     PromptMeans,

@@ -133,7 +133,8 @@ class BaseSimilarity:
 
 @dataclass(frozen=True, kw_only=True)
 class PublishedComparison:
-    """A published number beside the one measured here; `reason`: what is known of why they differ."""
+    """A published number beside the one measured here, with its interval over prompts and what unrelated directions
+    give; `reason`: what is known of why they differ."""
 
     statistic: str
     of: tuple[str, ...]
@@ -142,6 +143,8 @@ class PublishedComparison:
     agrees: bool
     cannot_follow_from_cosines: bool
     reason: str | None
+    ci95: Interval | None = None
+    null: NullBand | None = None
 
 
 StatisticTable = Mapping[str, tuple[Statistic, ...]]  # name of a statistic → its values

@@ -2,27 +2,19 @@
 
 import json
 import os
-from collections.abc import Mapping
-from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
 from safetensors.numpy import save_file
 
+from emharness.figures import drawing
 from emharness.geometry import clusters as cl
 from emharness.geometry import statistics as st
-from emharness.geometry import study_figures, study_plotly
-from emharness.geometry.analysis_result import (
-    Analysis,
-    BaseSimilarity,
-    Clustering,
-    PublishedComparison,
-    StatisticTable,
-    Verdicts,
-)
-from emharness.geometry.design import Skipped
+from emharness.geometry.analysis_result import Analysis
+from emharness.geometry.geometry_report import DescribedVector, GeometryReport, LayerReport, Sampled
 from emharness.geometry.published_numbers import compare_published
-from emharness.results.json_records import from_json, to_json
+from emharness.geometry.study_pictures import draw_pictures
+from emharness.results.json_records import to_json
 
 SCHEMA_VERSION = 1
 DIRECTIONS_FILE = "cluster_directions.safetensors"
@@ -44,60 +36,6 @@ MEANING = {
     "cross_explained_variance": "test 5: share of the second cluster along the first one's component",
     "linkage_height": "1 - cosine at which two clusters merge, each named by its first vector",
 }
-
-
-@dataclass(frozen=True, kw_only=True)
-class DescribedVector:
-    """A vector as its file describes it, and the layer at which it is compared."""
-
-    name: str
-    layer: int
-    recipe: str | None = None
-    base: str | None = None
-    organism: str | None = None
-    lab: str | None = None
-    mechanism: str | None = None
-    prompts_hash: str | None = None
-
-
-@dataclass(frozen=True)
-class LayerReport:
-    statistics: StatisticTable
-    skipped: tuple[Skipped, ...]
-
-
-@dataclass(frozen=True)
-class Sampled:
-    """So many pairs or triplets are listed, `of` so many there are."""
-
-    listed: int
-    of: int
-
-
-@dataclass(frozen=True, kw_only=True)
-class GeometryReport:
-    """geometry.json. `statistics`: at the selected layers; `layers`: at every layer, by its number as text; `linkage`:
-    scipy's matrix [n − 1, 4], None below three vectors; `metrics`: headline numbers; `meaning`: name of a statistic →
-    what it is; `skipped`: what is not in the tables, and why; `arrays`, `cluster_directions`: files beside it."""
-
-    schema_version: int
-    d_model: int
-    vectors: tuple[DescribedVector, ...]
-    clusters: Clustering
-    statistics: StatisticTable
-    verdict: Verdicts
-    published: tuple[PublishedComparison, ...]
-    base_similarity: BaseSimilarity | None
-    linkage: tuple[tuple[float, ...], ...] | None
-    metrics: Mapping[str, float | str]
-    layers: Mapping[str, LayerReport]
-    sampled: Mapping[str, Sampled]
-    skipped: tuple[Skipped, ...]
-    warnings: tuple[str, ...]
-    meaning: Mapping[str, str]
-    settings: Mapping[str, float]
-    arrays: str
-    cluster_directions: str
 
 
 def make_report(analysis: Analysis) -> GeometryReport:
@@ -130,12 +68,6 @@ def make_report(analysis: Analysis) -> GeometryReport:
     )
 
 
-def read_report(file: Path) -> GeometryReport:
-    """A geometry.json. ValueError where it is none of this version."""
-    told = json.loads(file.read_text(encoding="utf-8"))
-    return from_json(GeometryReport, {**told, "base_similarity": told.get("base_similarity") or None})
-
-
 def collect_arrays(analysis: Analysis) -> dict[str, np.ndarray]:
     """Whole matrices: `cosine`, `angle_deg` [n, n] and `mds` [n, 2] at the selected layers, `layer_cosine`
     [n_layers, n, n], NaN where not every vector has a direction."""
@@ -165,28 +97,6 @@ def headline_metrics(analysis: Analysis) -> dict[str, float | str]:
     if analysis.base_similarity:
         out |= {f"base_similarity/{lab}": value for lab, value in analysis.base_similarity.by_lab.items()}
     return out
-
-
-def format_summary(report: GeometryReport) -> str:
-    """What a geometry.json says, in a few lines."""
-    lines = [
-        f"study's tests, {' and '.join(pair.of)}: {pair.score} for independence"
-        f" ({pair.informative_tests} of them can tell clusters from unrelated vectors)"
-        for pair in report.verdict.published
-    ]
-    compared = report.published
-    if compared:
-        lines.append(f"published numbers: {sum(c.agrees for c in compared)} of {len(compared)} agree")
-    if compared and all(c.agrees for c in compared if c.statistic == "cosine"):
-        lines += [
-            f"{'cannot' if c.cannot_follow_from_cosines else 'does not'} follow from the published cosines:"
-            f" {c.statistic} of {', '.join(c.of)} = {c.published} (here {c.measured:.3g}): {c.reason}"
-            for c in compared
-            if c.reason
-        ]
-    lines += [f"warning: {text}" for text in report.warnings]
-    calibrated = report.verdict.calibrated
-    return "\n".join([*lines, f"calibrated verdict: {calibrated.verdict} ({calibrated.because})"])
 
 
 def cluster_directions(analysis: Analysis) -> tuple[dict[str, np.ndarray], dict[str, str]]:
@@ -235,12 +145,13 @@ def write_analysis(analysis: Analysis, folder: str | Path) -> Path:
     if tensors:
         put_file(DIRECTIONS_FILE, lambda path: save_file(tensors, path, metadata=metadata))
     put_file("geometry.safetensors", lambda path: save_file(collect_arrays(analysis), path))
-    for name, figure in study_figures.draw_figures(analysis).items():
+    report = make_report(analysis)
+    for name, picture in draw_pictures(report, analysis.selected.gram).items():
+        figure, described = drawing.draw_image(picture), drawing.to_plotly(picture)
         put_file(f"{name}.png", lambda path, figure=figure: figure.savefig(path, dpi=200))
         put_file(f"{name}.pdf", lambda path, figure=figure: figure.savefig(path))
-    for name, figure in study_plotly.plotly_figures(analysis).items():
-        put_file(f"{name}.plotly.json", lambda path, figure=figure: path.write_text(put_text(figure)))
-    return put_file("geometry.json", lambda path: path.write_text(put_text(to_json(make_report(analysis)))))
+        put_file(f"{name}.plotly.json", lambda path, described=described: path.write_text(put_text(described)))
+    return put_file("geometry.json", lambda path: path.write_text(put_text(to_json(report))))
 
 
 def read_written(folder: Path) -> tuple[dict[str, Path], dict[str, dict], dict[str, float | str]]:

@@ -1,8 +1,11 @@
 """The study's numbers, vectors with its cosines, and which number cannot follow from them."""
 
+from dataclasses import replace
+
 import numpy as np
 
 from emharness.geometry.analysis_result import PublishedComparison, StatisticTable
+from emharness.stats.bootstrap import Interval
 
 NAMES = ("finance", "sports", "medical", "medical_replication", "profanity", "malicious")
 CLUSTERS = {
@@ -83,6 +86,10 @@ def published_vectors(d_model: int, rng: np.random.Generator) -> dict[str, np.nd
     return dict(zip(NAMES, rows, strict=True))
 
 
+def _mirror(ends: Interval | None, mirrored: bool) -> Interval | None:
+    return (-ends[1], -ends[0]) if ends and mirrored else ends
+
+
 def compare_published(statistics: StatisticTable) -> tuple[PublishedComparison, ...]:
     """Each published number whose vectors or clusters are here, beside what was measured.
 
@@ -97,7 +104,8 @@ def compare_published(statistics: StatisticTable) -> tuple[PublishedComparison, 
         entry = next((e for e in statistics[name] if (tuple(sorted(e.of)) if free else e.of) == key), None)
         if entry is None:
             continue
-        measured = entry.value * (np.sign(medical) if name == "pca_loading" else 1.0)
+        mirrored = name == "pca_loading" and medical < 0
+        measured = -entry.value if mirrored else entry.value
         agrees = bool(abs(measured - value) <= tolerance + 1e-6)
         row = PublishedComparison(
             statistic=name,
@@ -107,6 +115,10 @@ def compare_published(statistics: StatisticTable) -> tuple[PublishedComparison, 
             agrees=agrees,
             cannot_follow_from_cosines=bool(reason) and "no completion" not in reason,  # a failed search is no proof
             reason=reason or None,
+            ci95=_mirror(entry.ci95, mirrored),
+            null=replace(entry.null, mean=-entry.null.mean, q05=-entry.null.q95, q95=-entry.null.q05)
+            if mirrored
+            else entry.null,
         )
         out.append(row)
     return tuple(out)

@@ -3,6 +3,7 @@
 from collections.abc import Mapping, Sequence
 
 from emharness.geometry import GeometryReport
+from emharness.geometry.analysis_result import PublishedComparison
 from emharness.reporting.table_text import describe_sampling, format_percent
 from emharness.results.experiment_tables import AblationRow, Alarm, Asymmetry, LabTransfer, PairCosines, SeedSpread
 from emharness.results.run_results import RunResults
@@ -52,7 +53,7 @@ def _geometry_section(results: RunResults, geometries: Mapping[str, GeometryRepo
         for row in found[recipe].published:
             key = row.statistic, ", ".join(row.of)
             cells = rows.setdefault(key, [f"{row.published:g}", *["–"] * len(recipes)])
-            cells[1 + place] = f"{row.measured:.3g}" + (" (agrees)" if row.agrees else "")
+            cells[1 + place] = _format_measured(row)
             proof = "cannot follow from the published cosines: " if row.cannot_follow_from_cosines else ""
             reasons[key] = proof + (row.reason or "")
     header = ("statistic", "of", "published", *recipes, "")
@@ -66,6 +67,13 @@ def _geometry_section(results: RunResults, geometries: Mapping[str, GeometryRepo
         lines += ["Similarity to the base's own vector:", "", f"![figure 3](figure3_{STUDY}.png)", ""]
         lines += [*_markdown_table(("lab", "published", "measured"), by_lab), ""]
     return lines
+
+
+def _format_measured(row: PublishedComparison) -> str:
+    """The value, its 95 % interval over prompts, and what unrelated directions give (5–95 %)."""
+    text = f"{row.measured:.3g}" + (" (agrees)" if row.agrees else "")
+    text += f", {row.ci95[0]:.2f} to {row.ci95[1]:.2f}" if row.ci95 else ""
+    return text + (f"; unrelated {row.null.q05:.2f} to {row.null.q95:.2f}" if row.null else "")
 
 
 def _transfer_section(results: RunResults) -> list[str]:

@@ -4,7 +4,7 @@ from collections.abc import Callable, Mapping, Sequence
 
 import numpy as np
 
-from emharness.reporting.picture import BLUE, GREY, NAMED, ORANGE, PALETTE, RED, Level, Line, Lines, Matrix, Picture
+from emharness.figures.picture import BLUE, GREY, NAMED, ORANGE, PALETTE, RED, Level, Line, Lines, Matrix, Picture
 from emharness.results.condition_result import ConditionResult
 from emharness.results.experiment_tables import CheckpointRow
 from emharness.results.layer_sweep import LayerSweep

@@ -9,9 +9,9 @@ from pathlib import Path
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from emharness.reporting import drawing
+from emharness.figures import drawing
+from emharness.figures.picture import Picture
 from emharness.reporting.finished_runs import BROAD, RESULTS_FILE, SCOPE_FILE, Run
-from emharness.reporting.picture import Picture
 from emharness.reporting.wandb_tracker import Tracker
 from emharness.results.json_records import Json
 from emharness.results.run_results import RunResults, results_from_json, results_to_json

@@ -2,16 +2,18 @@
 
 import json
 import math
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator
 from dataclasses import replace
 from functools import lru_cache
+from pathlib import Path
 
 from emharness.errors import UserError
 from emharness.experiments import EXPERIMENTS, stored_context
 from emharness.experiments.context import ExperimentResult
+from emharness.figures.picture import Picture
 from emharness.geometry import read_report
+from emharness.geometry.study_pictures import cosines_of, draw_pictures
 from emharness.reporting.finished_runs import BROAD, DOMAIN, SCOPE_FILE, Run
-from emharness.reporting.picture import Picture
 from emharness.results.json_records import Json, to_json
 from emharness.stats.rates import order_changes
 
@@ -33,16 +35,25 @@ def rewrite_report(run: Run) -> str:
     write = EXPERIMENTS[run.results.experiment].report
     if write is None:
         return ""
-    files = {recipe: run.folder / f"geometry_{recipe}.json" for recipe in run.results.geometry}
+    files = _geometry_files(run)
     geometries = {recipe: read_report(file) if file.is_file() else None for recipe, file in files.items()}
     again = _analyze_again(run)
     results = replace(run.results, conditions=tuple(again.conditions), numbers=to_json(again.numbers))
     return write(results, geometries)
 
 
-def redraw_figures(run: Run) -> Mapping[str, Picture]:
-    """The experiment's figures, by name."""
-    return _analyze_again(run).figures
+def redraw_figures(run: Run) -> dict[str, Picture]:
+    """The experiment's figures, by name, and those of the geometries that lie beside its results."""
+    figures = dict(_analyze_again(run).figures)
+    for recipe, file in _geometry_files(run).items():
+        report = read_report(file) if file.is_file() else None
+        if report is not None and (cosines := cosines_of(report)) is not None:
+            figures |= {f"{name}_{recipe}": picture for name, picture in draw_pictures(report, cosines).items()}
+    return figures
+
+
+def _geometry_files(run: Run) -> dict[str, Path]:
+    return {recipe: run.folder / f"geometry_{recipe}.json" for recipe in run.results.geometry}
 
 
 def find_differences(told: object, again: object, where: str = "") -> Iterator[str]:

@@ -10,8 +10,9 @@ from conftest import crowded
 from plotly.graph_objects import Figure
 from support.planted_records import checkpoint, planted_condition, planted_sweep
 
-from emharness.reporting import drawing, run_figures
-from emharness.reporting.picture import Lines, Matrix
+from emharness.figures import drawing
+from emharness.figures.picture import Lines, Matrix
+from emharness.reporting import run_figures
 
 
 def entry(target, vector, strength, rate, control_of=None):

@@ -4,6 +4,7 @@ import json
 
 import numpy as np
 import pytest
+from plotly.graph_objects import Figure
 from scipy.cluster.hierarchy import linkage
 from scipy.linalg import subspace_angles
 from scipy.spatial.distance import pdist, squareform
@@ -17,16 +18,17 @@ from emharness.geometry import (
     load_vectors,
     make_report,
     nulls,
+    read_report,
     stored_files,
-    study_figures,
-    study_plotly,
     write_analysis,
 )
 from emharness.geometry import clusters as cl
 from emharness.geometry import statistics as st
-from emharness.geometry.geometry_files import Sampled, headline_metrics
+from emharness.geometry.geometry_files import headline_metrics
+from emharness.geometry.geometry_report import Sampled
 from emharness.geometry.published_numbers import CLUSTERS, published_vectors
 from emharness.geometry.statistics_table import NAMES
+from emharness.geometry.study_pictures import cosines_of, draw_pictures
 
 ENTRY = {"of", "value", "null", "p", "q", "ci95", "informative"}
 
@@ -169,11 +171,30 @@ def test_every_statistic_at_every_layer_and_similarity_to_the_base_by_lab():
     np.testing.assert_allclose(report.base_similarity.layers["b"], [1, -1, 1], atol=1e-6)
     a = np.mean(report.base_similarity.layers["a"])
     assert report.base_similarity.by_lab["x"] == pytest.approx((a + 1 / 3) / 2)
-    assert (
-        set(study_figures.draw_figures(found))
-        == set(study_plotly.plotly_figures(found))
-        == {"figure1", "figure2", "figure3"}
-    )
+    assert set(draw_pictures(report, found.selected.gram)) == {"figure1", "figure2", "figure3"}
+
+
+def test_figures_are_drawn_from_what_the_report_holds(study, tmp_path):
+    """From geometry.json alone, without the vectors: the same cosines, and each number that is drawn is a statistic."""
+    write_analysis(study, tmp_path)
+    report = read_report(tmp_path / "geometry.json")
+    cosines = cosines_of(report)
+    np.testing.assert_allclose(cosines, study.selected.gram, atol=1e-6)
+    pictures = draw_pictures(report, cosines)
+    (matrix,) = pictures["figure1"].panels
+    place = {name: i for i, name in enumerate(study.vectors.names)}
+    index = [place[name] for name in matrix.rows]
+    assert sorted(index) == list(range(6))
+    np.testing.assert_allclose(matrix.values, study.selected.gram[np.ix_(index, index)], atol=1e-6)
+    assert list(matrix.edges) == [2, 4]
+    explained, points, loadings, tree, _ = pictures["figure2"].panels
+    assert explained.lines[0].y[:3] == pytest.approx([0.485, 0.277, 0.143], abs=5e-4)
+    assert sum(len(line.x) for line in points.lines) == 6
+    assert loadings.values.shape == (6, 3)
+    heights = [entry.value for entry in report.statistics["linkage_height"]]
+    assert sorted(max(line.y) for line in tree.lines) == pytest.approx(sorted(heights))
+    described = json.loads((tmp_path / "figure2.plotly.json").read_text())
+    assert len(Figure(described).data) == sum(len(getattr(p, "lines", [0])) for p in pictures["figure2"].panels)
 
 
 def test_found_clusters_are_the_planted_ones():

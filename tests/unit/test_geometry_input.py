@@ -15,16 +15,18 @@ from safetensors.numpy import save_file
 from support.planted_extractions import rng, save_extraction
 
 from emharness.errors import UserError
+from emharness.figures import drawing
 from emharness.geometry import (
     analyze_geometry,
     from_arrays,
     load_prompt_means,
     load_vectors,
+    make_report,
     means_beside,
-    study_figures,
     write_analysis,
 )
 from emharness.geometry.published_numbers import published_vectors
+from emharness.geometry.study_pictures import draw_pictures
 from emharness.geometry.vector_sets import list_vector_files
 
 GOOD = {"a": np.ones(8), "b": np.eye(8)[0], "c": np.eye(8)[1]}
@@ -177,8 +179,9 @@ def test_vectors_of_two_bases_or_recipes_are_flagged():
 @pytest.mark.parametrize("n", [3, 6, 40, 200])
 def test_names_in_figures_are_never_on_top_of_each_other(n):
     arrays = {f"organism_{i:03d}_with_a_rather_long_name_of_its_own": rng(i).standard_normal(32) for i in range(n)}
-    drawn = study_figures.draw_figures(analyze_geometry(from_arrays(arrays), draws=19))
-    assert {name: found for name, figure in drawn.items() if (found := crowded(figure))} == {}
+    found = analyze_geometry(from_arrays(arrays), draws=19)
+    drawn = draw_pictures(make_report(found), found.selected.gram)
+    assert {name: some for name, one in drawn.items() if (some := crowded(drawing.draw_image(one)))} == {}
 
 
 def launch(folder, *overrides):

@@ -1,7 +1,7 @@
 """What a figure shows, as plain data: panels of lines or matrices. `drawing.py` makes images and Plotly of it."""
 
-from collections.abc import Sequence
-from dataclasses import dataclass
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
 
 import numpy as np
 
@@ -15,7 +15,8 @@ NAMED = 44  # so many are named; of more, every second, third, …
 
 @dataclass(frozen=True)
 class Line:
-    """Points (x, y) with an interval each, where there is one. Lines of one label share a place in the legend."""
+    """Points (x, y) with an interval each, where there is one. Lines of one label share a place in the legend; an empty
+    label has none."""
 
     label: str
     x: Sequence[float]
@@ -24,8 +25,10 @@ class Line:
     low: Sequence[float] | None = None
     high: Sequence[float] | None = None
     style: str = "-"  # "-", "--", or "" for points alone
-    marker: str = "o"  # "o" or "x"
+    marker: str = "o"  # one of drawing.SYMBOLS, or "" for none
     hollow: Sequence[bool] = ()  # points drawn as rings
+    names: Sequence[str] = ()  # beside the points
+    bars: bool = False  # from 0 to y, in place of points
 
 
 @dataclass(frozen=True)
@@ -40,18 +43,36 @@ class Level:
 
 
 @dataclass(frozen=True)
+class Band:
+    """A range of y across a whole panel."""
+
+    label: str
+    low: float
+    high: float
+    color: str
+
+
+@dataclass(frozen=True)
 class Lines:
+    """`x_names`: what stands on the x axis at these places, in place of numbers."""
+
     title: str
     lines: Sequence[Line]
     x_label: str = ""
     y_label: str = ""
     levels: Sequence[Level] = ()
     y_range: tuple[float, float] | None = None
+    bands: Sequence[Band] = ()
+    x_names: Mapping[float, str] = field(default_factory=dict)
 
 
 @dataclass(frozen=True)
 class Matrix:
-    """Values as fractions, shown in per cent; NaN is undefined. `marks` are shown as "!"."""
+    """Values as fractions, shown in per cent; NaN is undefined. `marks` are shown as "!".
+
+    `decimals`: values from −1 to 1, shown as they are. `usual`: a range within which numbers are grey. `edges`: where
+    groups of rows and columns end.
+    """
 
     title: str
     values: np.ndarray  # [n_rows, n_columns]
@@ -60,10 +81,15 @@ class Matrix:
     marks: np.ndarray | None = None  # [n_rows, n_columns]
     x_label: str = ""
     y_label: str = ""
+    decimals: int | None = None
+    usual: tuple[float, float] | None = None
+    edges: Sequence[int] = ()
 
     @property
     def color_limit(self) -> float:
         """Where the colours end: at 100 %, beyond it at the greatest value, at most 200 %."""
+        if self.decimals is not None:
+            return 1.0
         known = np.abs(self.values[np.isfinite(self.values)])
         return min(2.0, max(1.0, float(known.max(initial=0))))
 
@@ -75,13 +101,17 @@ class Matrix:
     @property
     def is_diverging(self) -> bool:
         """Whether there are values below 0 or above 100 %, so that colours run both ways from 0."""
+        if self.decimals is not None:
+            return True
         known = self.values[np.isfinite(self.values)]
         return bool((known < 0).any() or (known > 1).any())
 
     def cell_text(self, row: int, column: int) -> str:
         value = self.values[row, column]
         mark = "!" if self.marks is not None and self.marks[row, column] else ""
-        return f"{100 * value:.0f}{mark}" if np.isfinite(value) else "?"
+        if not np.isfinite(value):
+            return "?"
+        return f"{100 * value:.0f}{mark}" if self.decimals is None else f"{value:.{self.decimals}f}{mark}"
 
 
 @dataclass(frozen=True)
