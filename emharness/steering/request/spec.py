@@ -15,6 +15,8 @@ from emharness.steering.request.vector_files import StoredTensor
 from emharness.steering.request.vector_lookup import StoredVector, layer_row, open_vector
 
 KEY = "steering"  # in SamplingParams.extra_args, and in vllm_xargs over HTTP
+SpecJson = dict[str, Any]  # a spec as a request carries it: {"edits": […], "record": {…}}
+EditJson = dict[str, Any]  # one of its edits
 CODE = 2  # raise when the same edits give other answers: it is in their digest, and so in a response's key
 MAX_EDITS = 256
 NOT_YET = 2**31 - 1  # a position that no request reaches
@@ -161,10 +163,6 @@ def parse_spec(spec: Any) -> Steering:
         raise ValueError(f"steering: {where}: {first['msg']}") from None
 
 
-SpecJson = dict[str, Any]  # a spec as a request carries it: plain JSON, {"edits": […], "record": {…}}
-EditJson = dict[str, Any]  # one of its edits
-
-
 class ResolvedSpec(dict[str, Any]):
     """What `resolve_spec` made. Shared between identical requests: immutable; deepcopy returns self."""
 
@@ -200,7 +198,7 @@ def _resolve_uncached(
     "axes": float32 [n_layers, n_vectors, d_model] as bytes} or None}
     with one rule for all modes: h ← h + (a + b · (h·v̂)) v̂ where low < h·v̂ < high. Raises ValueError.
     """
-    edits: list[dict[str, Any]] = []
+    edits: list[EditJson] = []
     steering = parse_spec(spec)
     asked = [(edit, layer) for edit in steering.edits for layer in edit.edited_blocks]
     if len(asked) > MAX_EDITS:
@@ -247,7 +245,7 @@ def is_resolved(spec: Any) -> bool:
     return isinstance(spec, dict) and isinstance(spec.get("digest"), bytes)
 
 
-def _digest_edits(edits: list[dict[str, Any]]) -> bytes:
+def _digest_edits(edits: list[EditJson]) -> bytes:
     gates = [edit["gate"] for edit in edits if edit["gate"]]
     names = ("layer", "positions", "a", "b", "low", "high", "rescale")
     words = [[*(edit[name] for name in names), edit["gate"] is not None] for edit in edits]
