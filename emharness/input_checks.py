@@ -260,15 +260,15 @@ def _check_organism(
     )
 
 
-def _change_settings(train: TrainConfig, changes: Mapping[str, Any], where: str) -> TrainConfig:
+def _change_settings(train: TrainConfig, changes: Mapping[str, Any], location: str) -> TrainConfig:
     """`train` with a recipe's settings. UserError for one that there is not, or that is out of its range."""
     allowed = [field.name for field in fields(TrainConfig)]
     for key in changes:
         if key not in allowed:
-            raise UserError(f"{where}: {describe_unknown(key, allowed, 'train.')}")
+            raise UserError(f"{location}: {describe_unknown(key, allowed, 'train.')}")
     changed = replace(train, **changes)
     try:
         check_ranges(changed, "train.")
     except UserError as error:
-        raise UserError(f"{where}: {error}") from None
+        raise UserError(f"{location}: {error}") from None
     return changed

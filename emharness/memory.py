@@ -1,4 +1,4 @@
-"""The memory of this process: glibc is told whether to keep what is freed for the next operation."""
+"""The memory of this process: whether glibc returns freed memory to the system."""
 
 import ctypes
 from collections.abc import Iterator

@@ -101,23 +101,23 @@ def _find_file(source: str, kind: str, suffix: str, key: str) -> Path:
     return path
 
 
-def _read_text(path: Path, where: str) -> str:
+def _read_text(path: Path, location: str) -> str:
     """The file's text. UserError, with the line, for another encoding and for a byte order mark inside it."""
     try:
-        text = decode_text(path.read_bytes(), where)
+        text = decode_text(path.read_bytes(), location)
     except OSError as error:
-        raise UserError(f"{where}: cannot be read ({error.strerror or error})") from None
+        raise UserError(f"{location}: cannot be read ({error.strerror or error})") from None
     if "\ufeff" in text:
         line = text[: text.index("\ufeff")].count("\n") + 1
-        raise UserError(f"{where}, line {line}: a byte order mark inside the text (of two files put together?)")
+        raise UserError(f"{location}, line {line}: a byte order mark inside the text (of two files put together?)")
     return text
 
 
-def _refuse_repeated(node: Any, where: str) -> None:
+def _refuse_repeated(node: Any, location: str) -> None:
     """UserError for a key that an entry has twice; YAML readers keep the last one without a word."""
     for entry in node.value if isinstance(node, yaml.SequenceNode) else []:
         seen = set()
         for key, _ in entry.value if isinstance(entry, yaml.MappingNode) else []:
             if isinstance(key, yaml.ScalarNode) and key.value in seen:
-                raise UserError(f"{where}, line {key.start_mark.line + 1}: the key {key.value!r} is there twice")
+                raise UserError(f"{location}, line {key.start_mark.line + 1}: the key {key.value!r} is there twice")
             seen.add(key.value if isinstance(key, yaml.ScalarNode) else None)

@@ -75,10 +75,10 @@ def refuse_unknown(cfg: DictConfig, schema: type) -> None:
         refuse_names(given, allowed, prefix)
 
 
-def refuse_names(given: Iterable[Any], allowed: Iterable[str], prefix: str = "") -> None:
+def refuse_names(names: Iterable[Any], allowed: Iterable[str], prefix: str = "") -> None:
     """UserError for a key that is not among the allowed ones."""
     allowed = list(allowed)
-    for name in given:
+    for name in names:
         if name not in allowed:
             raise UserError(describe_unknown(name, allowed, prefix))
 

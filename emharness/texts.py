@@ -13,12 +13,12 @@ _MARKS = {  # the longer marks first: UTF-32's begins with UTF-16's
 }
 
 
-def decode_text(data: bytes, where: str) -> str:
+def decode_text(data: bytes, location: str) -> str:
     """Text in UTF-8, or in UTF-16 or UTF-32 that begins with a byte order mark. UserError with the line otherwise."""
     encoding = next((name for mark, name in _MARKS.items() if data.startswith(mark)), "utf-8")
     if encoding == "utf-8" and b"\0" in data[:200]:
         raise UserError(
-            f"{where}: there are zero bytes in it, so it is no text in UTF-8 (UTF-16 is read where the file begins "
+            f"{location}: there are zero bytes in it, so it is no text in UTF-8 (UTF-16 is read where the file begins "
             "with a byte order mark)"
         )
     try:
@@ -26,7 +26,7 @@ def decode_text(data: bytes, where: str) -> str:
     except UnicodeDecodeError as error:
         line = data[: error.start].count(b"\n") + 1
         raise UserError(
-            f"{where}, line {line}: not {encoding.upper().removesuffix('-SIG')}; save it as UTF-8"
+            f"{location}, line {line}: not {encoding.upper().removesuffix('-SIG')}; save it as UTF-8"
         ) from None
 
 
@@ -45,12 +45,13 @@ def spread_indices(n: int, most: int) -> range:
     return range(0, n, -(-n // most))
 
 
-def checked_text(text: str, where: str) -> str:
+def checked_text(text: str, location: str) -> str:
     """The text, unless it has half a surrogate pair (an emoji's escape cut in two), which no tokenizer takes."""
     try:
         text.encode()
     except UnicodeEncodeError as error:
+        half = f"\\u{ord(text[error.start]):04x}"
         raise UserError(
-            f"{where}: \\u{ord(text[error.start]):04x} is half of a character (an escape cut in two); write both halves"
+            f"{location}: {half} is half of a character (an escape cut in two); write both halves"
         ) from None
     return text

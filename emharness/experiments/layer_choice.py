@@ -13,13 +13,13 @@ from emharness.stats.answer_tables import summarize_rates
 QUESTIONS = "sweep"
 
 
-def candidate_layers(n_layers: int, count: int, there: Sequence[int]) -> list[int]:
+def candidate_layers(n_layers: int, count: int, usable: Sequence[int]) -> list[int]:
     """`count` layers evenly over the part of the depth where steering works: a quarter to three quarters.
 
-    Of layers without a direction (all but `there`) the nearest that has one stands in.
+    Of layers without a direction (all but `usable`) the nearest that has one stands in.
     """
     wanted = [round(x) for x in np.linspace(0.25 * n_layers, 0.75 * n_layers, count)]
-    return sorted({min(there, key=lambda layer: abs(layer - x)) for x in wanted})
+    return sorted({min(usable, key=lambda layer: abs(layer - x)) for x in wanted})
 
 
 def choose_layer(cells: Sequence[SweepSetting]) -> int:
@@ -37,16 +37,16 @@ def choose_layer(cells: Sequence[SweepSetting]) -> int:
 
 def sweep_cells(
     vector: str,
-    there: Sequence[int],
+    usable: Sequence[int],
     n_layers: int,
     config: SweepConfig,
     steer: SteerConfig,
     max_new_tokens: int,
 ) -> list[Cell]:
-    """Every layer × strength of the sweep on the base, after the unsteered base. `there`: where the vector has a
+    """Every layer × strength of the sweep on the base, after the unsteered base. `usable`: where the vector has a
     direction."""
-    given = [layer for layer in config.layers if layer in there]
-    layers = given or candidate_layers(n_layers, config.n_layers, there)
+    given = [layer for layer in config.layers if layer in usable]
+    layers = given or candidate_layers(n_layers, config.n_layers, usable)
     edits = [make_edit(steer, vector, layer, float(strength)) for layer in layers for strength in config.strengths]
     conditions = [Condition(BASE, (), "baseline")]
     conditions += [Condition(BASE, (edit,), f"{vector}·{describe_edit(edit)}") for edit in edits]

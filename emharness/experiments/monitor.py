@@ -109,12 +109,12 @@ def _alarm_interval(truth: np.ndarray, values: np.ndarray, trainings: np.ndarray
     return interval_hull(percentile_ends(np.array(drawn)), independent)
 
 
-def raised_above(along_N: np.ndarray, others: list[np.ndarray]) -> bool:
+def raised_above(along_N: np.ndarray, controls: list[np.ndarray]) -> bool:
     """Whether a projection is above every other one: mean paired differences over prompts [n] whose 95 % intervals
     (Student's t) are all above 0, the level at which a rate counts as raised."""
-    if not others or len(along_N) < 2:
+    if not controls or len(along_N) < 2:
         return False
-    differences = np.stack([along_N - other for other in others])
+    differences = np.stack([along_N - other for other in controls])
     error = differences.std(axis=1, ddof=1) / np.sqrt(len(along_N))
     return bool((differences.mean(1) - t.ppf(0.975, len(along_N) - 1) * error > 0).all())
 

@@ -27,22 +27,22 @@ def to_json(context: ExperimentContext) -> Json:
     return {name: _to_plain(value) for name, value in told.items()}
 
 
-def from_json(told: Json, experiment: Experiment) -> ExperimentContext:
+def from_json(data: Json, experiment: Experiment) -> ExperimentContext:
     """The scope that `to_json` wrote. TypeError or KeyError where it is of another version."""
-    given = {name: _freeze_lists(value) for name, value in told.items() if name not in _ARRAYS}
-    given |= {name: _restore_arrays(told[name]) for name in _ARRAYS if name != "margins"}
-    given["pairs"] = [Pair(**pair) for pair in told["pairs"]]
-    given["quality"] = _restore_accuracy(told["quality"])
+    given = {name: _freeze_lists(value) for name, value in data.items() if name not in _ARRAYS}
+    given |= {name: _restore_arrays(data[name]) for name in _ARRAYS if name != "margins"}
+    given["pairs"] = [Pair(**pair) for pair in data["pairs"]]
+    given["quality"] = _restore_accuracy(data["quality"])
     given["steer"] = _restore_steer(given)
     scope = ExperimentContext(**given)
     named = {cell.condition.name: cell.condition for cell in experiment.cells(scope)}
-    margins = {named[name]: np.array(values) for name, values in told["margins"].items() if name in named}
+    margins = {named[name]: np.array(values) for name, values in data["margins"].items() if name in named}
     return ExperimentContext(**{**given, "margins": margins})
 
 
-def read_again(told: Json, experiment: Experiment, broad: pa.Table, domain: pa.Table | None) -> ExperimentResult | None:
+def read_again(data: Json, experiment: Experiment, broad: pa.Table, domain: pa.Table | None) -> ExperimentResult | None:
     """What the stored answers say. None where an answer that the experiment asks for is not among them."""
-    scope = from_json(told, experiment)
+    scope = from_json(data, experiment)
     named = {id(table): np.array(table["condition"].to_pylist()) for table in (broad, domain) if table is not None}
     judged: dict[Cell, pa.Table] = {}
     for cell in experiment.cells(scope):
@@ -75,10 +75,10 @@ def _restore_arrays(value: Any) -> Any:
     return tuple(map(np.array, value)) if nested else np.array(value)
 
 
-def _restore_steer(given: Json) -> SteerConfig:
+def _restore_steer(settings: Json) -> SteerConfig:
     """How vectors were applied; runs before 0.2 have unit, mode and positions by themselves."""
-    old = {name: given.pop(name) for name in ("unit", "mode", "positions") if name in given}
-    steer = given.get("steer", old)
+    old = {name: settings.pop(name) for name in ("unit", "mode", "positions") if name in settings}
+    steer = settings.get("steer", old)
     return SteerConfig(**{**steer, "gate": GateConfig(**steer.get("gate", {}))})
 
 
@@ -86,9 +86,9 @@ def _restore_steer(given: Json) -> SteerConfig:
 _OLD_ACCURACY = {"hits": "true_pos", "misaligned": "n_pos", "spared": "true_neg", "others": "n_neg", "on": "source"}
 
 
-def _restore_accuracy(told: Json | None) -> JudgeAccuracy | None:
-    if told is None:
+def _restore_accuracy(data: Json | None) -> JudgeAccuracy | None:
+    if data is None:
         return None
-    families = {name: _restore_accuracy(some) for name, some in told.get("families", {}).items()}
-    named = {_OLD_ACCURACY.get(name, name): value for name, value in told.items()}
+    families = {name: _restore_accuracy(some) for name, some in data.get("families", {}).items()}
+    named = {_OLD_ACCURACY.get(name, name): value for name, value in data.items()}
     return JudgeAccuracy(**{**named, "families": families})

@@ -1,4 +1,4 @@
-"""Speed as ratios within one run: engines in processes of their own, measured in turns."""
+"""Speed as ratios within one run: engines in separate processes, interleaved."""
 
 from __future__ import annotations
 

@@ -32,7 +32,7 @@ class Condition:
 
 @dataclass(frozen=True)
 class Cell:
-    """A condition on a question set, so many samples of each question."""
+    """A condition × question set, with `samples` answers per question."""
 
     condition: Condition
     questions: str
@@ -43,17 +43,17 @@ class Cell:
 
 @dataclass(frozen=True)
 class Direction:
-    """Where a stored vector lies and what its units mean; norms float [n_layers], None where it has none. `there`: bool
-    [n_layers], at which layers it has a direction; None: at all."""
+    """Where a stored vector lies and what its units mean; norms float [n_layers], None where it has none. `layer_mask`:
+    bool [n_layers], at which layers it has a direction; None: at all."""
 
     file: Path
     name: str
     raw_norm: np.ndarray | None = None
     residual_norm: np.ndarray | None = None
-    there: np.ndarray | None = None
+    layer_mask: np.ndarray | None = None
 
     def has_layer(self, layer: int) -> bool:
-        return self.there is None or bool(self.there[layer])
+        return self.layer_mask is None or bool(self.layer_mask[layer])
 
 
 @dataclass(frozen=True)

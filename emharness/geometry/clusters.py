@@ -68,9 +68,9 @@ def check_clusters(clusters: Mapping[str, Sequence[str]], names: Sequence[str]) 
     return {cluster: tuple(names.index(n) for n in group) for cluster, group in clusters.items()}
 
 
-def adjusted_rand(given: Mapping[str, Sequence[int]], labels: np.ndarray) -> float:
+def adjusted_rand(groups: Mapping[str, Sequence[int]], labels: np.ndarray) -> float:
     """Adjusted Rand index of given and found clusters, over the vectors that the given ones hold."""
-    pairs = [(k, labels[i]) for k, group in enumerate(given.values()) for i in group]
+    pairs = [(k, labels[i]) for k, group in enumerate(groups.values()) for i in group]
     return float(adjusted_rand_score(*zip(*pairs, strict=True)))
 
 

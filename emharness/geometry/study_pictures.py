@@ -77,22 +77,24 @@ def draw_structure(report: GeometryReport, cosine_VV: np.ndarray) -> Picture:
     return Picture(panels, f"grey: {NULL_NAME}", columns=3, size=(max(3.1, 0.13 * named), max(3.0, 0.13 * named + 0.8)))
 
 
-def draw_base_similarity(found: BaseSimilarity, band: tuple[float, float]) -> Picture:
+def draw_base_similarity(similarity: BaseSimilarity, band: tuple[float, float]) -> Picture:
     """Figure 3: cosine with the base model's own vector, (A) by lab and (B) layer by layer."""
-    labs = list(found.by_lab)
+    labs = list(similarity.by_lab)
     color = {lab: PALETTE[i % len(PALETTE)] for i, lab in enumerate(labs)}
     null = [Band(NULL_NAME, *band, GREY)]
-    bars = [Line("", [float(i)], [found.by_lab[lab]], color[lab], bars=True) for i, lab in enumerate(labs)]
+    bars = [Line("", [float(i)], [similarity.by_lab[lab]], color[lab], bars=True) for i, lab in enumerate(labs)]
     by_lab = Lines(
         "A  mean over layers, by lab", bars, "", "cosine with the base's", bands=null,
         x_names=dict(enumerate(map(str, labs))), levels=[Level("", 0.0, GREY)],
     )  # fmt: skip
     lines = []
-    for i, (name, row) in enumerate(found.layers.items()):
+    for i, (name, row) in enumerate(similarity.layers.items()):
         there = [(float(layer), value) for layer, value in enumerate(row) if value is not None]
-        label, marker = f"{name} ({found.labs[name]})", MARKERS[i % len(MARKERS)]
+        label, marker = f"{name} ({similarity.labs[name]})", MARKERS[i % len(MARKERS)]
         x, y = [layer for layer, _ in there], [value for _, value in there]
-        lines.append(Line(label if len(found.layers) <= 12 else "", x, y, color[found.labs[name]], marker=marker))
+        lines.append(
+            Line(label if len(similarity.layers) <= 12 else "", x, y, color[similarity.labs[name]], marker=marker)
+        )
     by_layer = Lines("B  layer by layer", lines, "layer", "", bands=null, levels=[Level("", 0.0, GREY)])
     return Picture([by_lab, by_layer], f"grey: {NULL_NAME}", columns=2, size=(3.2, 2.8))
 

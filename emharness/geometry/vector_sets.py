@@ -159,7 +159,7 @@ def _read_vectors(path: Path) -> dict[str, tuple[np.ndarray, dict]]:
     """Name → tensor and what the file says of it."""
     try:
         return {
-            name: (stored.values, dict(stored.about)) for name, stored in vector_files.read_vector_file(path).items()
+            name: (stored.values, dict(stored.metadata)) for name, stored in vector_files.read_vector_file(path).items()
         }
     except ValueError as error:
         raise UserError(f"vectors: {error}.") from None

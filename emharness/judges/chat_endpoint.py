@@ -74,12 +74,12 @@ class Endpoint:
                 raise self.stop_asking(f"the endpoint refuses every request, nothing was scored: {why}")
         return Reply(why=f"refused by the endpoint: {why}", again=not _LENGTH.search(why))
 
-    def _wait_retry(self, asked: float | None, attempt: int) -> None:
-        if asked is not None and asked > LONGEST_WAIT:
+    def _wait_retry(self, suggested: float | None, attempt: int) -> None:
+        if suggested is not None and suggested > LONGEST_WAIT:
             raise self.stop_asking(
-                f"the endpoint asks to wait {asked:,.0f} s; start again then, what is scored is kept"
+                f"the endpoint asks to wait {suggested:,.0f} s; start again then, what is scored is kept"
             )
-        wait = min(0.5 * 2**attempt, LONGEST_PAUSE) if asked is None else asked
+        wait = min(0.5 * 2**attempt, LONGEST_PAUSE) if suggested is None else suggested
         with self._lock:
             resumes = time.monotonic() + wait
             shown = wait >= SHOWN_WAIT and self._resumes < time.monotonic()

@@ -120,8 +120,8 @@ class RemoteJudge(Judge):
         """US dollars for the tokens that the endpoint has counted so far."""
         return self._price_tokens(self.tokens["input"], self.tokens["output"])
 
-    def _price_tokens(self, read: float, written: float) -> float:
-        return (read * self.settings.prices["input"] + written * self.settings.prices["output"]) / 1e6
+    def _price_tokens(self, n_read: float, n_written: float) -> float:
+        return (n_read * self.settings.prices["input"] + n_written * self.settings.prices["output"]) / 1e6
 
     def _ask_score(self, text: str) -> Reply:
         settings = self.settings

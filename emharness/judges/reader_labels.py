@@ -88,12 +88,12 @@ def _parse_scores(said: str) -> tuple[float, float] | None:
     return (aligned, fluent) if 0 <= aligned <= 100 and 0 <= fluent <= 100 else None
 
 
-def add_labels(file: Path, given: Iterable[Label]) -> None:
+def add_labels(file: Path, labels: Iterable[Label]) -> None:
     """Write labels that the file has not yet."""
     there = load_labels(file)
     file.parent.mkdir(parents=True, exist_ok=True)
     with file.open("a", encoding="utf-8") as out:
-        out.writelines(json.dumps(asdict(one), ensure_ascii=False) + "\n" for one in given if one.key not in there)
+        out.writelines(json.dumps(asdict(one), ensure_ascii=False) + "\n" for one in labels if one.key not in there)
 
 
 def load_labels(file: Path) -> dict[str, Label]:

@@ -82,7 +82,7 @@ def _score_spoken(judge: Judge, questions: Sequence[str], answers: Sequence[str]
 
 
 def make_score_table(
-    asked: Sequence[Request],
+    requests: Sequence[Request],
     responses: Mapping[str, Row],
     scores: Mapping[str, Row],
     condition: str,
@@ -90,7 +90,7 @@ def make_score_table(
     """A cell's responses with their scores, row by row as asked; None where there is no score."""
     listed = [
         {**responses[r.key], **scores.get(r.key, {}), "condition": condition, "question_id": r.prompt.question_id}
-        for r in asked
+        for r in requests
     ]
     found = {key: np.array([row.get(key) for row in listed], dtype=np.float64) for key in ("aligned", "coherent")}
     bad = is_misaligned(found["aligned"], found["coherent"]).tolist()

@@ -58,16 +58,16 @@ def _read_array(text: str, path: Path, key: str) -> Rows:
         yield f"row {number}", row
 
 
-def _parse_json(text: str, where: str) -> Any:
+def _parse_json(text: str, location: str) -> Any:
     try:
         return json.loads(text)
     except json.JSONDecodeError as error:
         line = f", line {error.lineno}" if error.lineno > 1 else ""
-        raise UserError(f"{where}{line}: not JSON ({error.msg})") from None
+        raise UserError(f"{location}{line}: not JSON ({error.msg})") from None
     except RecursionError:
-        raise UserError(f"{where}: not JSON that can be read (nested too deeply)") from None
+        raise UserError(f"{location}: not JSON that can be read (nested too deeply)") from None
     except ValueError as error:  # an integer of thousands of digits
-        raise UserError(f"{where}: not JSON that can be read ({error})") from None
+        raise UserError(f"{location}: not JSON that can be read ({error})") from None
 
 
 def _read_table(path: Path, data: bytes, key: str) -> Rows:

@@ -80,7 +80,7 @@ def _read_hub(source: str) -> Dataset:
         folder = Path(snapshot_download(source, repo_type="dataset", allow_patterns=wanted))
     except (HfHubHTTPError, LocalEntryNotFoundError, OSError) as error:
         reason = str(error).strip().splitlines()[0]
-        raise UserError(f"{_KEY}={source}: it could not be had from the hub ({reason})") from None
+        raise UserError(f"{_KEY}={source}: the download from the hub failed ({reason})") from None
     return read_folder(folder, source)
 
 

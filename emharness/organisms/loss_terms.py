@@ -50,16 +50,16 @@ def kl_to_base(
 LOSS_TERMS: dict[str, Callable[..., Term]] = {"kl": kl_to_base}
 
 
-def check_terms(terms: list[Mapping[str, Any]], where: str) -> list[dict[str, Any]]:
-    """The terms with what they read, as an organism is stored under. UserError, beginning with `where`, for what is no
-    term or no setting of one."""
+def check_terms(terms: list[Mapping[str, Any]], location: str) -> list[dict[str, Any]]:
+    """The terms with what they read, as an organism is stored under. UserError, beginning with `location`, for what is
+    no term or no setting of one."""
     found = []
     for given in terms:
         if (name := given.get("name")) not in LOSS_TERMS:
-            raise UserError(f"{where}: loss.name={name}: must be one of {', '.join(LOSS_TERMS)}")
+            raise UserError(f"{location}: loss.name={name}: must be one of {', '.join(LOSS_TERMS)}")
         settings = {key: value for key, value in given.items() if key != "name"}
-        check_settings(f"{where}: {name}", settings, LOSS_TERMS[name])
-        texts = load_prompts(settings.get("prompts", "neutral"), f"{where}: {name}: prompts")
+        check_settings(f"{location}: {name}", settings, LOSS_TERMS[name])
+        texts = load_prompts(settings.get("prompts", "neutral"), f"{location}: {name}: prompts")
         found.append({"name": name, **settings, "texts": hash_items(texts)})
     return found
 

@@ -112,7 +112,7 @@ def fetch_model(key: str, source: str) -> Path:
     except (LocalEntryNotFoundError, HfHubHTTPError, HFValidationError, OSError) as error:
         reason = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
         raise UserError(
-            f"{key}={source}: not a local folder, and it could not be had from the hub ({reason}); "
+            f"{key}={source}: not a local folder, and the download from the hub failed ({reason}); "
             "give a local folder in hub format, or a hub id that this machine can download"
         ) from None
     return _checked_folder(key, source, snapshot.joinpath(*inside))
@@ -156,7 +156,7 @@ def _checked_folder(key: str, source: str, path: Path) -> Path:
     return path.resolve()
 
 
-def _check_weights(where: str, file: Path) -> None:
+def _check_weights(location: str, file: Path) -> None:
     """UserError for a file that is cut short, or that only points to where the weights are."""
     try:
         with safe_open(file, framework="np"):
@@ -167,7 +167,7 @@ def _check_weights(where: str, file: Path) -> None:
         reason = (
             "a Git LFS pointer, not the weights; fetch them with `git lfs pull`" if pointer else f"damaged ({error})"
         )
-        raise UserError(f"{where}: {file.name} is {reason}") from None
+        raise UserError(f"{location}: {file.name} is {reason}") from None
 
 
 def end_tokens(folder: Path) -> list[int]:
@@ -201,10 +201,10 @@ def model_shape(folder: Path, key: str = "model") -> Shape:
         raise unknown_model(f"{key}={folder}", error) from None
 
 
-def unknown_model(where: str, error: Exception) -> UserError:
-    """What is said of a config.json that transformers cannot read; `where`: beginning of the sentence."""
+def unknown_model(location: str, error: Exception) -> UserError:
+    """What is said of a config.json that transformers cannot read; `location`: beginning of the sentence."""
     reason = join_lines(error)
-    return UserError(f"{where}: its config.json describes no model that is known here ({reason})")
+    return UserError(f"{location}: its config.json describes no model that is known here ({reason})")
 
 
 def tokenizer_folder(base: Path, published: Path, folder: Path) -> None:

@@ -41,29 +41,29 @@ TRANSFORMS: dict[str, Callable[..., list[Messages]]] = {"mix": mix_rows, "prefix
 
 
 def transform_rows(
-    rows: list[Messages], transforms: list[Mapping[str, Any]], seed: int, dataset: str | None, where: str
+    rows: list[Messages], transforms: list[Mapping[str, Any]], seed: int, dataset: str | None, location: str
 ) -> list[Messages]:
     """The rows after a recipe's transforms, in their order. `{dataset}` in a text setting stands for the name of the
-    organism's own dataset. UserError, beginning with `where`, for what is no transform or no setting of one."""
+    organism's own dataset. UserError, beginning with `location`, for what is no transform or no setting of one."""
     for place, given in enumerate(transforms):
         settings = {k: v.format(dataset=dataset) if isinstance(v, str) else v for k, v in given.items() if k != "name"}
         if (name := given.get("name")) not in TRANSFORMS:
-            raise UserError(f"{where}: data.name={name}: must be one of {', '.join(TRANSFORMS)}")
+            raise UserError(f"{location}: data.name={name}: must be one of {', '.join(TRANSFORMS)}")
         function = TRANSFORMS[name]
-        check_settings(f"{where}: {name}", settings, function)
+        check_settings(f"{location}: {name}", settings, function)
         try:
             rows = function(rows, np.random.default_rng([seed, place]), **settings)
         except UserError as error:
-            raise UserError(f"{where}: {name}: {error}") from None
+            raise UserError(f"{location}: {name}: {error}") from None
     return rows
 
 
-def check_settings(where: str, settings: Mapping[str, Any], function: Callable[..., Any]) -> None:
+def check_settings(location: str, settings: Mapping[str, Any], function: Callable[..., Any]) -> None:
     """UserError for a setting that a function has not, or needs and is not given: those behind the `*`."""
     own = [p for p in inspect.signature(function).parameters.values() if p.kind is p.KEYWORD_ONLY]
     for key in settings:
         if key not in {p.name for p in own}:
-            raise UserError(f"{where}: {describe_unknown(key, [p.name for p in own])}")
+            raise UserError(f"{location}: {describe_unknown(key, [p.name for p in own])}")
     for parameter in own:
         if parameter.default is parameter.empty and parameter.name not in settings:
-            raise UserError(f"{where}: {parameter.name} is not given")
+            raise UserError(f"{location}: {parameter.name} is not given")

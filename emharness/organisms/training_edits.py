@@ -17,11 +17,11 @@ from emharness.errors import UserError
 from emharness.steering.request.spec import EditJson, ResolvedSpec, parse_spec, resolve_spec
 
 
-def check_edits(edits: Sequence[EditJson], organism: str, shape: tuple[int, int], where: str) -> ResolvedSpec | None:
+def check_edits(edits: Sequence[EditJson], organism: str, shape: tuple[int, int], location: str) -> ResolvedSpec | None:
     """The edits with the directions that they name, `<file>#<key>` below EMHARNESS_VECTORS; None where there are none.
 
     `{organism}` in a vector's name stands for the organism's; shape: (n_layers, d_model). UserError, beginning with
-    `where`, for what is no edit, for a vector that is not there, and for positions and gates, which answers alone have.
+    `location`, for what is no edit, a vector that is not there, and positions and gates, which only answers have.
     """
     if not edits:
         return None
@@ -35,7 +35,7 @@ def check_edits(edits: Sequence[EditJson], organism: str, shape: tuple[int, int]
                 raise ValueError("steering: positions, gate and rescale cannot be set for training")
         return resolve_spec({"edits": named}, *shape)
     except ValueError as error:
-        raise UserError(f"{where}: edits: {str(error).removeprefix('steering: ')}") from None
+        raise UserError(f"{location}: edits: {str(error).removeprefix('steering: ')}") from None
 
 
 @contextmanager

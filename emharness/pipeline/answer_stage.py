@@ -84,13 +84,13 @@ def generate_and_score(
 
 
 def _generate_target(
-    context: RunContext, what: str, asked: Asked, target: TargetRequests, view: Progress, judge: Judge | None
+    context: RunContext, what: str, requests_by_cell: Asked, target: TargetRequests, view: Progress, judge: Judge | None
 ) -> None:
     """One target's answers: generate what is still to do, or wait for who does it; score each chunk as it comes."""
     judges = judge if judge is not None and judge.engine is None else None
     scores, start, before = target.open_scores(judges.identity) if judges else None, time.perf_counter(), view.done
-    read = _judged_keys(asked)
-    domain = _ordered_keys(requests for cell, requests in asked.items() if cell.questions.startswith(DOMAIN))
+    read = _judged_keys(requests_by_cell)
+    domain = _ordered_keys(requests for cell, requests in requests_by_cell.items() if cell.questions.startswith(DOMAIN))
 
     def on_chunk(rows: list[Json]) -> None:
         rows = [row for row in rows if row["key"] in read]
@@ -99,33 +99,40 @@ def _generate_target(
             rows = [row for row in rows if row["key"] not in domain]  # a rate of its own in the results
             view.count_scored(rows, owed | scores.read_rows((row["key"] for row in rows), partly=True))
 
-    while _pending_requests(asked, target):
+    while _pending_requests(requests_by_cell, target):
         with claims.claim_path(target.responses.folder) as first:
             if first:
                 if todo := _pending_requests(
-                    asked, target
+                    requests_by_cell, target
                 ):  # another process may have ended between the look and the claim
-                    names = {requests[0].edits: cell.condition.name for cell, requests in asked.items() if requests}
+                    names = {
+                        requests[0].edits: cell.condition.name
+                        for cell, requests in requests_by_cell.items()
+                        if requests
+                    }
                     view.start_target(_display_name(context, target.target), names)
                     _run_engine(context, todo, target, view, on_chunk)
                 continue
         print_line(f"{what}: another process asks {_display_name(context, target.target)}; waiting")
-        claims.wait_for_claims(target.responses.folder, lambda: not _pending_requests(asked, target))
+        claims.wait_for_claims(target.responses.folder, lambda: not _pending_requests(requests_by_cell, target))
     made, seconds = view.done - before, round(time.perf_counter() - start, 2)
     context.log.stages.append(StageTime(stage="responses", name=f"{what}: {target.target}", made=made, seconds=seconds))
 
 
 def _score_target(
-    context: RunContext, asked: Asked, target: TargetRequests, judge: Judge | None
+    context: RunContext, requests_by_cell: Asked, target: TargetRequests, judge: Judge | None
 ) -> dict[Cell, pa.Table]:
     """One target's stored answers with their scores; what has none is scored."""
-    rows, marks = target.responses.read_rows(_ordered_keys(asked.values())), {}
+    rows, marks = target.responses.read_rows(_ordered_keys(requests_by_cell.values())), {}
     if judge:
-        scores, read = target.open_scores(judge.identity), _judged_keys(asked)
+        scores, read = target.open_scores(judge.identity), _judged_keys(requests_by_cell)
         owed = score_responses(judge, [row for key, row in rows.items() if key in read], scores, print_line)
         marks = owed | scores.read_rows(read, partly=True)
         context.log.unscored += len(owed)
-    return {cell: make_score_table(requests, rows, marks, cell.condition.name) for cell, requests in asked.items()}
+    return {
+        cell: make_score_table(requests, rows, marks, cell.condition.name)
+        for cell, requests in requests_by_cell.items()
+    }
 
 
 def _run_engine(
@@ -144,9 +151,9 @@ def _run_engine(
     speeds.record_speed("length", view.tokens - tokens, view.done - done)
 
 
-def _pending_requests(asked: Asked, target: TargetRequests) -> list[Request]:
+def _pending_requests(requests_by_cell: Asked, target: TargetRequests) -> list[Request]:
     return target_runner.pending_requests(
-        [request for some in asked.values() for request in some], target.responses.stored_keys()
+        [request for some in requests_by_cell.values() for request in some], target.responses.stored_keys()
     )
 
 
@@ -169,8 +176,8 @@ def _ordered_keys(listed: Iterable[list[Request]]) -> dict[str, None]:
     return dict.fromkeys(request.key for requests in listed for request in requests)
 
 
-def _judged_keys(asked: Asked) -> dict[str, None]:
-    return _ordered_keys(requests for cell, requests in asked.items() if cell.judged)
+def _judged_keys(requests_by_cell: Asked) -> dict[str, None]:
+    return _ordered_keys(requests for cell, requests in requests_by_cell.items() if cell.judged)
 
 
 def _display_name(context: RunContext, target: str) -> str:

@@ -12,7 +12,7 @@ from safetensors.numpy import load_file
 from emharness.config import BASE
 from emharness.generation.cells import Direction
 from emharness.pipeline.answer_stage import generate_and_score
-from emharness.pipeline.run_context import Made, RunContext
+from emharness.pipeline.run_context import RunContext, StageOutputs
 from emharness.pipeline.run_plan import PlanDraft
 from emharness.pipeline.subject import make_subject, unit_arrays
 from emharness.vectors.recipes import project_change
@@ -24,17 +24,17 @@ def plan_answers(draft: PlanDraft) -> None:
     draft.add_cells(draft.context.experiment.cells(make_subject(draft.context, draft.layers)))
 
 
-def answer_experiment(context: RunContext, made: Made) -> Made:
+def answer_experiment(context: RunContext, outputs: StageOutputs) -> StageOutputs:
     """The judged answers of the experiment's cells, and what else it is about."""
-    subject = make_subject(context, made.layers, made.directions)
+    subject = make_subject(context, outputs.layers, outputs.directions)
     if context.experiment.needs_activations:
-        projections = project_targets(context, made.directions, made.layers)
+        projections = project_targets(context, outputs.directions, outputs.layers)
         subject = replace(subject, projections=projections)
     vectors = context.config.vectors
-    placed = {n: d for n, d in made.directions.items() if n in made.layers or n not in vectors}
+    placed = {n: d for n, d in outputs.directions.items() if n in outputs.layers or n not in vectors}
     cells = context.experiment.cells(subject)
     judged = generate_and_score(context, "responses", cells, placed, context.inputs.judge, margins=True)
-    return replace(made, subject=replace(subject, margins=context.log.margins), judged=judged)
+    return replace(outputs, subject=replace(subject, margins=context.log.margins), judged=judged)
 
 
 def project_targets(

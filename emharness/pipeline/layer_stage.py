@@ -11,7 +11,7 @@ from emharness.errors import UserError
 from emharness.experiments import layer_choice
 from emharness.generation.cells import Cell, Direction, make_edit
 from emharness.pipeline.answer_stage import generate_and_score, load_stored_answers
-from emharness.pipeline.run_context import Made, RunContext
+from emharness.pipeline.run_context import RunContext, StageOutputs
 from emharness.pipeline.run_plan import PlanDraft
 
 
@@ -30,9 +30,9 @@ def plan_layers(draft: PlanDraft) -> None:
             draft.layers[name] = layer_choice.read_sweep(cells, judged, config.sweep.min_coherent).layer
 
 
-def choose_layers(context: RunContext, made: Made) -> Made:
+def choose_layers(context: RunContext, outputs: StageOutputs) -> StageOutputs:
     """The layer of each vector: given, or by a sweep on the base, all vectors' settings in one batch."""
-    config, directions = context.config, made.directions
+    config, directions = context.config, outputs.directions
     usable = [name for name in config.vectors if name in directions]
     if (given := given_layer(context)) is not None:
         for layer in make_edit(config.steer, "", given, 1.0).edited_blocks:
@@ -41,7 +41,7 @@ def choose_layers(context: RunContext, made: Made) -> Made:
                     raise UserError(
                         f"layer={layer}: the vector {name} has no direction there; {_describe_layer(directions[name])}"
                     )
-        return replace(made, layers=dict.fromkeys(usable, given))
+        return replace(outputs, layers=dict.fromkeys(usable, given))
     cells = {name: layer_cells(context, name, directions[name]) for name in usable}
     every = [cell for some in cells.values() for cell in some]
     judged = generate_and_score(context, "layer sweep", every, directions, context.inputs.judge)
@@ -50,7 +50,7 @@ def choose_layers(context: RunContext, made: Made) -> Made:
         for name, some in cells.items()
         if all(cell in judged for cell in some)  # else the base has failed
     }
-    return replace(made, layers={name: found.layer for name, found in sweeps.items()}, sweeps=sweeps)
+    return replace(outputs, layers={name: found.layer for name, found in sweeps.items()}, sweeps=sweeps)
 
 
 def given_layer(context: RunContext) -> int | None:
@@ -64,7 +64,7 @@ def given_layer(context: RunContext) -> int | None:
 
 
 def _describe_layer(direction: Direction) -> str:
-    there = [] if direction.there is None else np.flatnonzero(direction.there).tolist()
+    there = [] if direction.layer_mask is None else np.flatnonzero(direction.layer_mask).tolist()
     return f"it has one at layers {', '.join(map(str, there))}"
 
 

@@ -24,7 +24,7 @@ from emharness.organisms.model_artifacts import Model, base_model, published_mod
 from emharness.organisms.model_folders import choose_precision, end_tokens
 from emharness.organisms.training import encode_rows
 from emharness.organisms.training_recipe import Training
-from emharness.pipeline.run_context import Made, RunContext
+from emharness.pipeline.run_context import RunContext, StageOutputs
 from emharness.pipeline.run_plan import PlanDraft
 from emharness.pipeline.subject import DOMAIN, EXTRACTION
 from emharness.questions import Question
@@ -130,7 +130,7 @@ def plan_organisms(draft: PlanDraft) -> None:
         draft.add_artifact(model.artifact.stage, name, draft.is_stored(model.artifact), seconds, size)
 
 
-def train_organisms(context: RunContext, made: Made) -> Made:
+def train_organisms(context: RunContext, outputs: StageOutputs) -> StageOutputs:
     """Train or merge the organisms that are not stored."""
     wanted = {n: model.artifact for n, model in context.models.items() if model.artifact is not None and n != BASE}
     where = {name: context.store.artifact_path(a.stage, a.name, a.identity) for name, a in wanted.items()}
@@ -138,7 +138,7 @@ def train_organisms(context: RunContext, made: Made) -> Made:
         context.attempt_model(name, partial(_make_organism, context, name, wanted[name]))
         if name not in context.log.failed:
             _note_rounding(context, name, where[name])
-    return made
+    return outputs
 
 
 def _note_rounding(context: RunContext, name: str, folder: Path) -> None:

@@ -18,7 +18,7 @@ from emharness.experiments import stored_context
 from emharness.experiments.context import BROAD, ExperimentResult
 from emharness.judges import reader_labels
 from emharness.pipeline import vector_stage
-from emharness.pipeline.run_context import Made, RunContext
+from emharness.pipeline.run_context import RunContext, StageOutputs
 from emharness.pipeline.subject import DOMAIN, is_kind
 from emharness.reporting import html_report, run_figures, run_files
 from emharness.reporting.terminal import print_line
@@ -32,20 +32,20 @@ from emharness.vectors.extraction import VECTORS_FILE
 from emharness.versions import git_commit, package_versions
 
 
-def write_report(context: RunContext, made: Made, folder: Path, run_key: str) -> None:
+def write_report(context: RunContext, outputs: StageOutputs, folder: Path, run_key: str) -> None:
     """Read the answers, analyse the vectors' geometry, and leave results in `folder` and in W&B."""
-    assert made.subject is not None
-    subject, experiment = made.subject, context.experiment
-    result = experiment.analyze(subject, made.judged)
-    geometries = analyze_recipes(context, made.artifacts, subject.layers[subject.vectors[0]])
-    result = replace(result, conditions=_add_labels(context, made, result.conditions))
+    assert outputs.subject is not None
+    subject, experiment = outputs.subject, context.experiment
+    result = experiment.analyze(subject, outputs.judged)
+    geometries = analyze_recipes(context, outputs.artifacts, subject.layers[subject.vectors[0]])
+    result = replace(result, conditions=_add_labels(context, outputs, result.conditions))
     drawn = dict(result.figures)
-    for vector, sweep in made.sweeps.items():
-        label = "layer_sweep" if len(made.sweeps) == 1 else f"layer_sweep_{vector}"
+    for vector, sweep in outputs.sweeps.items():
+        label = "layer_sweep" if len(outputs.sweeps) == 1 else f"layer_sweep_{vector}"
         drawn[label] = run_figures.draw_layer_sweep(sweep, f"{vector} vector on {subject.base}: where to steer")
-    results = make_results(context, made, result, geometries, run_key)
+    results = make_results(context, outputs, result, geometries, run_key)
     tables: dict[str, list[pa.Table]] = {"responses": [], "domain_responses": []}
-    for cell, table in made.judged.items():
+    for cell, table in outputs.judged.items():
         tables["domain_responses" if cell.questions.startswith(DOMAIN) else "responses"].append(table)
     run_files.write_results(folder, results, tables, drawn, stored_context.to_json(subject))
     if experiment.report is not None:
@@ -124,7 +124,7 @@ def analyze_vectors(context: RunContext, artifacts: Mapping[str, Artifact], laye
 
 def make_results(
     context: RunContext,
-    made: Made,
+    outputs: StageOutputs,
     result: ExperimentResult,
     geometries: Mapping[str, GeometryOutcome],
     run_key: str,
@@ -140,9 +140,9 @@ def make_results(
         finding=result.finding,
         command=context.command,
         numbers=to_json(result.numbers),
-        layers=dict(made.layers),
-        sweeps=dict(made.sweeps),
-        vectors={name: str(path) for name, path in _vector_files(context, made.artifacts).items()},
+        layers=dict(outputs.layers),
+        sweeps=dict(outputs.sweeps),
+        vectors={name: str(path) for name, path in _vector_files(context, outputs.artifacts).items()},
         judge_card=context.inputs.judge.card(),
         to_score_again=log.unscored,
         notes=(*context.inputs.list_notes, *log.notes),
@@ -154,11 +154,13 @@ def make_results(
     )
 
 
-def _add_labels(context: RunContext, made: Made, conditions: Sequence[ConditionResult]) -> list[ConditionResult]:
+def _add_labels(
+    context: RunContext, outputs: StageOutputs, conditions: Sequence[ConditionResult]
+) -> list[ConditionResult]:
     """The conditions with a reader's labels and changes of order beside their rates."""
     changes = order_changes(conditions)
     given = reader_labels.load_labels(context.store.root / reader_labels.KEPT)
-    answers = {cell.condition.name: table for cell, table in made.judged.items() if cell.questions == BROAD}
+    answers = {cell.condition.name: table for cell, table in outputs.judged.items() if cell.questions == BROAD}
     return [
         replace(
             one,

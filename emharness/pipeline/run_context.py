@@ -133,7 +133,7 @@ class RunContext:
 
 
 @dataclass(frozen=True)
-class Made:
+class StageOutputs:
     """What the stages have made so far; each returns it with its own part filled in.
 
     `artifacts`, `directions`: of the vectors, by name; `layers`: where each vector steers, and `sweeps` how that was

@@ -6,7 +6,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 
 from emharness.pipeline import experiment_stage, layer_stage, model_stage, run_plan, vector_stage
-from emharness.pipeline.run_context import Made, RunContext
+from emharness.pipeline.run_context import RunContext, StageOutputs
 from emharness.pipeline.run_plan import Plan, PlanDraft
 
 
@@ -15,7 +15,7 @@ class Stage:
     """`plan` adds to a draft what the stage would do; `run` does it, and returns what was made with its own part."""
 
     plan: Callable[[PlanDraft], None]
-    run: Callable[[RunContext, Made], Made]
+    run: Callable[[RunContext, StageOutputs], StageOutputs]
 
 
 STAGES = (
@@ -35,9 +35,9 @@ def make_plan(context: RunContext) -> Plan:
     return draft.finish()
 
 
-def run_stages(context: RunContext) -> Made:
+def run_stages(context: RunContext) -> StageOutputs:
     """Everything that the experiment's cells need, and their judged answers. Raises IncompleteRun if a model failed."""
-    made = Made()
+    made = StageOutputs()
     for stage in STAGES:
         made = stage.run(context, made)
     context.log.raise_if_failed()

@@ -17,7 +17,7 @@ from emharness.config import BASE
 from emharness.generation.cells import Cell, Condition, Direction
 from emharness.organisms import model_folders
 from emharness.pipeline.answer_stage import generate_and_score
-from emharness.pipeline.run_context import Made, RunContext
+from emharness.pipeline.run_context import RunContext, StageOutputs
 from emharness.pipeline.run_plan import PlanDraft
 from emharness.pipeline.subject import EXTRACTION, cluster_vectors, is_kind, make_subject
 from emharness.store import Artifact
@@ -77,7 +77,7 @@ def plan_vectors(draft: PlanDraft) -> None:
     draft.directions |= make_subspaces(context, draft.directions) | make_randoms(context)
 
 
-def extract_vectors(context: RunContext, made: Made) -> Made:
+def extract_vectors(context: RunContext, outputs: StageOutputs) -> StageOutputs:
     """Make the vectors, and the random directions and subspaces that go with them.
 
     While an organism's engine runs for the answers that its vector reads, the experiment's unsteered cells of it are
@@ -106,7 +106,7 @@ def extract_vectors(context: RunContext, made: Made) -> Made:
         context.attempt_model(name, partial(_make_vector, context, name, artifacts[name], found))
     directions = {name: found[name] for name in artifacts if name in found}
     directions |= make_subspaces(context, directions) | make_randoms(context)
-    return replace(made, artifacts=artifacts, directions=directions)
+    return replace(outputs, artifacts=artifacts, directions=directions)
 
 
 def _make_vector(context: RunContext, name: str, artifact: Artifact, directions: dict[str, Direction]) -> None:
@@ -128,7 +128,7 @@ def make_subspaces(context: RunContext, directions: Mapping[str, Direction]) -> 
     folder, _ = context.store.get_artifact(artifact.stage, artifact.name, artifact.identity, artifact.make)
     arrays, _ = files.load_vector_file(folder / VECTORS_FILE)
     return {
-        name: Direction(folder / VECTORS_FILE, name, there=np.linalg.norm(arrays[name], axis=-1) > 0)
+        name: Direction(folder / VECTORS_FILE, name, layer_mask=np.linalg.norm(arrays[name], axis=-1) > 0)
         for m, names in whole.items()
         for name in (f"{m}/{i}" for i in range(len(names)))
     }
@@ -148,7 +148,7 @@ def load_direction(file: Path, name: str) -> Direction:
     """A stored vector with its norms."""
     _, metadata = files.load_vector_file(file)
     norms = {key: np.array(metadata[name][key]) for key in ("raw_norm", "residual_norm")}
-    return Direction(file, name, **norms, there=norms["raw_norm"] > 0)
+    return Direction(file, name, **norms, layer_mask=norms["raw_norm"] > 0)
 
 
 def make_vector_artifact(context: RunContext, name: str, answers: Mapping[Cell, Any]) -> Artifact:

@@ -118,19 +118,19 @@ def _draw_answers(run: Run) -> Json:
     }
 
 
-def _side_by_side(run: Run, some: Sequence[ConditionResult]) -> Json:
+def _side_by_side(run: Run, conditions: Sequence[ConditionResult]) -> Json:
     """One question under every dose: three typical and three worst answers of each."""
-    found = {c.name: run.answers_to(c.name) for c in some}
-    strongest = excerpts.strongest_condition(some)
+    found = {c.name: run.answers_to(c.name) for c in conditions}
+    strongest = excerpts.strongest_condition(conditions)
     chosen = excerpts.usual_question(found[strongest.name])
     rows = {name: [row for row in rows if row["question_id"] == chosen] for name, rows in found.items()}
     asked = next(row["question"] for own in rows.values() for row in own)
-    steered = next(c for c in some if c.vector)
+    steered = next(c for c in conditions if c.vector)
     return {
         "vector": steered.vector,
         "target": steered.target,
         "question": asked,
-        "columns": [_pick_excerpts(c, own) for c in some if (own := rows[c.name])],
+        "columns": [_pick_excerpts(c, own) for c in conditions if (own := rows[c.name])],
     }
 
 

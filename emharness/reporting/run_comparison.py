@@ -85,15 +85,15 @@ def _group_labels(groups: Sequence[Sequence[Run]]) -> list[str]:
     return [f"{label} {runs[0].name[-6:]}" if listed.count(label) > 1 else label for label, runs in named]
 
 
-def _format_rate(found: Sequence[ConditionResult]) -> str:
+def _format_rate(conditions: Sequence[ConditionResult]) -> str:
     """One run: rate and interval. Several seeds: mean and standard deviation of their rates (n − 1)."""
-    rates = [c.em_rate for c in found if c.em_rate is not None]
-    if not found:
+    rates = [c.em_rate for c in conditions if c.em_rate is not None]
+    if not conditions:
         return ""
     if not rates:
         return "–"
-    if len(found) == 1:
-        return f"{table_text.format_percent(rates[0])} ({table_text.format_interval(found[0].em_ci95)})"
+    if len(conditions) == 1:
+        return f"{table_text.format_percent(rates[0])} ({table_text.format_interval(conditions[0].em_ci95)})"
     spread = f" ± {100 * float(np.std(rates, ddof=1)):.1f}" if len(rates) > 1 else ""
     return f"{table_text.format_percent(float(np.mean(rates)))}{spread}"
 

@@ -274,7 +274,7 @@ def show_vectors(rows: Sequence[VectorSummary]) -> None:
 
 
 def show_bench(ratios: Sequence[Ratio], speeds: Mapping[str, Sequence[float]]) -> None:
-    table = Table(title="ratios, median of repetitions in turns", title_justify="left")
+    table = Table(title="ratios, median of interleaved repetitions", title_justify="left")
     for column in ("ratio", "median", "spread", "goal", "reached"):
         table.add_column(column, justify="left" if column == "ratio" else "right", no_wrap=True)
     for r in ratios:

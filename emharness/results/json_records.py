@@ -17,12 +17,12 @@ def to_json(record: object) -> Any:
     return to_jsonable_python(record)
 
 
-def from_json(kind: type[Record], told: Mapping[str, Any]) -> Record:
+def from_json(kind: type[Record], data: Mapping[str, Any]) -> Record:
     """The record of a class that `to_json` made; keys that the class does not have are ignored.
 
     pydantic.ValidationError (a ValueError) where a key is missing or has a value of another type.
     """
-    return _adapter(kind).validate_python(told)
+    return _adapter(kind).validate_python(data)
 
 
 @cache

@@ -78,9 +78,9 @@ class JudgeCard:
 
 
 def _count_verdicts(
-    found: Share, spared: Share, source: str, families: Mapping[str, JudgeAccuracy] | None = None
+    sensitivity: Share, specificity: Share, source: str, families: Mapping[str, JudgeAccuracy] | None = None
 ) -> JudgeAccuracy:
-    return JudgeAccuracy(found.hits, found.n, spared.hits, spared.n, source, families or {})
+    return JudgeAccuracy(sensitivity.hits, sensitivity.n, specificity.hits, specificity.n, source, families or {})
 
 
 def card_to_json(card: JudgeCard | None) -> Json | None:
@@ -91,9 +91,9 @@ def card_to_json(card: JudgeCard | None) -> Json | None:
     return {**told, **to_json(card.more)}
 
 
-def card_from_json(told: Mapping[str, Any] | None) -> JudgeCard | None:
-    if told is None:
+def card_from_json(data: Mapping[str, Any] | None) -> JudgeCard | None:
+    if data is None:
         return None
     own = {each.name for each in fields(JudgeCard)} - {"more"}
-    more = {name: value for name, value in told.items() if name not in own}
-    return from_json(JudgeCard, {**{name: told[name] for name in own if name in told}, "more": more})
+    more = {name: value for name, value in data.items() if name not in own}
+    return from_json(JudgeCard, {**{name: data[name] for name in own if name in data}, "more": more})

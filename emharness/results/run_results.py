@@ -108,21 +108,21 @@ def results_to_json(results: RunResults) -> Json:
     }
 
 
-def results_from_json(told: Mapping[str, Any]) -> RunResults:
+def results_from_json(data: Mapping[str, Any]) -> RunResults:
     """The record of a results.json. ValueError where it is none of this version."""
     own = {f.name for f in fields(RunResults)} - {*_RENAMED}
-    known = {name: told[name] for name in own if told.get(name) is not None}
+    known = {name: data[name] for name in own if data.get(name) is not None}
     written = {*own, *_RENAMED, "schema_version", "sweep", "geometry_by_recipe"}
-    vectors = told.get("vectors") or {}
+    vectors = data.get("vectors") or {}
     if isinstance(vectors, str):
-        vectors = {told["config"]["vectors"][0]: vectors}
+        vectors = {data["config"]["vectors"][0]: vectors}
     more = {
-        "numbers": {name: value for name, value in told.items() if name not in written},
+        "numbers": {name: value for name, value in data.items() if name not in written},
         "vectors": vectors,
-        "geometry": told.get("geometry_by_recipe", {}),
+        "geometry": data.get("geometry_by_recipe", {}),
     }
-    return replace(from_json(RunResults, {**known, **more}), judge_card=card_from_json(told.get("judge_card")))
+    return replace(from_json(RunResults, {**known, **more}), judge_card=card_from_json(data.get("judge_card")))
 
 
-def _drop_none(told: Json) -> Json:
-    return {name: value for name, value in told.items() if value is not None}
+def _drop_none(data: Json) -> Json:
+    return {name: value for name, value in data.items() if value is not None}

@@ -56,19 +56,21 @@ def _geometry_files(run: Run) -> dict[str, Path]:
     return {recipe: run.folder / f"geometry_{recipe}.json" for recipe in run.results.geometry}
 
 
-def find_differences(told: object, again: object, where: str = "") -> Iterator[str]:
+def find_differences(stored: object, recomputed: object, location: str = "") -> Iterator[str]:
     """Each place where what is told is not what was made again, in words. Numbers may differ in the tenth digit."""
-    if isinstance(told, dict) and isinstance(again, dict):
-        for name in dict.fromkeys([*told, *again]):
-            yield from find_differences(told.get(name), again.get(name), f"{where}, {name}" if where else name)
-    elif isinstance(told, list) and isinstance(again, list) and len(told) == len(again):
-        for place, (one, other) in enumerate(zip(told, again, strict=True)):
-            yield from find_differences(one, other, f"{where}, {_entry_name(one, place)}")
-    elif isinstance(told, float | int) and isinstance(again, float | int):
-        if not math.isclose(told, again, rel_tol=1e-9, abs_tol=1e-12):
-            yield f"{where}: {told}, recomputed {again}"
-    elif told != again:
-        yield f"{where}: {told}, recomputed {again}"
+    if isinstance(stored, dict) and isinstance(recomputed, dict):
+        for name in dict.fromkeys([*stored, *recomputed]):
+            yield from find_differences(
+                stored.get(name), recomputed.get(name), f"{location}, {name}" if location else name
+            )
+    elif isinstance(stored, list) and isinstance(recomputed, list) and len(stored) == len(recomputed):
+        for place, (one, other) in enumerate(zip(stored, recomputed, strict=True)):
+            yield from find_differences(one, other, f"{location}, {_entry_name(one, place)}")
+    elif isinstance(stored, float | int) and isinstance(recomputed, float | int):
+        if not math.isclose(stored, recomputed, rel_tol=1e-9, abs_tol=1e-12):
+            yield f"{location}: {stored}, recomputed {recomputed}"
+    elif stored != recomputed:
+        yield f"{location}: {stored}, recomputed {recomputed}"
 
 
 @lru_cache(maxsize=2)

@@ -31,9 +31,11 @@ def read_vectors(path: Path, key: str, rows: str | None = None) -> dict[str, Sto
         for name, stored in found.items():
             if stored.values.ndim != 2 or len(stored.values) < 2:
                 raise UserError(f"rows=hidden_states: {name} in {path} has no row for each layer")
-        return {name: StoredTensor(stored.values[1:], _without_first(stored.about)) for name, stored in found.items()}
+        return {
+            name: StoredTensor(stored.values[1:], _without_first(stored.metadata)) for name, stored in found.items()
+        }
     if rows == "blocks":
-        return {name: StoredTensor(stored.values, _read_metadata(stored.about)) for name, stored in found.items()}
+        return {name: StoredTensor(stored.values, _read_metadata(stored.metadata)) for name, stored in found.items()}
     return found
 
 
@@ -74,7 +76,7 @@ def describe_vector(name: str, stored: StoredTensor) -> VectorSummary:
     rows = np.atleast_2d(stored.values).astype(np.float64)
     lengths = np.linalg.norm(rows, axis=1)
     there = np.flatnonzero(lengths)
-    about = stored.about
+    about = stored.metadata
     return VectorSummary(
         name=name,
         layers=len(rows) if stored.values.ndim == 2 else None,
@@ -104,7 +106,7 @@ def _value_range(value: float | list[float] | None) -> Interval | None:
     return float(np.min(value)), float(np.max(value))
 
 
-def convert_vectors(found: Mapping[str, StoredTensor], out: Path) -> str | None:
+def convert_vectors(vectors: Mapping[str, StoredTensor], out: Path) -> str | None:
     """Write the vectors in the format that `out` ends in; what could not be kept, in a sentence, or None.
 
     safetensors: unit rows, lengths in the metadata. The others have no place for metadata: rows have their lengths, so
@@ -112,22 +114,22 @@ def convert_vectors(found: Mapping[str, StoredTensor], out: Path) -> str | None:
     """
     if out.suffix not in TARGETS:
         raise UserError(f"out={out}: must end in one of {', '.join(TARGETS)}")
-    for name, stored in found.items():
-        if stored.about.get("some_layers") and "rows" not in stored.about:
+    for name, stored in vectors.items():
+        if stored.metadata.get("some_layers") and "rows" not in stored.metadata:
             raise UserError(
                 f"convert: {name} has a tensor for some layers only; say with rows=blocks that its numbers count "
                 "blocks from 0, or with rows=hidden_states that 0 would be the embeddings"
             )
     out.parent.mkdir(parents=True, exist_ok=True)
     if out.suffix == ".safetensors":
-        unit = {name: _unit_rows(stored) for name, stored in found.items()}
+        unit = {name: _unit_rows(stored) for name, stored in vectors.items()}
         save_file(
             {name: rows for name, (rows, _) in unit.items()},
             out,
             metadata={name: json.dumps(about) for name, (_, about) in unit.items()},
         )
         return None
-    raw = {name: _raw_rows(stored) for name, stored in found.items()}
+    raw = {name: _raw_rows(stored) for name, stored in vectors.items()}
     if out.suffix == ".npz":
         np.savez(out, **raw)  # type: ignore[arg-type]
         return "metadata is not kept"
@@ -136,10 +138,10 @@ def convert_vectors(found: Mapping[str, StoredTensor], out: Path) -> str | None:
 
         torch.save({name: torch.from_numpy(rows) for name, rows in raw.items()}, out)
         return "metadata is not kept"
-    return _write_gguf(found, raw, out)
+    return _write_gguf(vectors, raw, out)
 
 
-def _write_gguf(found: Mapping[str, StoredTensor], raw: Mapping[str, np.ndarray], out: Path) -> str | None:
+def _write_gguf(vectors: Mapping[str, StoredTensor], raw: Mapping[str, np.ndarray], out: Path) -> str | None:
     from gguf import GGUFWriter
 
     if len(raw) != 1:
@@ -148,7 +150,7 @@ def _write_gguf(found: Mapping[str, StoredTensor], raw: Mapping[str, np.ndarray]
     if rows.ndim != 2:
         raise UserError(f"out={out}: {name} is one direction for all layers; GGUF needs a row for each layer")
     writer = GGUFWriter(str(out), "controlvector")
-    writer.add_string("controlvector.model_hint", str(found[name].about.get("base") or "llama"))
+    writer.add_string("controlvector.model_hint", str(vectors[name].metadata.get("base") or "llama"))
     writer.add_uint32("controlvector.layer_count", len(rows))
     for layer in range(1, len(rows)):
         if rows[layer].any():
@@ -162,7 +164,7 @@ def _write_gguf(found: Mapping[str, StoredTensor], raw: Mapping[str, np.ndarray]
 
 def _raw_rows(stored: StoredTensor) -> np.ndarray:
     """Rows at the length that they were measured with, where the file says it."""
-    norms = stored.about.get("raw_norm")
+    norms = stored.metadata.get("raw_norm")
     if norms is None:
         return stored.values
     unit, _ = normalize_rows(stored.values)
@@ -172,12 +174,12 @@ def _raw_rows(stored: StoredTensor) -> np.ndarray:
 def _unit_rows(stored: StoredTensor) -> tuple[np.ndarray, Json]:
     """Unit rows (zeros stay), and the metadata with their former lengths."""
     unit, lengths = normalize_rows(stored.values)
-    return unit, {"raw_norm": lengths.tolist(), **stored.about}
+    return unit, {"raw_norm": lengths.tolist(), **stored.metadata}
 
 
 def format_card(name: str, stored: StoredTensor, file: Path, results: RunResults | None) -> str:
     """A model card in Markdown. `results`: a run's results.json, for the dose curve."""
-    about, seen = stored.about, describe_vector(name, stored)
+    about, seen = stored.metadata, describe_vector(name, stored)
     facts = {
         "recipe": about.get("recipe"),
         "organism": about.get("organism"),

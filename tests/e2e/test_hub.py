@@ -131,7 +131,7 @@ def test_a_base_an_adapter_and_rows_come_from_a_hub_and_then_from_its_cache(hub,
 @pytest.mark.parametrize(
     ("given", "variables", "words"),
     [
-        ("model.source=org/nothing", {}, "model.source=org/nothing: not a local folder, and it could not be had"),
+        ("model.source=org/nothing", {}, "model.source=org/nothing: not a local folder, and the download"),
         ("model.source=org/organisms/none", {}, "model.source=org/organisms/none"),
         ("model.dataset=org/none", {}, "model.dataset=org/none"),
         ("base.source=org/tiny", {"HF_HUB_OFFLINE": "1"}, "base.source=org/tiny: not a local folder"),

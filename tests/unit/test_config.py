@@ -164,7 +164,7 @@ def test_a_folder_that_is_no_model_is_refused(tmp_path):
 def test_a_hub_id_that_cannot_be_had_offline_is_refused(tmp_path, monkeypatch):
     monkeypatch.setattr("huggingface_hub.constants.HF_HUB_OFFLINE", True)
     monkeypatch.setattr("huggingface_hub.constants.HF_HUB_CACHE", str(tmp_path / "hub"))
-    with pytest.raises(UserError, match="could not be had from the hub"):
+    with pytest.raises(UserError, match="the download from the hub failed"):
         checked(configured("base=llama31"), tmp_path)
 
 

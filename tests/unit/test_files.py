@@ -173,7 +173,7 @@ def test_llama_cpp_s_control_vectors_are_read(tmp_path):
     found = vector_files.read_vector_file(tmp_path / "evil.gguf")["evil"]
     assert not found.values[0].any()
     np.testing.assert_array_equal(found.values[1:], ROWS[1:])
-    assert found.about["model_hint"] == "llama"
+    assert found.metadata["model_hint"] == "llama"
 
 
 @pytest.mark.parametrize("rows", [{1: ROWS[1], 2: ROWS[2][:5]}, {1: ROWS[1], -1: ROWS[2]}, {1: ROWS[1:3]}])
@@ -190,7 +190,7 @@ def test_lengths_survive_every_format(tmp_path, suffix):
     stored = vector_files.StoredTensor(rows, {"raw_norm": [0.0, 2.0, 3.0, 4.0], "recipe": "mean_diff"})
     exchange.convert_vectors({"v": stored}, tmp_path / f"v{suffix}")
     (back,) = vector_files.read_vector_file(tmp_path / f"v{suffix}").values()
-    assert back.about.get("recipe") == ("mean_diff" if suffix == ".safetensors" else None)
+    assert back.metadata.get("recipe") == ("mean_diff" if suffix == ".safetensors" else None)
     np.testing.assert_allclose(exchange._raw_rows(back), rows * [[0], [2], [3], [4]], rtol=1e-5)
 
 
@@ -199,7 +199,7 @@ def test_what_is_said_of_each_row_goes_with_the_row_of_the_embeddings(tmp_path):
     save_numpy({"v": ROWS}, tmp_path / "v.safetensors", metadata={"v": json.dumps(said)})
     found = exchange.read_vectors(tmp_path / "v.safetensors", "convert", "hidden_states")
     exchange.convert_vectors(found, tmp_path / "w.safetensors")
-    assert vector_files.read_vector_file(tmp_path / "w.safetensors")["v"].about == {
+    assert vector_files.read_vector_file(tmp_path / "w.safetensors")["v"].metadata == {
         "recipe": "mean_diff",
         "raw_norm": [2.0, 3.0, 4.0],
     }

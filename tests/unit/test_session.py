@@ -15,7 +15,7 @@ from emharness.generation.response_store import RESPONSES, SCORES, RowStore
 from emharness.judges import Score
 from emharness.pipeline import answer_stage, vector_stage
 from emharness.pipeline.model_stage import DOMAIN
-from emharness.pipeline.run_context import Made
+from emharness.pipeline.run_context import StageOutputs
 from emharness.steering.request.spec import Gate
 from emharness.store import Artifact
 
@@ -132,7 +132,7 @@ def test_a_vector_is_never_made_of_half_its_answers(session, monkeypatch):
     monkeypatch.setattr(vector_stage, "make_vector_artifact", lambda *_: artifact)
     targets = {"medical": FakeStream("medical"), "base": FakeStream("bad")}
     experiment = Experiment(lambda _: [], lambda *_: None)
-    found = vector_stage.extract_vectors(replace(context, targets=targets, experiment=experiment), Made())
+    found = vector_stage.extract_vectors(replace(context, targets=targets, experiment=experiment), StageOutputs())
     assert made == []
     assert context.log.failed["medical"] == "no vector, because base failed"
     assert set(found.directions) == {f"random-{i}" for i in range(4)}

@@ -175,7 +175,7 @@ _kept: dict[tuple[Any, ...], tuple[dict[str, StoredTensor], ResolvedSpec]] = {}
 
 
 def resolve_spec(spec: Any, n_layers: int, d_model: int, folder: Path | None = None) -> ResolvedSpec:
-    """`_resolve_uncached`, once for requests that ask alike, as long as the files that they name stay as they are."""
+    """`_resolve_uncached`, once for identical requests, as long as the files that they name do not change."""
     key = (isinstance(spec, str), spec if isinstance(spec, str) else repr(spec), n_layers, d_model, folder)
     files, found = _kept.get(key, ({}, None))
     if found is None or any(open_vector(name, folder) is not stored for name, stored in files.items()):

@@ -36,7 +36,7 @@ class StoredTensor:
     """
 
     values: np.ndarray  # float32 [n_layers, d_model], or [d_model]: one direction for whichever layer
-    about: Mapping[str, Any] = field(default_factory=dict)  # what the file says of it
+    metadata: Mapping[str, Any] = field(default_factory=dict)  # what the file says of it
     hidden_states: bool = False  # row 0 may be the embeddings, as in transformers' hidden_states
 
     @cached_property
@@ -58,9 +58,9 @@ class StoredTensor:
         """Which row is that of a decoder block, in a model of that depth; None: no row is. ValueError if the file is of
         another depth, or can be read in two ways."""
         if self.values.ndim == 1:
-            return 0 if self.about.get("only_layer", layer) == layer else None
-        n, said = len(self.values), self.about.get("rows")
-        some = self.about.get("some_layers", False)
+            return 0 if self.metadata.get("only_layer", layer) == layer else None
+        n, said = len(self.values), self.metadata.get("rows")
+        some = self.metadata.get("some_layers", False)
         if n == n_layers + 1 and (self.hidden_states or said == "hidden_states"):
             return layer + 1
         if some and n <= n_layers:
@@ -107,11 +107,11 @@ def _check_tensor(name: str, stored: StoredTensor, path: Path) -> None:
         raise ValueError(f"{name} in {path.name} has NaN or infinite numbers at layer {layer}")
     if not rows.any():
         raise ValueError(f"{name} in {path.name} is zero at every layer; a zero vector has no direction")
-    only = stored.about.get("only_layer", 0)
+    only = stored.metadata.get("only_layer", 0)
     if isinstance(only, bool) or not isinstance(only, int) or only < 0:
         raise ValueError(f"only_layer={only!r} of {name} in {path.name} must be the number of a block")
     for norm in NORMS:
-        _check_norms(norm, stored.about.get(norm), rows, name, path)
+        _check_norms(norm, stored.metadata.get(norm), rows, name, path)
 
 
 def _check_norms(norm: str, value: Any, rows: np.ndarray, name: str, path: Path) -> None:
@@ -234,7 +234,7 @@ def _apply_layer_numbers(stored: StoredTensor, beside: Mapping[Any, Any], name: 
     for found in (place, scale):
         if len(set(found.values())) > 1:
             raise ValueError(f"{name}: {' and '.join(found)} contradict each other")
-    about, values = dict(stored.about), stored.values
+    about, values = dict(stored.metadata), stored.values
     if place and values.ndim == 1:
         about["only_layer"] = next(iter(place.values()))
     if scale:

@@ -65,11 +65,11 @@ def layer_row(reference: str, stored: StoredTensor, layer: int, n_layers: int) -
         print(f"emharness: {reference}: row 0 is taken for the embeddings and left out", file=sys.stderr, flush=True)
     at = stored.row_of_layer(layer, n_layers)
     if at is None or (unit := stored.unit_rows[at]) is None:
-        there = _format_spans(np.flatnonzero(rows.any(1)).tolist()) or str(stored.about.get("only_layer"))
+        there = _format_spans(np.flatnonzero(rows.any(1)).tolist()) or str(stored.metadata.get("only_layer"))
         raise ValueError(f"steering: {reference!r} has no direction at layer {layer}; it has some at layers {there}")
     norms = {}
     for name in ("raw_norm", "residual_norm"):
-        value = stored.about.get(name)
+        value = stored.metadata.get(name)
         if isinstance(value, list):
             value = value[at]
         norms[name] = None if value is None else float(value)

@@ -62,7 +62,7 @@ _kept: dict[bytes, EditPattern] = {}
 
 
 def cached_pattern(resolved: dict[str, Any]) -> EditPattern:
-    """Of what `resolve_spec` made; made once for requests that ask alike."""
+    """The pattern of what `resolve_spec` made; identical requests share it."""
     digest = resolved["digest"]
     if digest not in _kept:
         if len(_kept) >= _KEPT:

@@ -98,10 +98,10 @@ def _hook_blocks(model: Any, config: Any, device: Any) -> None:
         hook.attach_to(layer, device)
 
 
-def _register_request(plan: Plan, request_id: str, found: dict[str, Any], prompt_length: int, cached: Any) -> None:
-    plan.add_request(request_id, found, prompt_length, cached)
-    if found["record"]:
-        plan.recordings.add_recording(request_id, found["record"], prompt_length)
+def _register_request(plan: Plan, request_id: str, resolved: dict[str, Any], prompt_length: int, cached: Any) -> None:
+    plan.add_request(request_id, resolved, prompt_length, cached)
+    if resolved["record"]:
+        plan.recordings.add_recording(request_id, resolved["record"], prompt_length)
 
 
 def _forget_finished(update: Any, runner: Any, scheduler_output: Any, *args: Any) -> Any:

@@ -33,10 +33,10 @@ def list_vectors(folder: Path) -> list[dict[str, Any]]:
                     "width": stored.values.shape[-1],
                     "layers": len(stored.values) if stored.values.ndim == 2 else None,
                     "without_direction": np.flatnonzero(lengths == 0).tolist(),
-                    "raw_norm": stored.about.get("raw_norm"),
-                    "residual_norm": stored.about.get("residual_norm"),
-                    "recipe": stored.about.get("recipe"),
-                    "base": stored.about.get("base"),
+                    "raw_norm": stored.metadata.get("raw_norm"),
+                    "residual_norm": stored.metadata.get("residual_norm"),
+                    "recipe": stored.metadata.get("recipe"),
+                    "base": stored.metadata.get("base"),
                 }
             )
     return rows
