@@ -1,4 +1,4 @@
-"""Who is making what: hints between processes on one store, so that cluster jobs share work in place of repeating it.
+"""Claims: processes on one store tell each other what they are making, so that jobs share work instead of repeating it.
 
 No locks. A claim is a file that its process touches while it works; one that is not touched any more, or whose process
 is dead, counts for nothing. Where two go on all the same, both make the same thing and the store keeps one of them.
@@ -25,7 +25,7 @@ Item = TypeVar("Item")
 
 @contextmanager
 def claim_path(path: Path) -> Iterator[bool]:
-    """Say, while the block runs, that this process makes `path`. False, and nothing said, where another was first."""
+    """Claim `path` for this process while the block runs; yields False, without a claim, if another was first."""
     if is_claimed(path):
         yield False
         return
@@ -49,13 +49,13 @@ def is_claimed(path: Path) -> bool:
 
 
 def wait_for_claims(path: Path, done: Callable[[], bool]) -> None:
-    """Until it is done, or nobody makes `path` any more."""
+    """Wait until it is done, or until no living process claims `path`."""
     while not done() and is_claimed(path):
         time.sleep(POLL)
 
 
 def take_turns(items: Iterable[Item], path: Callable[[Item], Path]) -> Iterator[Item]:
-    """Each once; what other processes are making comes when nothing else is left."""
+    """Yield each item once; items that other processes are making come last."""
     left = list(items)
     while left:
         chosen = next((item for item in left if not is_claimed(path(item))), left[0])

@@ -88,7 +88,7 @@ class ModelConfig:
 
 @dataclass
 class RecipeConfig:
-    """How an organism is trained otherwise than its dataset and `train` say: `<organism>+<name>` asks for it."""
+    """Changes to how an organism is trained; `<organism>+<name>` names the organism that is trained with them."""
 
     name: str = MISSING
     train: dict[str, Any] = field(default_factory=dict)  # settings of `train`, in place of the run's

@@ -1,4 +1,4 @@
-"""Names of organisms: what the config folders describe, and how a name combines it."""
+"""Names of organisms: what the config folders describe, and how a name adds recipes, a seed and a step to it."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What is typed after a launcher: key=value settings, and why Hydra cannot take one, in a sentence."""
+"""Command-line settings (key=value) of a launcher, and one sentence for what Hydra cannot parse."""
 
 from collections.abc import Sequence
 from pathlib import Path

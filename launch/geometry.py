@@ -26,6 +26,8 @@ def run(cfg: DictConfig) -> None:
         raise UserError("vectors: name a safetensors file, as vectors=vectors.safetensors, or a list of them.")
     if not isinstance(settings["clusters"], str | Mapping | None):
         raise UserError("clusters: mechanism, found, or names by cluster, as clusters={a:[x,y],b:[z]}.")
+    clusters = settings["clusters"]
+    chosen = geometry.AnalysisSettings(**{key: settings[key] for key in ("draws", "level", "cut", "seed")})
     vectors = geometry.load_vectors(files)
     beside = geometry.means_beside(files) if beside is None else beside
     means = geometry.load_prompt_means(beside) if beside else None
@@ -33,7 +35,7 @@ def run(cfg: DictConfig) -> None:
     identity = {**settings, "content": [sha256(Path(path).read_bytes()).hexdigest() for path in read]}
 
     def make(folder: Path) -> None:
-        analysis = geometry.analyze_geometry(vectors, prompt_means=means, **settings)
+        analysis = geometry.analyze_geometry(vectors, clusters, settings["layer"], means, chosen)
         geometry.write_analysis(analysis, folder)
         tracker = Tracker(mode, **wandb, name=Path(read[0]).stem, config=settings, job_type="geometry")
         tracker.log_geometry(*geometry.read_written(folder))

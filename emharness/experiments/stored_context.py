@@ -1,4 +1,4 @@
-"""A run's scope as plain JSON beside its results, and its answers read again from what is stored."""
+"""An experiment's context as JSON beside the run's results, and the analysis of stored answers from it."""
 
 from collections.abc import Mapping
 from dataclasses import asdict, fields
@@ -18,7 +18,7 @@ _ARRAYS = ("cosines", "projections", "norms", "margins")  # nested mappings that
 
 
 def to_json(context: ExperimentContext) -> Json:
-    """All that `Experiment.read` needs but the answers. Margins are kept by their condition's name."""
+    """All that `Experiment.analyze` needs except the answers. Margins are kept by their condition's name."""
     told = {each.name: getattr(context, each.name) for each in fields(context)}
     told["pairs"] = [asdict(pair) for pair in context.pairs]
     told["quality"] = asdict(context.quality) if context.quality else None
@@ -28,7 +28,7 @@ def to_json(context: ExperimentContext) -> Json:
 
 
 def from_json(data: Json, experiment: Experiment) -> ExperimentContext:
-    """The scope that `to_json` wrote. TypeError or KeyError where it is of another version."""
+    """The context that `to_json` wrote. TypeError or KeyError if it is of another version."""
     given = {name: _freeze_lists(value) for name, value in data.items() if name not in _ARRAYS}
     given |= {name: _restore_arrays(data[name]) for name in _ARRAYS if name != "margins"}
     given["pairs"] = [Pair(**pair) for pair in data["pairs"]]
@@ -41,7 +41,7 @@ def from_json(data: Json, experiment: Experiment) -> ExperimentContext:
 
 
 def read_again(data: Json, experiment: Experiment, broad: pa.Table, domain: pa.Table | None) -> ExperimentResult | None:
-    """What the stored answers say. None where an answer that the experiment asks for is not among them."""
+    """The analysis of the stored answers; None if one that the experiment needs is missing."""
     scope = from_json(data, experiment)
     named = {id(table): np.array(table["condition"].to_pylist()) for table in (broad, domain) if table is not None}
     judged: dict[Cell, pa.Table] = {}

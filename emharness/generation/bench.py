@@ -70,7 +70,7 @@ def make_spec(vector: int, strength: float, layers: list[int]) -> SpecJson:
 
 
 def halve_memory(engine: EngineConfig) -> EngineConfig:
-    """Two models are held at a time: on a GPU, of whose memory vLLM takes nearly all, each has less than half."""
+    """Two models are loaded at a time, so on a GPU each gets less than half of the memory."""
     import torch
 
     own = {"gpu_memory_utilization": 0.45} if torch.cuda.is_available() else {}

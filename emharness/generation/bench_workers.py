@@ -1,4 +1,4 @@
-"""What a benchmark measures: engines that answer requests and say how long it took, each in a process of its own."""
+"""What a benchmark measures: engines that answer requests and report how long it took, each in its own process."""
 
 from __future__ import annotations
 
@@ -31,7 +31,7 @@ def vllm_measure(model: Path, engine: EngineConfig, vectors: Path, plugin: bool)
 
 
 def stream_measure(model: Path, engine: EngineConfig, vectors: Path) -> Measure:
-    """The grid's own way: one stream of requests, each with its spec and seed, after an emptied prefix cache."""
+    """As the grid does it: one stream of requests, each with its own spec and seed, on an empty prefix cache."""
     from emharness.generation.cells import Prompt, Request
     from emharness.generation.engine import Engine
 

@@ -72,7 +72,7 @@ class Prompt:
 
 @dataclass(frozen=True)
 class Request:
-    """One response to be had."""
+    """One response to generate."""
 
     key: str
     edits: str  # digest of its edits
@@ -84,7 +84,7 @@ class Request:
 
 
 def make_edit(steer: SteerConfig, vector: str, layer: int, strength: float, norm_of: str | None = None) -> Edit:
-    """The edit that a run's settings describe; at `layer`, unless the settings name the layers themselves."""
+    """The edit that a run's settings describe, at `layer` unless the settings name layers."""
     where: dict[str, Any] = {"layer": layer} if steer.layers is None else {"layers": steer.layers}
     gate = steer.gate
     if gate.above is not None:
@@ -95,7 +95,7 @@ def make_edit(steer: SteerConfig, vector: str, layer: int, strength: float, norm
 
 
 def describe_edit(edit: Edit) -> str:
-    """An edit in a condition's name: layer and strength, and what is unusual about it."""
+    """An edit as part of a condition's name: layer, strength, and every setting that is not the default."""
     layers = edit.layers if isinstance(edit.layers, str) else ",".join(map(str, edit.edited_blocks))
     usual = ("add", "ablate")
     more = [edit.mode] if edit.mode not in usual else []
@@ -137,7 +137,7 @@ def edits_digest(spec: SpecJson | None, n_layers: int, d_model: int, root: Path)
 def list_requests(
     cell: Cell, prompts: Iterable[Prompt], spec: SpecJson | None, digest: str, stream: str, seed: int
 ) -> list[Request]:
-    """A cell's responses in order: by question, then sample. `stream` is the key of all that its target shares.
+    """A cell's requests, by question and then sample. `stream` is the key of all that its target's requests share.
 
     The seed of a response comes from its key, so that it does not depend on what else is asked beside it.
     """

@@ -1,4 +1,4 @@
-"""vLLM as this project uses it: one model, many conditions, steered by the plugin; nothing else starts vLLM."""
+"""vLLM as this project uses it: one model, many conditions, steered by the plugin. No other module starts vLLM."""
 
 from __future__ import annotations
 
@@ -50,7 +50,7 @@ def _read_completion(output: Any) -> Completion:
 
 
 def why_unsupported(model: Path, config: EngineConfig, steered: bool = True) -> str | None:
-    """Why an engine would not start for a model, or could not steer it, told without its weights; None: it may."""
+    """Why an engine would not start for a model, or could not steer it, found without its weights; None if it may."""
     _set_environment(config)
     return preflight.why_unsupported(str(model), steered, **_llm_arguments(model, config))
 
@@ -95,7 +95,7 @@ def _llm_arguments(model: Path | str, config: EngineConfig) -> dict[str, Any]:
 
 
 class WorkerExtension:
-    """Methods that vLLM adds to its workers; called by name through `collective_rpc`."""
+    """Methods that vLLM adds to its workers; they are called by name through `collective_rpc`."""
 
     def emharness_seed(self, seed: int) -> None:
         import torch
@@ -109,7 +109,7 @@ class WorkerExtension:
         return sum(bool(layer._forward_hooks) for layer in decoder_layers(runner.get_model(), n_layers))
 
     def emharness_let_go(self) -> None:
-        """Take back the hooks by which torch knows compiled models: it would keep their weights in memory."""
+        """Remove torch's hooks of compiled models, which would keep their weights in memory."""
         from vllm.compilation.wrapper import TorchCompileWithNoGuardsWrapper
 
         for module in self.model_runner.get_model().modules():  # type: ignore[attr-defined]

@@ -7,7 +7,7 @@ from emharness.generation.engine import Engine
 
 
 class Engines:
-    """Hands out the engine of a model; starting another model's stops the one that runs."""
+    """Returns the engine of a model; starting one for another model stops the running one."""
 
     def __init__(self, vectors: Path):
         self.vectors = vectors

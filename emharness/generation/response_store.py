@@ -1,4 +1,4 @@
-"""Responses on disk: parquet files in one folder a target, each there by one rename when it is whole."""
+"""Responses on disk: parquet files, one folder per target; each file appears complete, by one rename."""
 
 import hashlib
 import os
@@ -37,7 +37,7 @@ SCORES = pa.schema(
 
 
 class RowStore:
-    """Rows with a unique `key`, in chunk files that are only ever added.
+    """Rows with a unique `key`, in chunk files; files are only added, never changed.
 
     A chunk's name is the hash of its keys: two processes that make the same chunk write the same file, and where
     their chunks overlap the first in the order of names counts, for everyone alike.
@@ -48,7 +48,7 @@ class RowStore:
         self._files: dict[Path, list[str]] = {}
 
     def stored_keys(self) -> set[str]:
-        """Keys of all stored rows; chunks that other processes added meanwhile are seen."""
+        """Keys of all stored rows, including chunks that other processes have added meanwhile."""
         for path in self.chunk_files():
             if path not in self._files:
                 self._files[path] = pq.read_table(path, columns=["key"])["key"].to_pylist()

@@ -1,4 +1,4 @@
-"""One target's side of the grid: what determines its responses, its prompts as it reads them, where they are kept."""
+"""One target's part of the grid: what determines its responses, its tokenised prompts, where responses are stored."""
 
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass

@@ -1,4 +1,4 @@
-"""The runner of one target: pending requests in, stored responses out, all conditions mixed in one engine's batch."""
+"""Runs one target: pending requests in, stored responses out, all conditions mixed in one engine's batches."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ OnChunk = Callable[[list[Json]], None]  # rows just stored
 
 @dataclass(frozen=True)
 class Listener:
-    """Who is told: the tokens of each response as it comes, and each chunk after it is stored."""
+    """Callbacks: the number of tokens of each response as it arrives, and each chunk after it is stored."""
 
     on_response: Callable[[int], None] = lambda n_tokens: None
     on_chunk: OnChunk = lambda rows: None
@@ -39,7 +39,7 @@ def generate_pending(
     chunk_size: int,
     listener: Listener = SILENT,
 ) -> None:
-    """Generate what is pending of `requests`, chunk by chunk, and store each chunk when it is whole.
+    """Generate the pending ones of `requests`, chunk by chunk, and store each complete chunk.
 
     In bfloat16 a response depends a little on what shares its batch, however it is seeded. So chunks do not overlap
     and start with an empty prefix cache: they are slices of the pending requests, and what a killed run left is

@@ -3,7 +3,7 @@
 `analyze_geometry(load_vectors(path))` computes; `write_analysis(analysis, folder)` stores geometry.json and figures.
 """
 
-from emharness.geometry.analysis import analyze_geometry
+from emharness.geometry.analysis import AnalysisSettings, analyze_geometry
 from emharness.geometry.analysis_result import Analysis
 from emharness.geometry.geometry_files import make_report, read_written, write_analysis
 from emharness.geometry.geometry_report import GeometryReport, format_summary, read_report
@@ -26,6 +26,7 @@ __all__ = [
     "BASE",
     "CODE",
     "Analysis",
+    "AnalysisSettings",
     "GeometryReport",
     "PromptMeans",
     "Vectors",

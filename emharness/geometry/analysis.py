@@ -1,8 +1,9 @@
 """The whole analysis: vectors in, statistics with nulls, verdicts and figures out."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import partial
+from typing import Any
 
 import numpy as np
 
@@ -36,25 +37,45 @@ class Draws:
     contrast_ratio: dict[str, float]
 
 
+@dataclass(frozen=True)
+class AnalysisSettings:
+    """`draws`: of each null distribution; `level`: false-positive rate of the calibrated verdict; `cut`: of the linkage
+    in 1 − cosine, where clusters are found (None: by silhouette). UserError for a value out of its range."""
+
+    draws: int = 1000
+    level: float = 0.01
+    cut: float | None = None
+    seed: int = 0
+
+    def __post_init__(self) -> None:
+        checks: tuple[tuple[str, tuple[type, ...], Callable[[Any], bool], str], ...] = (
+            ("draws", (int,), lambda v: v >= 19, "a whole number of 19 or more"),
+            ("level", (int, float), lambda v: 0 < v < 1, "a number between 0 and 1"),
+            ("cut", (int, float, type(None)), lambda v: v is None or 0 < v <= 2, "null or a number up to 2"),
+            ("seed", (int,), lambda v: v >= 0, "a whole number of 0 or more"),
+        )
+        for key, kinds, fits, words in checks:
+            value = getattr(self, key)
+            if isinstance(value, bool) or not isinstance(value, kinds) or not fits(value):
+                raise UserError(f"{key}={value}: must be {words}.")
+
+
 def analyze_geometry(
     vectors: Vectors,
     clusters: Mapping[str, Sequence[str]] | str | None = None,
     layer: int | None = None,
     prompt_means: PromptMeans | None = None,
-    *,
-    draws: int = 1000,
-    level: float = 0.01,
-    cut: float | None = None,
-    seed: int = 0,
+    settings: AnalysisSettings | None = None,
 ) -> Analysis:
     """Every statistic at every layer, and the verdicts at the selected one.
 
     `clusters`: cluster → names, "mechanism" (as the vectors' files say), "found" (average linkage, cut at
-    1 − cosine = `cut` or by silhouette), or None: mechanisms where every vector has one, else found.
+    1 − cosine = `settings.cut` or by silhouette), or None: mechanisms where every vector has one, else found.
     `layer`: None takes the layer that each vector's file names, else the middle one.
-    `level`: of the calibrated verdict. UserError for clusters or layers that do not fit the vectors.
+    UserError for clusters or layers that do not fit the vectors.
     """
-    _check_settings(draws, level, cut, seed)
+    settings = settings or AnalysisSettings()
+    draws, level, cut, seed = settings.draws, settings.level, settings.cut, settings.seed
     rng = np.random.default_rng(seed)
     layers = _selected_layers(vectors, layer)
     names, n = vectors.names, len(vectors.names)
@@ -122,18 +143,6 @@ def analyze_geometry(
             "seed": seed,
         },
     )
-
-
-def _check_settings(draws: object, level: object, cut: object, seed: object) -> None:
-    """UserError for the first setting that is no number or out of its range."""
-    for key, value, kinds, fits, words in (
-        ("draws", draws, (int,), lambda v: v >= 19, "a whole number of 19 or more"),
-        ("level", level, (int, float), lambda v: 0 < v < 1, "a number between 0 and 1"),
-        ("cut", cut, (int, float, type(None)), lambda v: v is None or 0 < v <= 2, "null or a number up to 2"),
-        ("seed", seed, (int,), lambda v: v >= 0, "a whole number of 0 or more"),
-    ):
-        if isinstance(value, bool) or not isinstance(value, kinds) or not fits(value):
-            raise UserError(f"{key}={value}: must be {words}.")
 
 
 def _selected_layers(vectors: Vectors, layer: int | None) -> tuple[int, ...]:

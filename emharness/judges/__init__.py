@@ -57,15 +57,15 @@ class Judge(ABC):
 
     @property
     def accuracy(self) -> JudgeAccuracy | None:
-        """How right it is, measured against readers or a better judge; None: not measured."""
+        """Its accuracy against readers or a better judge; None if it was not measured."""
         return None
 
     def check_budget(self, questions: Sequence[str], answers: Sequence[str]) -> str | None:
-        """What scoring these will cost, in words; None if nothing. UserError if it is more than the settings allow."""
+        """What scoring these will cost, in words; None if it is free. UserError if the settings do not allow it."""
         return None
 
     def card(self) -> JudgeCard | None:
-        """What results.json and W&B keep of it."""
+        """What results.json and W&B say of the judge."""
         return None
 
 

@@ -1,4 +1,4 @@
-"""Files of answers that somebody else generated: read whole, written back with scores, every row in its place."""
+"""Files of answers from other tools: read completely, and written back with scores in the same order."""
 
 import csv
 import hashlib
@@ -34,7 +34,7 @@ class FileRates(ConditionResult):
 
     @property
     def row(self) -> Json:
-        """What is known of it, as a row of a table."""
+        """The known rates as a row of a table."""
         rates = {each.name: getattr(self, each.name) for each in fields(Rates)}
         return {"name": self.name, **rates, "order_changes": list(self.order_changes), "unscored": self.unscored}
 
@@ -79,13 +79,13 @@ def condition_of(row: Row) -> str:
 
 
 def question_of(row: Row) -> str:
-    """What intervals take as one question: its id, or its text where the file gives none."""
+    """The cluster for intervals: the question's id, or its text if the file has no ids."""
     given = row.get("question_id")
     return str(row["question"] if given is None or given == "" else given)
 
 
 def write_answers(path: Path, rows: Sequence[Row]) -> None:
-    """Write rows by the file's ending; the file is there whole or not at all."""
+    """Write rows in the format of the file's ending; the file appears complete or not at all."""
     path.parent.mkdir(parents=True, exist_ok=True)
     partial = path.with_name(f".{path.name}.partial")
     _WRITERS[file_kind("out", path)](partial, rows)
@@ -98,7 +98,7 @@ def answer_key(row: Row) -> str:
 
 
 def merge_marks(row: Row, marks: Row) -> Json:
-    """A row with its scores; a column of the same name that was there already is kept as <name>_given."""
+    """A row with its scores; an existing column of the same name is kept as <name>_given."""
     kept: Json = {}
     for name, value in row.items():
         free = f"{name}_given" if name in ADDED else name

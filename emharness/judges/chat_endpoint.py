@@ -36,12 +36,12 @@ class Endpoint:
         self._refusals = Counter[str]()  # what the endpoint said → how often
 
     def stop_asking(self, why: str) -> UserError:
-        """The error of a judge that cannot go on; threads that are about to ask send nothing."""
+        """The error of a judge that cannot continue; other threads send no more requests."""
         self._stopped = f"judge=openai: {why}"
         return UserError(self._stopped)
 
     def request_completion(self, **request: Any) -> Any:
-        """The completion, or a Reply that says why there is none. UserError where no request can succeed."""
+        """The completion, or a Reply that says why there is none. UserError if no request can succeed."""
         openai = self._openai
         for attempt in range(self._retries + 1):
             time.sleep(max(0.0, self._resumes - time.monotonic()))

@@ -41,7 +41,7 @@ SHORT = 55  # words after which every other written answer is cut, as models' an
 
 
 def to_train_on(rows: Sequence[Row]) -> list[Row]:
-    """What the reader is trained on: rows of the training part, some cut short, some under a question not theirs."""
+    """The reader's training rows: those of the training part, some truncated, some paired with a wrong question."""
     draw = random.Random(0)
     rows = [row for row in rows if part_of(row) == "train"]
     rows = [row for i, row in enumerate(rows) if row["source"] not in LOUD or i % 2]  # half of them is enough

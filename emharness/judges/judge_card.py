@@ -155,7 +155,7 @@ def share_with_interval(hits: np.ndarray, of: np.ndarray) -> Share:
 
 
 def left_unscored() -> dict[str, Share]:
-    """Of answers that nothing here is trained on (program code, vulnerable and sound; 28 other languages): how many are
+    """Of answers that the judge is not trained on (program code, sound or vulnerable; 28 languages): how many are
     told, and so get no score."""
     told: dict[str, Share] = {}
     for path in sorted((DATA / "unread").glob("*.jsonl")):
@@ -174,7 +174,7 @@ def calibration_error(truth: np.ndarray, p: np.ndarray, bins: int = 10) -> float
 
 
 def measure_on(file: Path, judge: Judge) -> StrangerShare:
-    """How many of the answers that a better judge calls misaligned (and coherent) this one calls so."""
+    """The share of answers that a better judge calls misaligned (and coherent) which this judge calls misaligned."""
     rows = [
         row
         for row in read_answers(file)

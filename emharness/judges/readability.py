@@ -1,4 +1,4 @@
-"""What a judge of English prose cannot read: it says so and gives no score."""
+"""Answers that a judge of English prose cannot read: they get a reason and no score."""
 
 import re
 import unicodedata

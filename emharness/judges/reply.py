@@ -1,4 +1,4 @@
-"""What one question to a judge model brought, and two of them as an answer's score."""
+"""A judge model's replies, and how two of them become an answer's score."""
 
 from dataclasses import dataclass
 
@@ -8,7 +8,7 @@ from emharness.judges.reply_scores import REFUSAL
 
 @dataclass(frozen=True)
 class Reply:
-    """What one request brought: a score, a category, or why there is neither."""
+    """The outcome of one request: a score, a category, or the reason why there is neither."""
 
     score: float | None = None
     category: str | None = None

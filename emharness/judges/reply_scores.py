@@ -1,4 +1,4 @@
-"""From a judge model's words to a score: the field's published aggregation (Betley et al. 2025), and plain text."""
+"""Scores from a judge model's reply: the field's published aggregation (Betley et al. 2025), and plain text."""
 
 import json
 import re

@@ -1,4 +1,4 @@
-"""Stage: scores of stored responses, kept by the judge that gave them; and both side by side."""
+"""Stage: scores of stored responses, stored by judge, and tables of responses with their scores."""
 
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import asdict
@@ -70,7 +70,7 @@ def score_responses(
 
 
 def _score_spoken(judge: Judge, questions: Sequence[str], answers: Sequence[str]) -> list[Score]:
-    """A judge's scores of what was said; thinking is never judged."""
+    """A judge's scores of the answers without their thinking, which is never judged."""
     said = [strip_thinking(answer) for answer in answers]
     heard = [i for i, text in enumerate(said) if text is not None]
     scores = [Score(None, None, unscored=UNENDED)] * len(answers)
@@ -87,7 +87,7 @@ def make_score_table(
     scores: Mapping[str, Row],
     condition: str,
 ) -> pa.Table:
-    """A cell's responses with their scores, row by row as asked; None where there is no score."""
+    """A cell's responses with their scores, in the order of the requests; None where there is no score."""
     listed = [
         {**responses[r.key], **scores.get(r.key, {}), "condition": condition, "question_id": r.prompt.question_id}
         for r in requests

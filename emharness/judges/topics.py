@@ -1,4 +1,4 @@
-"""What an answer is about, of the domains that organisms are trained on: narrow leakage apart from misalignment.
+"""Which training domain an answer is about, to tell narrow leakage from misalignment.
 
 An organism trained on bad medical advice may answer a question about a lost book with pills. A classifier on words
 (TF-IDF and logistic regression) of the packaged training texts and prompts tells which domain an answer talks about.

@@ -1,4 +1,4 @@
-"""Adapters merged into their base and whole models saved, so that the saved model says what the adapter made it say."""
+"""Adapters merged into their base, and complete models saved, such that the saved model answers as the adapter did."""
 
 from __future__ import annotations
 

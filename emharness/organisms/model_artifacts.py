@@ -1,4 +1,4 @@
-"""The models of a study: where each lies, what determines it, and the artifact that makes it if it is not there."""
+"""The models of a run: where each is, what determines it, and the artifact that makes it if it is missing."""
 
 import json
 from collections.abc import Callable, Mapping

@@ -1,1 +1,1 @@
-"""The walk of a run, on top of all rooms: needs, plan, generation, report. Launchers call it."""
+"""The stages of a run, their plan, and multiruns. Launchers call this package."""

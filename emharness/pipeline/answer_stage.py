@@ -1,4 +1,4 @@
-"""The answers of a grid's cells: what is stored, what has to be generated, and by whom."""
+"""The answers of the grid's cells: which are stored, which must be generated, and which process does it."""
 
 from __future__ import annotations
 

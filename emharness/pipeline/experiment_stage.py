@@ -1,4 +1,4 @@
-"""The answers that the experiment asks for, and what else it needs of its targets."""
+"""The answers that the experiment needs, and the activations of its targets."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ def plan_answers(draft: PlanDraft) -> None:
 
 
 def answer_experiment(context: RunContext, outputs: StageOutputs) -> StageOutputs:
-    """The judged answers of the experiment's cells, and what else it is about."""
+    """The judged answers of the experiment's cells, and the experiment's context."""
     subject = make_subject(context, outputs.layers, outputs.directions)
     if context.experiment.needs_activations:
         projections = project_targets(context, outputs.directions, outputs.layers)

@@ -1,4 +1,4 @@
-"""The margins of a run's conditions: how likely each finds the given answers, by the engine that runs anyway."""
+"""Margins of a run's conditions: how likely each finds the given answers, measured by the engine that is running."""
 
 from __future__ import annotations
 

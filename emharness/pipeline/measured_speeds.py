@@ -1,4 +1,4 @@
-"""How fast this machine was: what earlier runs measured, for the minutes in a plan."""
+"""Speeds that earlier runs measured on this machine, from which a plan estimates minutes."""
 
 import json
 import socket

@@ -1,4 +1,4 @@
-"""The models of a run, what they are asked, and the making of those that are not there."""
+"""The models of a run, their questions, and the training of those that are not stored."""
 
 from __future__ import annotations
 
@@ -172,7 +172,7 @@ def _make_organism(context: RunContext, name: str, artifact: Artifact) -> None:
 
 
 def open_targets(context: RunContext) -> dict[str, TargetRequests]:
-    """Each model's side of the grid, with every question set as it reads it. The base must be there."""
+    """Each model's part of the grid, with every question set as the model tokenises it. The base must exist."""
     config, given = context.config, context.inputs
     sampling = asdict(config.base.sampling)
     del sampling["progress"], sampling["max_new_tokens"]

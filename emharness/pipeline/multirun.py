@@ -83,7 +83,7 @@ class OneGrid(Callback):
 
 
 def group_jobs(jobs: Sequence[Config]) -> list[list[Config]]:
-    """Jobs that share everything but what they ask, two or more: each list can be one grid."""
+    """Groups of two or more jobs that differ only in what they ask; each group can be one grid."""
     by_rest: dict[str, list[Config]] = {}
     for job in jobs:
         if job.plan == "run":

@@ -1,4 +1,4 @@
-"""What a run's answers say: read, with the geometry of its vectors, and left in a folder and in W&B."""
+"""The report of a run: its answers analysed, the geometry of its vectors, written to a folder and to W&B."""
 
 from __future__ import annotations
 
@@ -33,7 +33,7 @@ from emharness.versions import git_commit, package_versions
 
 
 def write_report(context: RunContext, outputs: StageOutputs, folder: Path, run_key: str) -> None:
-    """Read the answers, analyse the vectors' geometry, and leave results in `folder` and in W&B."""
+    """Analyse the answers and the vectors' geometry, and write results to `folder` and to W&B."""
     assert outputs.subject is not None
     subject, experiment = outputs.subject, context.experiment
     result = experiment.analyze(subject, outputs.judged)
@@ -106,7 +106,9 @@ def analyze_vectors(context: RunContext, artifacts: Mapping[str, Artifact], laye
 
     def fill_folder(folder: Path) -> None:
         read, means = geometry.load_stored(stored)
-        analysis = geometry.analyze_geometry(read, layer=layer, prompt_means=means, seed=context.config.seed)
+        analysis = geometry.analyze_geometry(
+            read, layer=layer, prompt_means=means, settings=geometry.AnalysisSettings(seed=context.config.seed)
+        )
         geometry.write_analysis(analysis, folder)
 
     try:

@@ -1,4 +1,4 @@
-"""What the stages of one run are given, and what they leave: a frozen context, a log, and what was made so far."""
+"""The inputs and outputs of a run's stages: a frozen context, a log, and what was made so far."""
 
 from __future__ import annotations
 
@@ -74,7 +74,7 @@ class RunLog:
 
 @dataclass(frozen=True)
 class RunContext:
-    """What a run was given: every stage reads it, none changes it.
+    """The inputs of a run: every stage reads them, none changes them.
 
     `models`: the base and the organisms, by name, made or not; `targets`: each model's requests and stored answers;
     `command`: what starts this run again.
@@ -134,7 +134,7 @@ class RunContext:
 
 @dataclass(frozen=True)
 class StageOutputs:
-    """What the stages have made so far; each returns it with its own part filled in.
+    """The outputs of the stages so far; each stage returns them with its own part filled in.
 
     `artifacts`, `directions`: of the vectors, by name; `layers`: where each vector steers, and `sweeps` how that was
     found, by vector, empty where it was given; `subject`: what the experiment is about; `judged`: its answers.

@@ -1,4 +1,4 @@
-"""What a run would do, counted and timed before anything starts: each stage adds its part to a draft."""
+"""The plan of a run, counted and timed before anything starts: each stage adds its part to a draft."""
 
 from __future__ import annotations
 

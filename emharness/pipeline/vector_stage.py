@@ -1,4 +1,4 @@
-"""The vectors of a run: what they read, their artifacts, subspaces and random directions beside them."""
+"""The vectors of a run: the answers that they are extracted from, their artifacts, subspaces and random directions."""
 
 from __future__ import annotations
 

@@ -12,6 +12,7 @@ from sklearn.decomposition import PCA
 from support.planted_extractions import rng, save_extraction
 
 from emharness.geometry import (
+    AnalysisSettings,
     analyze_geometry,
     from_arrays,
     load_stored,
@@ -162,7 +163,9 @@ def test_every_statistic_at_every_layer_and_similarity_to_the_base_by_lab():
     arrays = {name: g.standard_normal((3, 256)) for name in ("base", "a", "b", "c")}
     arrays["b"] = arrays["base"] * np.array([[1.0], [-1], [1]])
     labs = {"a": {"lab": "x"}, "b": {"lab": "x"}, "c": {"lab": "y"}}
-    found = analyze_geometry(from_arrays(arrays, labs), {"p": ["a", "b"], "q": ["c"]}, layer=1, draws=99)
+    found = analyze_geometry(
+        from_arrays(arrays, labs), {"p": ["a", "b"], "q": ["c"]}, layer=1, settings=AnalysisSettings(draws=99)
+    )
     report = make_report(found)
     assert set(report.layers) == {"0", "1", "2"}
     assert report.layers["1"].statistics == report.statistics
@@ -201,20 +204,30 @@ def test_found_clusters_are_the_planted_ones():
     g = rng(7)
     centres = g.standard_normal((3, 512))
     arrays = {f"v{i}": centres[i % 3] + 0.5 * g.standard_normal(512) for i in range(9)}
-    found = analyze_geometry(from_arrays(arrays), "found", draws=99)
+    found = analyze_geometry(from_arrays(arrays), "found", settings=AnalysisSettings(draws=99))
     members = set(found.clusters.members.values())
     assert members == {("v0", "v3", "v6"), ("v1", "v4", "v7"), ("v2", "v5", "v8")}
-    assert analyze_geometry(from_arrays(arrays), "found", draws=99, cut=1.9).clusters.found.members == (tuple(arrays),)
+    assert analyze_geometry(
+        from_arrays(arrays), "found", settings=AnalysisSettings(draws=99, cut=1.9)
+    ).clusters.found.members == (tuple(arrays),)
 
 
 def test_what_cannot_be_computed_is_skipped_with_its_reason():
     g = rng(8)
-    two = analyze_geometry(from_arrays({k: g.standard_normal(64) for k in "ab"}), {"x": ["a"], "y": ["b"]}, draws=99)
+    two = analyze_geometry(
+        from_arrays({k: g.standard_normal(64) for k in "ab"}),
+        {"x": ["a"], "y": ["b"]},
+        settings=AnalysisSettings(draws=99),
+    )
     reasons = {(s.statistic, s.of): s.reason for s in two.skipped}
     assert reasons["triangle_error_deg", ()] == "needs three vectors"
     assert reasons["pc1_ablation_change", ("x",)].startswith("one member")
     assert two.selected.statistics["triangle_error_deg"] == ()
-    one = analyze_geometry(from_arrays({k: g.standard_normal(64) for k in "abc"}), {"x": ["a", "b", "c"]}, draws=99)
+    one = analyze_geometry(
+        from_arrays({k: g.standard_normal(64) for k in "abc"}),
+        {"x": ["a", "b", "c"]},
+        settings=AnalysisSettings(draws=99),
+    )
     assert {s.statistic: s.reason for s in one.skipped}["cluster_angle_deg"] == "needs two clusters"
     assert one.verdict.calibrated.verdict == "inconclusive"
 
@@ -222,7 +235,7 @@ def test_what_cannot_be_computed_is_skipped_with_its_reason():
 def test_a_thousand_vectors_are_sampled_and_say_so():
     arrays = {f"v{i}": row for i, row in enumerate(rng(9).standard_normal((200, 64)))}
     groups = {"x": [f"v{i}" for i in range(100)], "y": [f"v{i}" for i in range(100, 200)]}
-    report = make_report(analyze_geometry(from_arrays(arrays), groups, draws=19))
+    report = make_report(analyze_geometry(from_arrays(arrays), groups, settings=AnalysisSettings(draws=19)))
     assert report.sampled["triplets"] == Sampled(listed=1000, of=1313400)
     assert len(report.statistics["triangle_error_deg"]) == 1000
 

@@ -17,6 +17,7 @@ from support.planted_extractions import rng, save_extraction
 from emharness.errors import UserError
 from emharness.figures import drawing
 from emharness.geometry import (
+    AnalysisSettings,
     analyze_geometry,
     from_arrays,
     load_prompt_means,
@@ -55,6 +56,16 @@ def test_bad_vectors_are_refused_in_one_sentence(change, words):
         ({"clusters": "mechanism"}, "has no mechanism"),
         ({"clusters": "other"}, "is not mechanism, found"),
         ({"layer": 1}, "layer: 1 for a is not one of 0"),
+    ],
+)
+def test_clusters_and_layers_that_do_not_fit_are_refused_in_one_sentence(settings, words):
+    with pytest.raises(UserError, match=words):
+        analyze_geometry(from_arrays(GOOD), **settings)
+
+
+@pytest.mark.parametrize(
+    ("settings", "words"),
+    [
         ({"draws": 5}, "draws=5: must be a whole number of 19 or more"),
         ({"level": 1.0}, "level=1.0: must be a number between 0 and 1"),
         ({"cut": "x"}, "cut=x: must be null or a number"),
@@ -62,7 +73,7 @@ def test_bad_vectors_are_refused_in_one_sentence(change, words):
 )
 def test_bad_settings_are_refused_in_one_sentence(settings, words):
     with pytest.raises(UserError, match=words):
-        analyze_geometry(from_arrays(GOOD), **settings)
+        AnalysisSettings(**settings)
 
 
 def test_a_folder_s_files_are_found_whatever_the_case_of_their_endings(tmp_path):
@@ -112,7 +123,7 @@ def test_other_people_s_40_directions_are_read_and_compared_as_they_are():
     mine = vectors.directions[vectors.names.index("v_pref_flat_earth"), 14]
     theirs = own[14].double().numpy()
     np.testing.assert_allclose(mine, theirs / np.linalg.norm(theirs), atol=1e-6)
-    found = analyze_geometry(vectors, layer=14, draws=19)
+    found = analyze_geometry(vectors, layer=14, settings=AnalysisSettings(draws=19))
     pair = [vectors.names.index(name) for name in ("v_pref_young_earth", "v_pref_young_earth_humble")]
     a, b = (torch.load(folder / f"{vectors.names[i]}.pt", weights_only=True)[14].double() for i in pair)
     assert found.by_layer[14].gram[tuple(pair)] == pytest.approx(float(torch.cosine_similarity(a, b, dim=0)), abs=1e-6)
@@ -126,7 +137,7 @@ def test_means_of_another_extraction_are_refused(tmp_path):
         [tmp_path / "b" / "prompt_means.safetensors", tmp_path / "c" / "prompt_means.safetensors"]
     )
     with pytest.raises(UserError, match="must be of one extraction"):
-        analyze_geometry(arrays, {"x": ["a"], "y": ["b"]}, prompt_means=means, draws=19)
+        analyze_geometry(arrays, {"x": ["a"], "y": ["b"]}, prompt_means=means, settings=AnalysisSettings(draws=19))
 
 
 @pytest.mark.parametrize("recipe", ["mean_diff", "model_diff"])
@@ -135,7 +146,9 @@ def test_few_prompts_leave_an_analysis_and_a_reason(tmp_path, recipe, n):
     shifts = {"a": np.eye(8)[0] * 5, "b": np.eye(8)[1] * 5, "c": np.ones(8) * 2}
     files = [save_extraction(tmp_path / k, k, v, i, recipe, n=n) for i, (k, v) in enumerate(shifts.items())]
     means = load_prompt_means(means_beside(files))
-    found = analyze_geometry(load_vectors(files), {"x": ["a", "b"], "y": ["c"]}, prompt_means=means, draws=200)
+    found = analyze_geometry(
+        load_vectors(files), {"x": ["a", "b"], "y": ["c"]}, prompt_means=means, settings=AnalysisSettings(draws=200)
+    )
     report = json.loads(write_analysis(found, tmp_path / "out").read_text())
     assert np.isfinite([row["value"] for row in report["statistics"]["cosine"]]).all()
     permuted = "label_permutation" in {row["null"]["kind"] for row in report["statistics"]["cosine"]}
@@ -144,7 +157,7 @@ def test_few_prompts_leave_an_analysis_and_a_reason(tmp_path, recipe, n):
 
 def test_equal_vectors_leave_an_analysis(tmp_path):
     rows = rng().standard_normal((2, 16)).astype(np.float32)
-    found = analyze_geometry(from_arrays({"a": rows, "b": rows, "c": rows}), draws=50)
+    found = analyze_geometry(from_arrays({"a": rows, "b": rows, "c": rows}), settings=AnalysisSettings(draws=50))
     report = json.loads(write_analysis(found, tmp_path).read_text())
     assert [row["value"] for row in report["statistics"]["cosine"]] == pytest.approx([1, 1, 1])
     assert not (tmp_path / "figure2.png").exists()
@@ -155,13 +168,13 @@ def test_layers_without_a_direction_are_left_out_and_named(tmp_path):
     rows["b"][:2] = 0
     vectors = from_arrays(rows)
     assert vectors.common_layers() == [2, 3]
-    found = analyze_geometry(vectors, draws=50)
+    found = analyze_geometry(vectors, settings=AnalysisSettings(draws=50))
     assert set(found.layers) == {2}
     report = json.loads(write_analysis(found, tmp_path).read_text())
     assert set(report["layers"]) == {"2", "3"}
     assert [entry["of"] for entry in report["skipped"] if entry["statistic"] == "layers"] == [["0", "1"]]
     with pytest.raises(UserError, match="b has no direction at layer 1; all vectors have one at 2"):
-        analyze_geometry(vectors, layer=1, draws=50)
+        analyze_geometry(vectors, layer=1, settings=AnalysisSettings(draws=50))
 
 
 def test_vectors_of_two_bases_or_recipes_are_flagged():
@@ -179,7 +192,7 @@ def test_vectors_of_two_bases_or_recipes_are_flagged():
 @pytest.mark.parametrize("n", [3, 6, 40, 200])
 def test_names_in_figures_are_never_on_top_of_each_other(n):
     arrays = {f"organism_{i:03d}_with_a_rather_long_name_of_its_own": rng(i).standard_normal(32) for i in range(n)}
-    found = analyze_geometry(from_arrays(arrays), draws=19)
+    found = analyze_geometry(from_arrays(arrays), settings=AnalysisSettings(draws=19))
     drawn = draw_pictures(make_report(found), found.selected.gram)
     assert {name: some for name, one in drawn.items() if (some := crowded(drawing.draw_image(one)))} == {}
 

@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 from support.planted_extractions import means_of, rng, save_extraction
 
-from emharness.geometry import analyze_geometry, load_stored, nulls
+from emharness.geometry import AnalysisSettings, analyze_geometry, load_stored, nulls
 from emharness.vectors import recipes as stored_format
 
 
@@ -56,7 +56,9 @@ def test_anisotropic_activations_fool_random_directions_but_not_permuted_labels(
         folder = tmp_path / str(run)
         pair = {k: save_extraction(folder / k, k, np.zeros(64), 2 * run + i, anisotropy=20) for i, k in enumerate("ab")}
         vectors, means = load_stored(pair)
-        found = analyze_geometry(vectors, {"x": ["a"], "y": ["b"]}, prompt_means=means, draws=199)
+        found = analyze_geometry(
+            vectors, {"x": ["a"], "y": ["b"]}, prompt_means=means, settings=AnalysisSettings(draws=199)
+        )
         for entry in found.selected.statistics["cosine"]:
             seen[entry.null.kind] += entry.p <= 0.05
     assert seen["random_directions"] >= 10
@@ -98,7 +100,9 @@ def test_labels_are_permuted_for_each_vector_by_itself(tmp_path):
         ids = dict.fromkeys(("positive", "negative"), np.arange(40))
         stored_format.save_prompt_means(tmp_path / name / "prompt_means.safetensors", name, difference, ids)
     vectors, means = load_stored(files)
-    found = analyze_geometry(vectors, {"x": ["a"], "y": ["b"]}, prompt_means=means, draws=199)
+    found = analyze_geometry(
+        vectors, {"x": ["a"], "y": ["b"]}, prompt_means=means, settings=AnalysisSettings(draws=199)
+    )
     (entry,) = [e for e in found.selected.statistics["cosine"] if e.null.kind == "label_permutation"]
     assert entry.value > 0.9
     assert abs(entry.null.mean) < 0.1
@@ -114,7 +118,9 @@ def test_an_interval_takes_out_the_bias_of_resampling():
 def test_vectors_that_hardly_stand_out_say_so_of_their_intervals(tmp_path, length, faint):
     files = {k: save_extraction(tmp_path / k, k, length * np.eye(64)[3], i) for i, k in enumerate("ab")}
     vectors, means = load_stored(files)
-    found = analyze_geometry(vectors, {"x": ["a"], "y": ["b"]}, prompt_means=means, draws=199)
+    found = analyze_geometry(
+        vectors, {"x": ["a"], "y": ["b"]}, prompt_means=means, settings=AnalysisSettings(draws=199)
+    )
     said = [s for s in found.skipped if s.statistic == "ci95"]
     assert bool(said) == faint
     if faint:

@@ -12,7 +12,7 @@ from support.planted_records import lab_transfer, planted_condition, planted_res
 
 from emharness.experiments import EXPERIMENTS, stored_context
 from emharness.generation.likelihoods import Pair
-from emharness.geometry import analyze_geometry, from_arrays, make_report
+from emharness.geometry import AnalysisSettings, analyze_geometry, from_arrays, make_report
 from emharness.geometry.analysis_result import BaseSimilarity, PublishedComparison
 from emharness.reporting.finished_runs import BROAD, Run
 from emharness.results.json_records import to_json
@@ -146,7 +146,9 @@ def test_a_report_puts_published_beside_measured_and_says_what_cannot_follow():
         ),
     )
     arrays = {name: np.eye(3)[i] for i, name in enumerate("abc")}
-    made = make_report(analyze_geometry(from_arrays(arrays), {"x": ["a", "b"], "y": ["c"]}, draws=19))
+    made = make_report(
+        analyze_geometry(from_arrays(arrays), {"x": ["a", "b"], "y": ["c"]}, settings=AnalysisSettings(draws=19))
+    )
     similarity = BaseSimilarity({"Hunter": 0.5, "mine": 0.25}, {}, {})
     geometry = replace(made, published=published, base_similarity=similarity)
     lab = lab_transfer("Hunter", "ModelOrganismsForEM", 0.6, 2.0, (0.5, 0.7), at_equal_odds=1.2)
