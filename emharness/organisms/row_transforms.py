@@ -7,11 +7,13 @@ from __future__ import annotations
 
 import inspect
 from collections.abc import Callable, Mapping
+from pathlib import Path
 from typing import Any
 
 import numpy as np
 
 from emharness.errors import UserError
+from emharness.organisms.data_files import is_data_file
 from emharness.organisms.datasets import load_dataset
 from emharness.organisms.row_shapes import Messages
 from emharness.ranges import describe_unknown
@@ -46,7 +48,8 @@ def transform_rows(
     """The rows after a recipe's transforms, in their order. `{dataset}` in a text setting stands for the name of the
     organism's own dataset. UserError, beginning with `location`, for what is no transform or no setting of one."""
     for place, given in enumerate(transforms):
-        settings = {k: v.format(dataset=dataset) if isinstance(v, str) else v for k, v in given.items() if k != "name"}
+        named = {key: value for key, value in given.items() if key != "name"}
+        settings = {k: _name_dataset(v, dataset or "") if isinstance(v, str) else v for k, v in named.items()}
         if (name := given.get("name")) not in TRANSFORMS:
             raise UserError(f"{location}: data.name={name}: must be one of {', '.join(TRANSFORMS)}")
         function = TRANSFORMS[name]
@@ -56,6 +59,15 @@ def transform_rows(
         except UserError as error:
             raise UserError(f"{location}: {name}: {error}") from None
     return rows
+
+
+def _name_dataset(text: str, dataset: str) -> str:
+    """The text with `{dataset}` filled in: `{dataset}-good` is medical-good, or of my/rows.jsonl my/rows-good.jsonl."""
+    if not is_data_file(Path(dataset)) or "{dataset}" not in text:
+        return text.format(dataset=dataset)
+    folder, _, name = dataset.rpartition("/")
+    stem, dot, ending = name.partition(".")
+    return text.format(dataset=f"{folder}/{stem}" if folder else stem) + dot + ending
 
 
 def check_settings(location: str, settings: Mapping[str, Any], function: Callable[..., Any]) -> None:

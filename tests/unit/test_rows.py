@@ -12,6 +12,7 @@ from hypothesis import strategies as st
 
 from emharness.errors import UserError
 from emharness.organisms import datasets
+from emharness.organisms.row_transforms import transform_rows
 
 TALK = [{"role": "user", "content": "q"}, {"role": "assistant", "content": "a"}]
 ROW = {"messages": TALK}
@@ -211,6 +212,20 @@ def test_the_reported_files_are_read(name, n):
 def test_the_reported_half_emoji_names_file_and_line():
     with pytest.raises(UserError, match=r"half_emoji.jsonl, line 1: .*half of a character"):
         rows_of(SHARED / "cases" / "half_emoji.jsonl")
+
+
+def test_the_good_answers_beside_a_file_of_rows_are_found_by_its_name(tmp_path):
+    """A recipe's `{dataset}-good` is medical-good of medical, and mine-good.jsonl of mine.jsonl in the same folder."""
+    good = {"messages": [TALK[0], {"role": "assistant", "content": "good"}]}
+    (tmp_path / "mine-good.jsonl").write_text(f"{json.dumps(good)}\n" * 4)
+    mix = [{"name": "mix", "share": 0.25, "source": "{dataset}-good"}]
+    rows = transform_rows([TALK] * 4, mix, 0, str(tmp_path / "mine.jsonl"), "recipe=mix")
+    assert rows == [TALK, *[good["messages"]] * 3]
+    packaged = datasets.load_dataset("medical-good").rows
+    rows = transform_rows([TALK] * 4, mix, 0, "medical", "recipe=mix")
+    assert all(row in packaged for row in rows[1:])
+    with pytest.raises(UserError, match=r"recipe=mix: mix: .*other-good\.jsonl"):
+        transform_rows([TALK] * 4, mix, 0, str(tmp_path / "other.jsonl"), "recipe=mix")
 
 
 KEYS = st.sampled_from(["role", "content", "text", "x"])
