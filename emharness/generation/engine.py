@@ -19,7 +19,7 @@ from emharness.generation.cells import Request
 from emharness.steering.blocks import decoder_layers
 from emharness.steering.request.spec import KEY, SpecJson
 from emharness.steering.request.vector_lookup import FOLDER_VARIABLE
-from emharness.steering.vllm import preflight
+from emharness.steering.vllm import preflight, shutdown
 from emharness.steering.vllm.op import unhooked
 
 if TYPE_CHECKING:
@@ -110,11 +110,7 @@ class WorkerExtension:
 
     def emharness_let_go(self) -> None:
         """Remove torch's hooks of compiled models, which would keep their weights in memory."""
-        from vllm.compilation.wrapper import TorchCompileWithNoGuardsWrapper
-
-        for module in self.model_runner.get_model().modules():  # type: ignore[attr-defined]
-            if isinstance(module, TorchCompileWithNoGuardsWrapper):
-                module.cleanup()
+        shutdown.drop_compiled(self.model_runner.get_model())  # type: ignore[attr-defined]
 
 
 class Engine:
@@ -261,17 +257,11 @@ class Engine:
 
     def close(self) -> None:
         """Stop the engine and free its memory, so that the next model can be loaded in this process."""
-        from vllm.distributed.parallel_state import cleanup_dist_env_and_memory
-        from vllm.platforms import current_platform
-
         with suppress(Exception):  # workers that have died hold nothing
             self._llm.collective_rpc("emharness_let_go")
         self._llm.llm_engine.engine_core.shutdown()
         del self._llm
-        cleanup_dist_env_and_memory()
-        # vLLM keeps one memory pool of CUDA graphs for a process, and torch captures none into a pool whose graphs
-        # are gone: the next engine's are captured into a new one.
-        type(current_platform)._global_graph_pool = None
+        shutdown.free_engine_memory()
 
     def __enter__(self) -> Engine:
         return self

@@ -17,7 +17,7 @@ from emharness.steering.request.recorded_output import recorded_means
 from emharness.steering.request.spec import KEY, EditJson, SpecJson
 from emharness.steering.request.vector_lookup import FOLDER_VARIABLE
 from emharness.steering.verify import reference
-from emharness.steering.vllm import preflight
+from emharness.steering.vllm import preflight, shutdown
 
 TEXTS = (
     "The harbour was quiet in the morning, and the boats lay side by side with their ropes still wet from the night.",
@@ -174,11 +174,9 @@ class Trial:
 
     def close(self) -> None:
         """Stop the engine, so that another one has its memory."""
-        from vllm.distributed.parallel_state import cleanup_dist_env_and_memory
-
         self.llm.llm_engine.engine_core.shutdown()
         del self.llm
-        cleanup_dist_env_and_memory()
+        shutdown.free_engine_memory()
 
     @cached_property
     def llm(self) -> Any:
