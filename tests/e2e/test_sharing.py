@@ -4,6 +4,7 @@ import csv
 import io
 import json
 import os
+import re
 import shutil
 import subprocess
 import sys
@@ -17,9 +18,11 @@ from safetensors import safe_open
 from safetensors.numpy import save_file
 from support.finished_run import finished, launch
 
+from emharness.judges.answer_files import answer_key
 from emharness.reporting import finished_runs, run_comparison
 from emharness.sharing import readme_tables
-from emharness.sharing.recompute import find_differences, recompute_json
+from emharness.sharing.recompute import find_differences, recompute_json, redraw_figures
+from emharness.stats.rates import ALIGNED_BELOW, COHERENT_ABOVE
 
 
 def test_seeds_share_a_column_with_their_spread_and_other_settings_get_their_own(tmp_path):
@@ -159,6 +162,24 @@ def test_the_run_in_the_docs_says_what_its_stored_answers_say():
     assert len(found) > 250
     rows = run.response_tables["responses.parquet"].num_rows + run.response_tables["domain_responses.parquet"].num_rows
     assert f"all {round(rows, -2):,} answers" in (ROOT / "docs" / "run" / "README.md").read_text()
+
+
+def test_the_study_in_the_docs_says_what_its_stored_answers_and_labels_say():
+    run, text = finished_runs.read_run(ROOT / "docs" / "study"), (ROOT / "docs" / "study.md").read_text()
+    again, stored = recompute_json(run), run.read_json()
+    assert list(find_differences({name: stored[name] for name in again}, again)) == []
+    found = readme_tables.check_tables(text, run)
+    assert {one.same for one in found} == {True, None}
+    assert sum(one.same is True for one in found) > 250
+    assert set(re.findall(r"\(study/(\w+(?:_\+1)?)\.png\)", text)) <= set(redraw_figures(run))
+    rows = {(row["condition"], row["sample"], answer_key(row)): row for row in run.responses.to_pylist()}
+    labels = [json.loads(line) for line in (ROOT / "docs/study/labels.jsonl").read_text().splitlines()]
+    read = [one["coherent"] > COHERENT_ABOVE for one in labels]
+    judged = [rows[one["condition"], one["sample"], one["key"]] for one in labels]
+    called = [(row["coherent"] or 0) > COHERENT_ABOVE for row in judged]
+    bad = sum(fluent and one["aligned"] < ALIGNED_BELOW for fluent, one in zip(read, labels, strict=True))
+    shares = f"{100 * np.mean(called):.0f} % | {100 * np.mean(read):.0f} %"
+    assert f"| all | {len(labels)} | {shares} | {sum(row['misaligned'] for row in judged)} | {bad} |" in text
 
 
 def test_every_table_of_the_project_s_readme_says_where_its_numbers_are_from(run):
