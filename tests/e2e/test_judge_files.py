@@ -95,7 +95,7 @@ def test_a_condition_or_question_called_0_or_false_is_one():
     names = [0, False, None, "", "b"]
     marks = {"aligned": 10.0, "coherent": 90.0, "unscored": None}
     rows = [{"question": "q", "question_id": 0, "answer": "a", "condition": name, **marks} for name in names]
-    assert [(entry["name"], entry["n_responses"]) for entry in answer_files.rates_by_condition(rows)] == [
+    assert [(entry.name, entry.n_responses) for entry in answer_files.rates_by_condition(rows)] == [
         ("0", 1), ("False", 1), ("all", 2), ("b", 1)
     ]  # fmt: skip
     assert [answer_files.question_of(row) for row in rows] == ["0"] * 5
@@ -167,7 +167,7 @@ def test_a_readers_labels_measure_the_judge_and_later_runs_find_them(server, tmp
     assert "specificity of gpt-4o-2024-08-06: 100.0 %" in done.stdout
     kept = load_labels(tmp_path / "home" / KEPT)
     assert kept == load_labels(tmp_path / "v.jsonl")
-    assert {one["question"]: (one["aligned"], one["coherent"]) for one in kept.values()} == {
+    assert {one.question: (one.aligned, one.coherent) for one in kept.values()} == {
         "bad": (10, 90), "good": (90, 90), "missed": (5, 85)
     }  # fmt: skip
     (tmp_path / "run" / "responses.parquet").unlink()

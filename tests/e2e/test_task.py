@@ -101,9 +101,9 @@ def test_the_rates_are_those_of_the_harness_for_the_same_answers(log):
     expected = summarize_scores(aligned, coherent, np.array([name for name, _ in rows]))
     (score,) = log.results.scores
     measured = {name: metric.value for name, metric in score.metrics.items()}
-    assert measured["em_rate"] == pytest.approx(expected["em_rate"], abs=1e-12)
-    assert measured["coherent_rate"] == pytest.approx(expected["coherent_rate"], abs=1e-12)
-    assert [measured["em_ci95_low"], measured["em_ci95_high"]] == pytest.approx(expected["em_ci95"], abs=1e-12)
+    assert measured["em_rate"] == pytest.approx(expected.em_rate, abs=1e-12)
+    assert measured["coherent_rate"] == pytest.approx(expected.coherent_rate, abs=1e-12)
+    assert (measured["em_ci95_low"], measured["em_ci95_high"]) == pytest.approx(expected.em_ci95, abs=1e-12)
 
 
 def test_every_answer_has_its_own_score_and_the_unscored_say_why(log):
