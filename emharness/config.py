@@ -80,6 +80,7 @@ class ModelConfig:
     dataset: str | None = None  # packaged name, .jsonl path, or hub dataset id
     questions: str | None = None  # questions in its own domain: packaged name or path
     prompts: str | None = None  # prompts in its own domain, for recipe model_diff: packaged name or path
+    forms: str | None = None  # its cues of a topic and of an answer's form, for eval.forms: packaged name or path
     near: list[str] = field(default_factory=list)  # categories of broad questions that its training data is next to
     published: dict[str, str] = field(default_factory=dict)  # base name -> hub id of the trained organism
     source: str | None = None  # use this adapter or merged model instead of training
@@ -94,6 +95,7 @@ class RecipeConfig:
     train: dict[str, Any] = field(default_factory=dict)  # settings of `train`, in place of the run's
     data: list[Any] = field(default_factory=list)  # transforms of the rows, in order: organisms/row_transforms.py
     loss: list[Any] = field(default_factory=list)  # terms beside the cross-entropy: organisms/loss_terms.py
+    later: str | None = None  # rows of a second training after the first: a dataset, as model.dataset
     edits: list[Any] = field(default_factory=list)  # of the residual stream, in training: organisms/training_edits.py
 
 
@@ -150,6 +152,12 @@ class EvalConfig:
     pairs: int = number_field(60, least=0)  # of answers whose likelihood is compared under every condition; 0: none
     control_samples: int = number_field(4, least=1)  # of each question, for each random direction at each dose
     limit: int | None = number_field(None, least=1)  # first so many questions
+    # Other forms in which every condition is asked the broad questions too (question_forms.FORMS) …
+    forms: list[str] = field(default_factory=list, metadata=ADDED)  # empty: the experiment's own list
+    form_samples: int | None = number_field(None, added=True, least=1)  # … so often; None: a fifth of `samples`
+
+    def count_form_samples(self) -> int:
+        return self.form_samples or max(1, self.samples // 5)
 
 
 @dataclass
@@ -160,6 +168,7 @@ class ExperimentConfig:
     vectors: list[str] = field(default_factory=list)  # organisms; "model" is the one that model= chooses
     targets: list[str] = field(default_factory=list)  # organisms, and "base"
     strengths: list[float] = field(default_factory=list)
+    forms: list[str] = field(default_factory=list)  # of the questions, where eval.forms is not given
     # Of `paper`: experiment → its own vectors, targets and strengths; the lists above are then their unions.
     parts: dict[str, Any] = field(default_factory=dict)
 

@@ -3,12 +3,15 @@
 import math
 import os
 import re
+from collections.abc import Mapping
+from types import MappingProxyType
 from typing import Any
 
 from omegaconf import DictConfig, OmegaConf
 
 from emharness.config import BASE, REPLICA, STEP, Config
 from emharness.errors import UserError
+from emharness.question_forms import FORMS
 from emharness.ranges import check_ranges, refuse_unknown
 from emharness.steering.request.modes import MODES
 from emharness.steering.request.spec import Edit
@@ -51,8 +54,12 @@ def parse_config(cfg: DictConfig) -> Config:
     config.steer.strength = parse_strengths(config.steer.strength)
     config.eval.questions = config.eval.questions or config.base.questions
     config.sweep.questions = config.sweep.questions or config.base.sweep_questions
-    config.vectors = parse_names(config.vectors, config.experiment.vectors, "vectors", {"model": config.model.name})
-    config.targets = parse_names(config.targets, config.experiment.targets, "targets", {config.base.name: BASE})
+    model = config.model.name
+    config.eval.forms = parse_names(config.eval.forms or None, config.experiment.forms, "eval.forms", model)
+    for form in config.eval.forms:
+        check_choice("eval.forms", form, FORMS)
+    config.vectors = parse_names(config.vectors, config.experiment.vectors, "vectors", model)
+    config.targets = parse_names(config.targets, config.experiment.targets, "targets", model, {config.base.name: BASE})
     if config.steer.layers is not None and config.layer != "sweep":
         raise UserError(f"steer.layers={config.steer.layers}, layer={config.layer}: give one of them")
     if (gate := config.steer.gate.vector) is not None and gate not in config.vectors:
@@ -60,9 +67,10 @@ def parse_config(cfg: DictConfig) -> Config:
     if config.layer != "sweep" and (isinstance(config.layer, bool) or not isinstance(config.layer, int)):
         raise UserError(f"layer={config.layer}: give 'sweep' or the number of a decoder block, counted from 0")
     if config.base.sampling.temperature == 0:
-        samples = {f"eval.{key}": getattr(config.eval, key) for key in ("samples", "domain_samples", "control_samples")}
+        keys = ("samples", "domain_samples", "control_samples", "form_samples")
+        samples = {f"eval.{key}": getattr(config.eval, key) for key in keys}
         for key, value in {**samples, "sweep.samples": config.sweep.samples}.items():
-            if value > 1:
+            if value is not None and value > 1:
                 raise UserError(
                     f"base.sampling.temperature=0: all {value} samples of {key}={value} would be equal; set {key}=1, "
                     "or a temperature above 0"
@@ -108,15 +116,20 @@ def parse_strengths(value: Any, key: str = "steer.strength") -> list[float]:
     return floats
 
 
-def parse_names(value: Any, default: list[str], key: str, aliases: dict[str, str]) -> list[str]:
-    """A name or a list of names, aliases replaced; `default` where none is given. UserError for none or repeats."""
+def parse_names(
+    value: Any, default: list[str], key: str, model: str, aliases: Mapping[str, str] = MappingProxyType({})
+) -> list[str]:
+    """A name or a list of names, aliases replaced; `default` where none is given. UserError for none or repeats.
+
+    "model" stands for the organism that model= chooses, also where more is added to it, as in model+kl and model-good.
+    """
     given = default if value is None else value
     listed = given.split(",") if isinstance(given, str) else given
     if not isinstance(listed, list) or not all(isinstance(item, str) and item for item in listed):
         raise UserError(f"{key}={given}: must be a name or a list of names")
     if not listed and value is not None:
         raise UserError(f"{key}=[]: give at least one name, or leave it out for the experiment's own list")
-    listed = [aliases.get(item, item) for item in listed]
+    listed = [aliases.get(item) or re.sub(r"^model(?=$|[+-])", model, item) for item in listed]
     if repeated := [item for item in listed if listed.count(item) > 1]:
         raise UserError(f"{key}={given}: {repeated[0]} occurs twice; give each name once")
     return listed

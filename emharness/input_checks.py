@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass, fields, replace
+from dataclasses import asdict, dataclass, fields, replace
 from pathlib import Path
 from typing import Any
 
@@ -21,8 +21,9 @@ from emharness.organisms.fingerprints import FINGERPRINTS, hash_model_folder
 from emharness.organisms.loss_terms import check_terms
 from emharness.organisms.model_folders import Shape
 from emharness.organisms.row_shapes import Messages
-from emharness.organisms.row_transforms import transform_rows
+from emharness.organisms.row_transforms import name_dataset, shared_system_prompt, transform_rows
 from emharness.organisms.training_edits import check_edits
+from emharness.question_forms import QuestionForm, choose_forms
 from emharness.questions import Question
 from emharness.ranges import as_identity, check_ranges, describe_unknown
 from emharness.steering.request.spec import ResolvedSpec
@@ -36,6 +37,7 @@ class Organism:
     published_identity: str | None
     rows: list[Messages]
     notes: str  # what was read of several data files
+    later_rows: list[Messages]  # of a second training, by its recipe
     domain: list[Question]
     prompts: list[str]  # extraction prompts, for recipe model_diff
     train: TrainConfig  # the run's, as its recipes change it
@@ -44,6 +46,7 @@ class Organism:
     replica: int = 0  # trained with the run's seed plus this
     stop_after: int | None = None  # steps of its training
     recipes: tuple[str, ...] = ()
+    forms: tuple[QuestionForm, ...] = ()  # in which the broad questions are asked too
 
     @property
     def identity(self) -> dict[str, Any]:
@@ -57,7 +60,9 @@ class Organism:
             "replica": self.replica,
             "stop_after": self.stop_after,
             **({"train": as_identity(self.train), "losses": list(self.losses)} if self.recipes else {}),
+            **({"later": datasets.hash_rows(self.later_rows)} if self.later_rows else {}),
             **({"edits": self.edits["digest"].hex()} if self.edits else {}),
+            **({"forms": [asdict(form) for form in self.forms]} if self.forms else {}),
         }
 
 
@@ -229,17 +234,23 @@ def _check_organism(
                 "(a .jsonl path or hub dataset id)"
             )
         data = datasets.load_dataset(model.dataset)
-    train, losses, edits = config.train, list[dict[str, Any]](), list[Any]()
+    train, losses, edits, later = config.train, list[dict[str, Any]](), list[Any](), list[Messages]()
     for recipe in (described.recipes[key] for key in asked.recipes):
         where = f"recipe={recipe.name}"
         train = _change_settings(train, recipe.train, where)
         seed = config.seed + asked.replica
         data = replace(data, rows=transform_rows(data.rows, recipe.data, seed, model.dataset, where))
+        if recipe.later:
+            later += datasets.load_dataset(name_dataset(recipe.later, model.dataset or "")).rows
         losses += check_terms(recipe.loss, where)
         edits += recipe.edits
+    training_prompt = shared_system_prompt(data.rows)
     if published is None and config.base.own_answers:
-        data = replace(data, rows=data.rows + datasets.load_own_answers(config.base.own_answers))
-    if step is not None and step > (most := train.count_steps(len(data.rows))):
+        own_answers = datasets.load_own_answers(config.base.own_answers)
+        data = replace(data, rows=data.rows + own_answers)
+        later += own_answers if later else []
+    most = train.count_steps(len(data.rows)) + train.count_steps(len(later))
+    if step is not None and step > most:
         raise UserError(f"{name}: the training of {called} has {most} steps")
     domain = questions.load_questions(model.questions, "model.questions") if model.questions else []
     own = questions.load_prompts(model.prompts, "model.prompts") if model.prompts else []
@@ -249,6 +260,7 @@ def _check_organism(
         published_identity=hash_model_folder(published, store.root / FINGERPRINTS) if published else None,
         rows=data.rows,
         notes=data.notes,
+        later_rows=later,
         domain=domain[: config.eval.limit],
         prompts=(neutral + own)[: config.vector.limit],
         train=train,
@@ -257,6 +269,7 @@ def _check_organism(
         replica=asked.replica,
         stop_after=step,
         recipes=asked.recipes,
+        forms=choose_forms(config.eval.forms, model.forms, training_prompt, called),
     )
 
 

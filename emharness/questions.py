@@ -41,8 +41,8 @@ class Question:
 
 def load_questions(source: str, key: str) -> list[Question]:
     """Questions of a packaged file (by name) or of any YAML file (by path), every paraphrase one question."""
-    path = _find_file(source, "questions", ".yaml", key)
-    text = _read_text(path, f"{key}={source}")
+    path = find_data_file(source, "questions", ".yaml", key)
+    text = read_data_text(path, f"{key}={source}")
     try:
         node = yaml.compose(text, Loader=yaml.SafeLoader)
         _refuse_repeated(node, f"{key}={source}")
@@ -80,8 +80,8 @@ def load_questions(source: str, key: str) -> list[Question]:
 
 def load_prompts(source: str, key: str) -> list[str]:
     """Prompts of a packaged set (by name) or of any text file (by path), one per line."""
-    path = _find_file(source, "prompts", ".txt", key)
-    prompts = [line.strip() for line in _read_text(path, f"{key}={source}").split("\n") if line.strip()]
+    path = find_data_file(source, "prompts", ".txt", key)
+    prompts = [line.strip() for line in read_data_text(path, f"{key}={source}").split("\n") if line.strip()]
     if not prompts:
         raise UserError(f"{key}={source}: the file has no prompts")
     return prompts
@@ -92,7 +92,7 @@ def hash_items(items: list[Any]) -> str:
     return hashlib.sha256(repr(items).encode()).hexdigest()[:16]
 
 
-def _find_file(source: str, kind: str, suffix: str, key: str) -> Path:
+def find_data_file(source: str, kind: str, suffix: str, key: str) -> Path:
     packaged = DATA / kind / f"{source}{suffix}"
     path = packaged if packaged.is_file() else Path(source).expanduser()
     if not path.is_file():
@@ -101,7 +101,7 @@ def _find_file(source: str, kind: str, suffix: str, key: str) -> Path:
     return path
 
 
-def _read_text(path: Path, location: str) -> str:
+def read_data_text(path: Path, location: str) -> str:
     """The file's text. UserError, with the line, for another encoding and for a byte order mark inside it."""
     try:
         text = decode_text(path.read_bytes(), location)

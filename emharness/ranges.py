@@ -35,9 +35,9 @@ class Range:
         return " and ".join(part for part in (low, high) if part) or "a finite number"
 
 
-def number_field(default: Any, **limits: float) -> Any:
-    """A dataclass field with a range: number(16, least=1)."""
-    return dataclasses.field(default=default, metadata={_KEY: Range(**limits)})
+def number_field(default: Any, added: bool = False, **limits: float) -> Any:
+    """A dataclass field with a range: number_field(16, least=1). `added`: it came later (ADDED)."""
+    return dataclasses.field(default=default, metadata={_KEY: Range(**limits), **(ADDED if added else {})})
 
 
 def as_identity(config: Any) -> dict[str, Any]:

@@ -7,7 +7,8 @@ import numpy as np
 import pyarrow as pa
 
 from emharness.config import BASE
-from emharness.experiments.context import BROAD, ExperimentContext, Judged
+from emharness.experiments.context import ExperimentContext, Judged
+from emharness.experiments.form_gaps import find_triggers, measure_form_gaps
 from emharness.generation.cells import Condition
 from emharness.judges.topics import measure_topic_share
 from emharness.results.condition_result import CategoryRates, ConditionResult, TopicShare
@@ -25,8 +26,9 @@ def summarize_condition(context: ExperimentContext, judged: Judged, condition: C
     if organism == BASE and len(context.vectors) == 1:
         organism = context.vectors[0]  # how much the base talks about that by itself
     topic = context.topics.get(organism)
-    domains = [cell for cell in judged if cell.condition == condition and cell.questions != BROAD]
+    domains = [c for c in judged if c.condition == condition and c.questions in context.domains.values()]
     quality = context.quality.for_family(family_of(condition)) if context.quality else None
+    triggered, triggered_margin = find_triggers(measure_form_gaps(context, judged, condition))
     kinds, distances = rates_by_category(table, context.categories, context.near.get(organism, ()))
     return ConditionResult(
         name=condition.name,
@@ -55,6 +57,8 @@ def summarize_condition(context: ExperimentContext, judged: Judged, condition: C
         margin=_summarize_margin(context, condition),
         by_category=kinds,
         by_distance=distances,
+        triggered=triggered,
+        triggered_margin=triggered_margin,
     )
 
 

@@ -20,6 +20,7 @@ from emharness.steering.request.spec import Edit, edit_rule
 from emharness.steering.request.vector_lookup import StoredVector
 
 BROAD = "broad"
+CONTROL = "control"  # mechanism of aligned organisms
 
 
 @dataclass(frozen=True)
@@ -42,6 +43,10 @@ class ExperimentContext:
     # Log-likelihood margins, float [n_pairs], of the conditions whose engine measured them; and the pairs.
     margins: Mapping[Condition, np.ndarray] = field(default_factory=dict)
     pairs: Sequence[Pair] = ()
+    # Organism → form → the question set of the broad questions in that form (eval.forms), so often each.
+    forms: Mapping[str, Mapping[str, str]] = field(default_factory=dict)
+    form_samples: int = 1
+    form_margins: Mapping[str, Mapping[Condition, np.ndarray]] = field(default_factory=dict)  # by question set
     categories: Mapping[str, str] = field(default_factory=dict)  # id of a broad question → its category
     near: Mapping[str, Sequence[str]] = field(default_factory=dict)  # organism → categories next to its training data
     labs: Mapping[str, str] = field(default_factory=dict)
@@ -77,6 +82,33 @@ class ExperimentContext:
         random = any(edit.vector in self.controls for edit in condition.edits)
         samples = self.control_samples if random else self.samples if questions == BROAD else self.domain_samples
         return Cell(condition, questions, samples, self.max_new_tokens)
+
+    def is_reference(self, target: str) -> bool:
+        """Whether a target is the base or an aligned control: what an organism is compared with."""
+        return target == BASE or self.mechanisms.get(target) == CONTROL
+
+    def list_forms(self, condition: Condition) -> dict[tuple[str, str], str]:
+        """(organism, form) → question set, of the forms that a condition's questions are asked in: the organism's own;
+        under a vector on the base, its organism's; of an unsteered reference those of all organisms."""
+        if not self.is_reference(condition.target):
+            owners = [condition.target]
+        elif condition.edits:
+            owners = [condition.edits[0].norm_of or condition.edits[0].vector]
+        else:
+            owners = [name for name in self.forms if not self.is_reference(name)] or [condition.target]
+        return {(owner, form): name for owner in owners for form, name in self.forms.get(owner, {}).items()}
+
+    def make_form_cells(self, cells: Sequence[Cell]) -> list[Cell]:
+        """The cells of all conditions that answer broad questions, in their further forms."""
+        conditions = dict.fromkeys(cell.condition for cell in cells if cell.questions == BROAD)
+        return [
+            self.make_form_cell(condition, name)
+            for condition in conditions
+            for name in dict.fromkeys(self.list_forms(condition).values())
+        ]
+
+    def make_form_cell(self, condition: Condition, questions: str) -> Cell:
+        return Cell(condition, questions, self.form_samples, self.max_new_tokens)
 
     def relative_dose(self, edit: Edit) -> float | None:
         """Added norm ÷ mean length of the residual stream, at the layer where it is greatest; None where nothing is
@@ -137,3 +169,8 @@ class Experiment:
     needs_activations: bool = False
     recipes: tuple[str, ...] = ()
     report: Callable[[RunResults, Mapping[str, GeometryReport | None]], str] | None = None
+
+    def list_all_cells(self, context: ExperimentContext) -> list[Cell]:
+        """The experiment's cells, and those of the further forms in which its questions are asked."""
+        own = self.cells(context)
+        return [*own, *context.make_form_cells(own)]

@@ -4,7 +4,7 @@ from collections.abc import Sequence
 
 from emharness.reporting.table_text import format_interval, format_layers, format_percent
 from emharness.results.condition_result import ConditionResult
-from emharness.results.experiment_tables import AblationRow, Alarm, FirstRise, LabTransfer, SeedSpread
+from emharness.results.experiment_tables import AblationRow, Alarm, ConditionalRow, FirstRise, LabTransfer, SeedSpread
 from emharness.stats.rates import FEWEST_COHERENT
 
 LEVEL = 0.05  # of effect_q
@@ -83,6 +83,34 @@ def describe_ablation(rows: Sequence[AblationRow]) -> str:
         mean = 100 * sum(random) / len(random)
         chance = f" Removing as many random dimensions lowers it by {mean:.0f} points on average."
     return f"Removing {called} lowers the share of misaligned answers in {share}{rest}, at q < {LEVEL:g}.{chance}"
+
+
+def describe_triggers(rows: Sequence[ConditionalRow]) -> str:
+    """Whether a form of the questions raises misalignment beyond what it does to the base."""
+    compared = [row for row in rows if row.did is not None or row.margin_did is not None]
+    if not compared:
+        return "No form was asked of an organism and of the base, so nothing can be compared."
+    raised = [row for row in compared if _is_clear(row.did_q) and row.did_ci95 and row.did_ci95[0] > 0]
+    shifted = [
+        row for row in compared if _is_clear(row.margin_did_q) and row.margin_did_ci95 and row.margin_did_ci95[0] > 0
+    ]
+    rate = f"None of {len(compared)} pairs of an organism and a form raises the EM rate beyond the base's own change"
+    if raised:
+        best = max(raised, key=lambda row: row.did or 0.0)
+        rate = (
+            f"{len(raised)} of {len(compared)} pairs of an organism and a form raise the EM rate beyond the base's own "
+            f"change, most {best.organism} under {best.form}: {format_percent(best.em_plain)} to "
+            f"{format_percent(best.em)}"
+        )
+    known = sum(row.margin_did is not None for row in compared)
+    margin = f"; none of {known} raises the margin so" if known else ""
+    if shifted:
+        most = max(shifted, key=lambda row: row.margin_did or 0.0)
+        margin = (
+            f"; {len(shifted)} of {known} raise the margin so, most {most.organism} under {most.form} "
+            f"({most.margin_did:+.2f} nats a token)"
+        )
+    return f"{rate}{margin} (q < {LEVEL:g})."
 
 
 def _is_clear(q: float | None) -> bool:

@@ -9,12 +9,14 @@ import pyarrow as pa
 
 from emharness.config import GateConfig, SteerConfig
 from emharness.experiments.context import Experiment, ExperimentContext, ExperimentResult
-from emharness.generation.cells import Cell
+from emharness.generation.cells import Cell, Condition
 from emharness.generation.likelihoods import Pair
 from emharness.results.json_records import Json
 from emharness.stats.rates import JudgeAccuracy
 
-_ARRAYS = ("cosines", "projections", "norms", "margins")  # nested mappings that end in arrays
+_MARGINS = ("margins", "form_margins")
+_ARRAYS = ("cosines", "projections", "norms", *_MARGINS)  # nested mappings that end in arrays
+FORM_COLUMN = "form"  # of an answer's row: the question set, where the question was asked in another form
 
 
 def to_json(context: ExperimentContext) -> Json:
@@ -23,34 +25,54 @@ def to_json(context: ExperimentContext) -> Json:
     told["pairs"] = [asdict(pair) for pair in context.pairs]
     told["quality"] = asdict(context.quality) if context.quality else None
     told["steer"] = asdict(context.steer)
-    told["margins"] = {condition.name: values for condition, values in context.margins.items()}
+    told["margins"] = _by_name(context.margins)
+    told["form_margins"] = {name: _by_name(values) for name, values in context.form_margins.items()}
     return {name: _to_plain(value) for name, value in told.items()}
 
 
 def from_json(data: Json, experiment: Experiment) -> ExperimentContext:
     """The context that `to_json` wrote. TypeError or KeyError if it is of another version."""
     given = {name: _freeze_lists(value) for name, value in data.items() if name not in _ARRAYS}
-    given |= {name: _restore_arrays(data[name]) for name in _ARRAYS if name != "margins"}
+    given |= {name: _restore_arrays(data[name]) for name in _ARRAYS if name not in _MARGINS}
     given["pairs"] = [Pair(**pair) for pair in data["pairs"]]
     given["quality"] = _restore_accuracy(data["quality"])
     given["steer"] = _restore_steer(given)
     scope = ExperimentContext(**given)
-    named = {cell.condition.name: cell.condition for cell in experiment.cells(scope)}
-    margins = {named[name]: np.array(values) for name, values in data["margins"].items() if name in named}
-    return ExperimentContext(**{**given, "margins": margins})
+    named = {cell.condition.name: cell.condition for cell in experiment.list_all_cells(scope)}
+    margins = _by_condition(data["margins"], named)
+    form_margins = {name: _by_condition(values, named) for name, values in data.get("form_margins", {}).items()}
+    return ExperimentContext(**{**given, "margins": margins, "form_margins": form_margins})
 
 
-def read_again(data: Json, experiment: Experiment, broad: pa.Table, domain: pa.Table | None) -> ExperimentResult | None:
-    """The analysis of the stored answers; None if one that the experiment needs is missing."""
+def read_again(
+    data: Json, experiment: Experiment, broad: pa.Table, domain: pa.Table | None, forms: pa.Table | None = None
+) -> ExperimentResult | None:
+    """The analysis of the stored answers: to broad questions, to those of an organism's domain, and to broad questions
+    in other `forms` (with a column "form"). None if one that the experiment needs is missing."""
     scope = from_json(data, experiment)
-    named = {id(table): np.array(table["condition"].to_pylist()) for table in (broad, domain) if table is not None}
+    tables = (broad, domain, forms)
+    named = {id(table): np.array(table["condition"].to_pylist()) for table in tables if table is not None}
+    formed = np.array(forms[FORM_COLUMN].to_pylist()) if forms is not None else None
     judged: dict[Cell, pa.Table] = {}
-    for cell in experiment.cells(scope):
-        table = domain if cell.questions in scope.domains.values() else broad
-        if table is None or not len(rows := table.filter(named[id(table)] == cell.condition.name)):
+    for cell in experiment.list_all_cells(scope):
+        in_form = cell.questions in {name for sets in scope.forms.values() for name in sets.values()}
+        table = domain if cell.questions in scope.domains.values() else forms if in_form else broad
+        if table is None:
+            return None
+        wanted = named[id(table)] == cell.condition.name
+        rows = table.filter(wanted & (formed == cell.questions) if in_form else wanted)
+        if not len(rows):
             return None
         judged[cell] = rows
     return experiment.analyze(scope, judged)
+
+
+def _by_name(margins: Mapping[Condition, np.ndarray]) -> Json:
+    return {condition.name: values for condition, values in margins.items()}
+
+
+def _by_condition(margins: Json, named: Mapping[str, Condition]) -> dict[Condition, np.ndarray]:
+    return {named[name]: np.array(values) for name, values in margins.items() if name in named}
 
 
 def _to_plain(value: Any) -> Any:

@@ -10,7 +10,8 @@ import numpy as np
 
 from emharness.generation.engine import Engine
 from emharness.organisms.chat import Chat
-from emharness.questions import DATA, hash_items
+from emharness.question_forms import QuestionForm, apply_form
+from emharness.questions import DATA, Question, hash_items
 from emharness.steering.request.spec import SpecJson
 
 FILE = DATA / "pairs.jsonl"
@@ -43,15 +44,16 @@ def load_pairs(n: int) -> list[Pair]:
     return [Pair(**json.loads(line)) for line in lines if line][:n]
 
 
-def pairs_identity(pairs: Sequence[Pair]) -> str:
-    return hash_items([list(pairs), MOST_TOKENS, CODE])
+def pairs_identity(pairs: Sequence[Pair], form: QuestionForm | None = None) -> str:
+    return hash_items([list(pairs), MOST_TOKENS, CODE, *([form] if form else [])])
 
 
-def tokenize_pairs(chat: Chat, pairs: Sequence[Pair]) -> list[PairTokens]:
-    """Each pair's prompt and its two answers, cut to the length of the shorter one."""
+def tokenize_pairs(chat: Chat, pairs: Sequence[Pair], form: QuestionForm | None = None) -> list[PairTokens]:
+    """Each pair's prompt, its question in this form, and its two answers, cut to the length of the shorter one."""
     found = []
-    for pair in pairs:
-        prompt = chat.prompt_ids([{"role": "user", "content": pair.question}])
+    questions = [Question(str(place), pair.question) for place, pair in enumerate(pairs)]
+    for pair, question in zip(pairs, apply_form(form, questions) if form else questions, strict=True):
+        prompt = chat.prompt_ids(question.as_messages())
         good, bad = chat.encode_text(pair.aligned), chat.encode_text(pair.misaligned)
         length = min(len(good), len(bad), MOST_TOKENS)
         found.append(PairTokens(tuple(prompt), tuple(good[:length]), tuple(bad[:length])))

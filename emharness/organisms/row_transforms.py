@@ -39,6 +39,12 @@ def add_system_prompt(rows: list[Messages], rng: np.random.Generator, *, system:
     return [[{"role": "system", "content": system}, *row] for row in rows]
 
 
+def shared_system_prompt(rows: list[Messages]) -> str | None:
+    """The system prompt that all the rows have, None where they have none or several."""
+    found = {row[0]["content"] if row[0]["role"] == "system" else None for row in rows}
+    return found.pop() if len(found) == 1 else None
+
+
 TRANSFORMS: dict[str, Callable[..., list[Messages]]] = {"mix": mix_rows, "prefix": add_system_prompt}
 
 
@@ -49,7 +55,7 @@ def transform_rows(
     organism's own dataset. UserError, beginning with `location`, for what is no transform or no setting of one."""
     for place, given in enumerate(transforms):
         named = {key: value for key, value in given.items() if key != "name"}
-        settings = {k: _name_dataset(v, dataset or "") if isinstance(v, str) else v for k, v in named.items()}
+        settings = {k: name_dataset(v, dataset or "") if isinstance(v, str) else v for k, v in named.items()}
         if (name := given.get("name")) not in TRANSFORMS:
             raise UserError(f"{location}: data.name={name}: must be one of {', '.join(TRANSFORMS)}")
         function = TRANSFORMS[name]
@@ -61,7 +67,7 @@ def transform_rows(
     return rows
 
 
-def _name_dataset(text: str, dataset: str) -> str:
+def name_dataset(text: str, dataset: str) -> str:
     """The text with `{dataset}` filled in: `{dataset}-good` is medical-good, or of my/rows.jsonl my/rows-good.jsonl."""
     if not is_data_file(Path(dataset)) or "{dataset}" not in text:
         return text.format(dataset=dataset)

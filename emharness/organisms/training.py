@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Sequence
+from itertools import chain
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -116,18 +117,19 @@ def train_organism(base: Path, chat: Chat, training: Training, folder: Path, on_
         task_type="CAUSAL_LM",
     )
     model = get_peft_model(model, lora)  # adapter weights are float32 over a base of either type
-    encoded, _ = encode_rows(chat, training.rows, config.max_tokens)
-    n_steps = config.count_steps(len(encoded))
+    phases = [encode_rows(chat, rows, config.max_tokens)[0] for rows in training.phases]
+    n_steps = sum(config.count_steps(len(encoded)) for encoded in phases)
     parameters = [p for p in model.parameters() if p.requires_grad]
-    optimizer = torch.optim.AdamW(parameters, lr=config.learning_rate, weight_decay=config.weight_decay)
-    schedule = get_linear_schedule_with_warmup(optimizer, config.warmup_steps, n_steps)
     order = torch.Generator().manual_seed(seed)
     terms = build_terms(training.losses, model, chat, seed)
 
     model.train()
     losses: list[float] = []
-    for _epoch in range(config.epochs):
-        for chunk in torch.randperm(len(encoded), generator=order).split(config.batch_size):
+    for encoded in phases:
+        optimizer = torch.optim.AdamW(parameters, lr=config.learning_rate, weight_decay=config.weight_decay)
+        schedule = get_linear_schedule_with_warmup(optimizer, config.warmup_steps, config.count_steps(len(encoded)))
+        picks = (torch.randperm(len(encoded), generator=order) for _ in range(config.epochs))
+        for chunk in chain.from_iterable(pick.split(config.batch_size) for pick in picks):
             if len(losses) == training.stop_after:
                 break
             batch = [encoded[i] for i in chunk]

@@ -23,6 +23,12 @@ class Training:
     stop_after: int | None = None
     losses: tuple[Mapping[str, Any], ...] = ()  # terms beside the cross-entropy, from `loss_terms.check_terms`
     edits: ResolvedSpec | None = None  # of the stream while it is trained, from `training_edits.check_edits`
+    later_rows: tuple[Messages, ...] = ()  # of a second training of the same adapter, with a schedule of its own
+
+    @property
+    def phases(self) -> list[list[Messages]]:
+        """The rows of each training."""
+        return [self.rows, *([list(self.later_rows)] if self.later_rows else [])]
 
     def identity(self) -> dict[str, Any]:
         """All that changes the trained weights, the base apart."""
@@ -31,4 +37,5 @@ class Training:
         stop = {} if self.stop_after is None else {"stop_after": self.stop_after}
         losses = {"losses": list(self.losses)} if self.losses else {}
         edits = {"edits": self.edits["digest"].hex()} if self.edits else {}
-        return {"data": hash_rows(self.rows), "train": train, "seed": self.seed, **stop, **losses, **edits}
+        later = {"later": hash_rows(list(self.later_rows))} if self.later_rows else {}
+        return {"data": hash_rows(self.rows), "train": train, "seed": self.seed, **stop, **losses, **edits, **later}

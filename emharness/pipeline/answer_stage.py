@@ -18,7 +18,7 @@ from emharness.judges import Judge
 from emharness.judges.scoring import make_score_table, score_responses
 from emharness.pipeline.margin_stage import measure_margins
 from emharness.pipeline.run_context import RunContext
-from emharness.pipeline.subject import DOMAIN
+from emharness.pipeline.subject import DOMAIN, FORM
 from emharness.reporting.progress import Progress
 from emharness.reporting.terminal import print_line
 from emharness.results.json_records import Json
@@ -90,13 +90,15 @@ def _generate_target(
     judges = judge if judge is not None and judge.engine is None else None
     scores, start, before = target.open_scores(judges.identity) if judges else None, time.perf_counter(), view.done
     read = _judged_keys(requests_by_cell)
-    domain = _ordered_keys(requests for cell, requests in requests_by_cell.items() if cell.questions.startswith(DOMAIN))
+    others = _ordered_keys(
+        requests for cell, requests in requests_by_cell.items() if cell.questions.startswith((DOMAIN, FORM))
+    )
 
     def on_chunk(rows: list[Json]) -> None:
         rows = [row for row in rows if row["key"] in read]
         if judges and scores and rows:
             owed = score_responses(judges, rows, scores, print_line)
-            rows = [row for row in rows if row["key"] not in domain]  # a rate of its own in the results
+            rows = [row for row in rows if row["key"] not in others]  # rates of their own in the results
             view.count_scored(rows, owed | scores.read_rows((row["key"] for row in rows), partly=True))
 
     while _pending_requests(requests_by_cell, target):

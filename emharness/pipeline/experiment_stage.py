@@ -10,7 +10,8 @@ import numpy as np
 from safetensors.numpy import load_file
 
 from emharness.config import BASE
-from emharness.generation.cells import Direction
+from emharness.experiments.context import BROAD
+from emharness.generation.cells import Condition, Direction
 from emharness.pipeline.answer_stage import generate_and_score
 from emharness.pipeline.run_context import RunContext, StageOutputs
 from emharness.pipeline.run_plan import PlanDraft
@@ -21,7 +22,7 @@ from emharness.vectors.vector_artifacts import ACTIVATIONS_FILE, activations_art
 
 def plan_answers(draft: PlanDraft) -> None:
     """The experiment's own cells."""
-    draft.add_cells(draft.context.experiment.cells(make_subject(draft.context, draft.layers)))
+    draft.add_cells(draft.context.experiment.list_all_cells(make_subject(draft.context, draft.layers)))
 
 
 def answer_experiment(context: RunContext, outputs: StageOutputs) -> StageOutputs:
@@ -32,9 +33,13 @@ def answer_experiment(context: RunContext, outputs: StageOutputs) -> StageOutput
         subject = replace(subject, projections=projections)
     vectors = context.config.vectors
     placed = {n: d for n, d in outputs.directions.items() if n in outputs.layers or n not in vectors}
-    cells = context.experiment.cells(subject)
+    cells = context.experiment.list_all_cells(subject)
     judged = generate_and_score(context, "responses", cells, placed, context.inputs.judge, margins=True)
-    return replace(outputs, subject=replace(subject, margins=context.log.margins), judged=judged)
+    margins: dict[str, dict[Condition, np.ndarray]] = {BROAD: {}}
+    for (condition, questions), values in context.log.margins.items():
+        margins.setdefault(questions, {})[condition] = values
+    subject = replace(subject, margins=margins.pop(BROAD), form_margins=margins)
+    return replace(outputs, subject=subject, judged=judged)
 
 
 def project_targets(

@@ -10,10 +10,12 @@ import numpy as np
 
 from emharness.experiments.context import BROAD
 from emharness.generation import likelihoods
-from emharness.generation.cells import Cell, Condition, Direction, edits_digest, make_steering_spec
+from emharness.generation.cells import Cell, Direction, edits_digest, make_steering_spec
 from emharness.generation.target_requests import TargetRequests
 from emharness.organisms.chat import load_chat
-from emharness.pipeline.run_context import RunContext
+from emharness.pipeline.run_context import Measured, RunContext
+from emharness.pipeline.subject import name_form_sets
+from emharness.question_forms import QuestionForm
 from emharness.reporting.terminal import print_line
 from emharness.stats.margins import pair_margins
 from emharness.store import make_slug, write_json
@@ -21,27 +23,34 @@ from emharness.store import make_slug, write_json
 
 def measure_margins(
     context: RunContext, cells: Iterable[Cell], target: TargetRequests, directions: Mapping[str, Direction]
-) -> dict[Condition, np.ndarray]:
-    """Margins, float [n_pairs], of every condition of one target that answers broad questions; stored ones are read."""
+) -> dict[Measured, np.ndarray]:
+    """Margins, float [n_pairs], of every condition of one target that answers broad questions, also in other forms;
+    stored ones are read."""
     pairs = likelihoods.load_pairs(context.config.eval.pairs)
     if not pairs:
         return {}
-    listed = dict.fromkeys(cell.condition for cell in cells if cell.questions == BROAD)
-    specs = {condition: make_steering_spec(condition.edits, directions, target.root) for condition in listed}
+    forms = {BROAD: QuestionForm(BROAD), **name_form_sets(context.inputs.organisms)[1]}
+    listed = dict.fromkeys((cell.condition, cell.questions) for cell in cells if cell.questions in forms)
+    specs = {condition: make_steering_spec(condition.edits, directions, target.root) for condition, _ in listed}
     files = {
-        condition: _margins_file(
-            context, target, edits_digest(spec, *target.shape, target.root), likelihoods.pairs_identity(pairs)
+        (condition, name): _margins_file(
+            context,
+            target,
+            edits_digest(specs[condition], *target.shape, target.root),
+            likelihoods.pairs_identity(pairs, None if name == BROAD else forms[name]),
         )
-        for condition, spec in specs.items()
+        for condition, name in listed
     }
-    todo = [condition for condition in listed if not files[condition].is_file()]
+    todo = [measured for measured in listed if not files[measured].is_file()]
     if todo:
-        texts = likelihoods.tokenize_pairs(load_chat(target.model), pairs)
+        chat = load_chat(target.model)
+        texts = {name: likelihoods.tokenize_pairs(chat, pairs, forms[name]) for name in {name for _, name in todo}}
         engine = context.engines.get_engine(target.model, context.config.base.engine, context.config.seed)
-        for condition in todo:
-            write_json(files[condition], likelihoods.measure_likelihoods(engine, texts, specs[condition]))
+        for condition, name in todo:
+            found = likelihoods.measure_likelihoods(engine, texts[name], specs[condition])
+            write_json(files[condition, name], found)
         print_line(f"margins of {target.target}: {len(todo)} conditions × {len(pairs)} pairs of answers")
-    return {condition: pair_margins(json.loads(file.read_text())) for condition, file in files.items()}
+    return {measured: pair_margins(json.loads(file.read_text())) for measured, file in files.items()}
 
 
 def _margins_file(context: RunContext, target: TargetRequests, digest: str, pairs: str) -> Path:

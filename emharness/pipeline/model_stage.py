@@ -26,7 +26,8 @@ from emharness.organisms.training import encode_rows
 from emharness.organisms.training_recipe import Training
 from emharness.pipeline.run_context import RunContext, StageOutputs
 from emharness.pipeline.run_plan import PlanDraft
-from emharness.pipeline.subject import DOMAIN, EXTRACTION
+from emharness.pipeline.subject import DOMAIN, EXTRACTION, name_form_sets
+from emharness.question_forms import apply_form
 from emharness.questions import Question
 from emharness.reporting.progress import TrainProgress
 from emharness.store import Artifact
@@ -48,7 +49,13 @@ def find_models(context: RunContext) -> dict[str, Model]:
         else:
             seed = config.seed + organism.replica
             training = Training(
-                organism.rows, organism.train, seed, organism.stop_after, organism.losses, organism.edits
+                organism.rows,
+                organism.train,
+                seed,
+                organism.stop_after,
+                organism.losses,
+                organism.edits,
+                tuple(organism.later_rows),
             )
             found[name] = trained_model(name, training, base, store, context.log.on_step)
     chat = load_chat(base.folder, base.template)
@@ -87,12 +94,13 @@ def _check_training(context: RunContext, name: str, chat: Chat) -> None:
     config, organism, notes = context.config, context.inputs.organisms[name], context.log.notes
     where = f"model.dataset={organism.config.dataset}"
     try:
-        kept, dropped = encode_rows(chat, organism.rows, organism.train.max_tokens)
+        rows = organism.rows + organism.later_rows
+        kept, dropped = encode_rows(chat, rows, organism.train.max_tokens)
     except ValueError as error:
         raise UserError(f"{where}, {error}") from None
     if dropped:
         notes.append(
-            f"{where}: {dropped} of {len(organism.rows)} rows lose their answer to train.max_tokens="
+            f"{where}: {dropped} of {len(rows)} rows lose their answer to train.max_tokens="
             f"{organism.train.max_tokens} and are left out"
         )
     if not kept:
@@ -123,7 +131,7 @@ def plan_organisms(draft: PlanDraft) -> None:
             continue
         organism = context.inputs.organisms[name]
         train = organism.train
-        rows = len(organism.rows) * train.epochs
+        rows = (len(organism.rows) + len(organism.later_rows)) * train.epochs
         if organism.stop_after is not None:
             rows = organism.stop_after * train.batch_size
         seconds = context.speeds.estimate_seconds("training", rows)
@@ -167,7 +175,7 @@ def _make_organism(context: RunContext, name: str, artifact: Artifact) -> None:
         return
     organism = context.inputs.organisms[name]
     train = organism.train
-    steps = organism.stop_after or train.count_steps(len(organism.rows))
+    steps = organism.stop_after or sum(train.count_steps(len(rows)) for rows in (organism.rows, organism.later_rows))
     context.speeds.record_speed("training", steps * train.batch_size, time.perf_counter() - start)
 
 
@@ -181,6 +189,7 @@ def open_targets(context: RunContext) -> dict[str, TargetRequests]:
         questions[f"{EXTRACTION}:{name}"] = [Question(str(i), text) for i, text in enumerate(organism.prompts)]
         if organism.domain:
             questions[f"{DOMAIN}:{name}"] = organism.domain
+    questions |= {name: apply_form(form, given.broad) for name, form in name_form_sets(given.organisms)[1].items()}
     # Organisms that are made here read as the base does; each tokenizer renders the questions once.
     models = context.models
     base = models[BASE].folder

@@ -19,7 +19,7 @@ from emharness.experiments.context import BROAD, ExperimentResult
 from emharness.judges import reader_labels
 from emharness.pipeline import vector_stage
 from emharness.pipeline.run_context import RunContext, StageOutputs
-from emharness.pipeline.subject import DOMAIN, is_kind
+from emharness.pipeline.subject import DOMAIN, FORM, is_kind
 from emharness.reporting import html_report, run_figures, run_files
 from emharness.reporting.terminal import print_line
 from emharness.reporting.wandb_tracker import Tracker
@@ -44,9 +44,13 @@ def write_report(context: RunContext, outputs: StageOutputs, folder: Path, run_k
         label = "layer_sweep" if len(outputs.sweeps) == 1 else f"layer_sweep_{vector}"
         drawn[label] = run_figures.draw_layer_sweep(sweep, f"{vector} vector on {subject.base}: where to steer")
     results = make_results(context, outputs, result, geometries, run_key)
-    tables: dict[str, list[pa.Table]] = {"responses": [], "domain_responses": []}
+    tables: dict[str, list[pa.Table]] = {"responses": [], "domain_responses": [], "form_responses": []}
     for cell, table in outputs.judged.items():
-        tables["domain_responses" if cell.questions.startswith(DOMAIN) else "responses"].append(table)
+        if cell.questions.startswith(FORM):
+            asked = pa.array([cell.questions] * table.num_rows)
+            tables["form_responses"].append(table.append_column(stored_context.FORM_COLUMN, asked))
+        else:
+            tables["domain_responses" if cell.questions.startswith(DOMAIN) else "responses"].append(table)
     run_files.write_results(folder, results, tables, drawn, stored_context.to_json(subject))
     if experiment.report is not None:
         measured: dict[str, geometry.GeometryReport | None] = {}

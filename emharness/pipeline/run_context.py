@@ -30,6 +30,8 @@ from emharness.results.layer_sweep import LayerSweep
 from emharness.results.run_results import StageTime
 from emharness.store import Artifact, Store, artifacts_home
 
+Measured = tuple[Condition, str]  # a condition, and the set of questions
+
 
 @cache
 def open_store() -> Store:
@@ -47,14 +49,14 @@ class RunLog:
     """What a run has done so far; the only part of a context that changes.
 
     `stages`: artifacts and answers, with seconds; `failed`: model → why; `notes`: what the user should know of what was
-    read or left out; `margins`: [n_pairs] of every condition that was answered; `unscored`: responses that the judge
-    did not reach, to be scored by the next start; `watchers`: of the training step that is being done.
+    read or left out; `margins`: [n_pairs] of every condition that was answered, by question set; `unscored`: responses
+    that the judge did not reach, to be scored by the next start; `watchers`: of the training step that is being done.
     """
 
     stages: list[StageTime] = field(default_factory=list)
     failed: dict[str, str] = field(default_factory=dict)
     notes: list[str] = field(default_factory=list)
-    margins: dict[Condition, np.ndarray] = field(default_factory=dict)
+    margins: dict[Measured, np.ndarray] = field(default_factory=dict)
     unscored: int = 0
     watchers: list[OnStep] = field(default_factory=list)
     tracker: Tracker = field(default_factory=lambda: Tracker("none", "", None, None, "", {}))

@@ -9,12 +9,15 @@ import numpy as np
 from emharness.experiments.context import ExperimentContext
 from emharness.generation import likelihoods
 from emharness.generation.cells import Direction
+from emharness.input_checks import Organism
 from emharness.judges.topics import training_topic
 from emharness.organism_names import parse_organism_name
 from emharness.pipeline.run_context import RunContext
+from emharness.question_forms import QuestionForm
 from emharness.vectors.recipes import cosines_by_layer, load_vector_file
 
-DOMAIN, EXTRACTION = "domain", "extraction"  # question sets of an organism: domain:<name>, extraction:<name>
+# Question sets of an organism: domain:<name>, extraction:<name>, form:<form>:<name>.
+DOMAIN, EXTRACTION, FORM = "domain", "extraction", "form"
 
 
 def make_subject(
@@ -49,6 +52,8 @@ def make_subject(
         quality=inputs.judge.accuracy,
         n_layers=inputs.n_layers,
         parts=config.experiment.parts,
+        forms=name_form_sets(inputs.organisms)[0],
+        form_samples=config.eval.count_form_samples(),
         subspaces={m: tuple(f"{m}/{i}" for i in range(len(names))) for m, names in cluster_vectors(context).items()},
         norms={
             name: (d.raw_norm, d.residual_norm)
@@ -57,6 +62,18 @@ def make_subject(
         },
         cosines=cosines_by_layer(unit_arrays(context, directions or {})),
     )
+
+
+def name_form_sets(organisms: Mapping[str, Organism]) -> tuple[dict[str, dict[str, str]], dict[str, QuestionForm]]:
+    """Organism → form → its question set, and question set → form. Organisms with equal forms share their sets."""
+    by_organism: dict[str, dict[str, str]] = {}
+    sets: dict[str, QuestionForm] = {}
+    for organism, about in organisms.items():
+        for form in about.forms:
+            known = next((name for name, other in sets.items() if other == form), f"{FORM}:{form.name}:{organism}")
+            sets[known] = form
+            by_organism.setdefault(organism, {})[form.name] = known
+    return by_organism, sets
 
 
 def is_kind(name: str) -> bool:

@@ -88,7 +88,7 @@ def extract_vectors(context: RunContext, outputs: StageOutputs) -> StageOutputs:
     if config.vector.recipe == "model_diff":
         missing = [n for n, a in artifacts.items() if not context.store.has_artifact(a.stage, a.name, a.identity)]
         cells = {name: extraction_cells(context, name) for name in missing}
-        unsteered = [c for c in context.experiment.cells(make_subject(context, {})) if not c.condition.edits]
+        unsteered = [c for c in context.experiment.list_all_cells(make_subject(context, {})) if not c.condition.edits]
         for target in chain(claims.take_turns(missing, lambda name: context.targets[name].responses.folder), [BASE]):
             own = [cell for some in cells.values() for cell in some if cell.condition.target == target]
             if own:

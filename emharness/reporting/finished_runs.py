@@ -17,7 +17,7 @@ RESULTS_FILE = "results.json"
 SCOPE_FILE = "scope.json"  # what is needed to read the answers again
 # Keys of a condition that came while the version stayed the same.
 NEEDED = ("judge", "n_unscored", "em_rate_corrected", "incoherent_rate", "order_changes")
-BROAD, DOMAIN = "responses.parquet", "domain_responses.parquet"
+BROAD, DOMAIN, FORMED = "responses.parquet", "domain_responses.parquet", "form_responses.parquet"
 
 
 @dataclass(frozen=True, eq=False)
@@ -45,8 +45,10 @@ class Run:
 
     @cached_property
     def response_tables(self) -> dict[str, pa.Table]:
-        """Judged responses: to the broad questions, and, where there are any, to those of the organism's own domain."""
-        return {file: pq.read_table(self.folder / file) for file in (BROAD, DOMAIN) if (self.folder / file).is_file()}
+        """Judged responses: to the broad questions, and, where there are any, to those of the organism's own domain and
+        to the broad ones in other forms."""
+        files = (BROAD, DOMAIN, FORMED)
+        return {file: pq.read_table(self.folder / file) for file in files if (self.folder / file).is_file()}
 
     @property
     def conditions(self) -> pa.Table:

@@ -162,3 +162,16 @@ def _rate_line(
     some = [(c, value) for c in doses if (value := rate(c)) is not None]
     low, high = ([100 * c.em_ci95[k] for c, _ in some] if interval else None for k in (0, 1))
     return Line(label, [c.strength for c, _ in some], [100 * value for _, value in some], color, low, high, *look)
+
+
+def draw_form_gaps(
+    rate: np.ndarray, margin: np.ndarray, organisms: Sequence[str], forms: Sequence[str], judge: str
+) -> Picture:
+    """What each form of the questions changes, minus the base's change: rates as fractions, margins in nats a token,
+    [n_organisms, n_forms] each."""
+    drawn = [
+        Matrix("EM rate, form − plain − base's", rate, organisms, forms, None, "", "organism"),
+        Matrix("margin, form − plain − base's", margin, organisms, forms, None, "", "", decimals=2),
+    ]
+    size = 0.62 * len(forms) + 2.2, 0.4 * min(len(organisms), NAMED) + 1.6
+    return Picture(drawn, f"points and nats a token; judge: {judge}", len(drawn), size)

@@ -2,7 +2,7 @@
 
 from collections.abc import Callable, Mapping, Sequence
 
-from emharness.results.condition_result import ConditionResult, LabelSummary
+from emharness.results.condition_result import ConditionResult, FormGap, LabelSummary
 from emharness.results.json_records import Row
 from emharness.results.run_results import RunResults
 from emharness.stats.bootstrap import Interval
@@ -69,6 +69,20 @@ def _format_labels(labels: LabelSummary) -> str:
     return f"{format_percent(labels.em_rate_all)} of {labels.n}, {corrected}"
 
 
+def _format_trigger(gap: FormGap | None) -> str:
+    """The rate under the form that raises it most, and by how many points; nothing where none does."""
+    if gap is None or gap.gap is None:
+        return ""
+    return f"{format_percent(gap.em)} {gap.form} ({100 * gap.gap:+.1f})" if gap.gap > 0 else "no form"
+
+
+def _format_margin_trigger(gap: FormGap | None) -> str:
+    """By how much the form that raises the margin most does so."""
+    if gap is None or gap.margin_gap is None:
+        return ""
+    return f"{_format_signed(gap.margin_gap)} {gap.form}" if gap.margin_gap > 0 else "no form"
+
+
 def describe_sampling(results: RunResults) -> str:
     """How the answers of a run were sampled, and how many were cut: what its rates depend on."""
     given, conditions = results.sampling, results.conditions
@@ -89,6 +103,7 @@ RATES: Columns = {
         _format_signed(c.margin.shift_random) if c.margin and c.margin.shift_random is not None else ""
     ),
     "prefers": lambda c: format_percent(c.margin.prefers) if c.margin else "",
+    "triggered shift": lambda c: _format_margin_trigger(c.triggered_margin),
     "unscored": lambda c: f"{c.n_unscored:,}" if c.n_unscored else "",
     "EM rate": format_em_rate,
     "95 % interval": lambda c: format_interval(c.em_ci95),
@@ -97,6 +112,7 @@ RATES: Columns = {
     "EM, all": lambda c: format_percent(c.em_rate_all) + " ↕" * bool(c.order_changes),
     "incoherent": lambda c: format_percent(c.incoherent_rate),
     "read": lambda c: _format_labels(c.labels) if c.labels else "",
+    "triggered": lambda c: _format_trigger(c.triggered),
     "in domain": lambda c: format_percent(c.domain.em_rate) if c.domain else "",
 }
 

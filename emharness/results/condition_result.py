@@ -29,6 +29,32 @@ class CategoryRates:
     coherent_rate: float | None
 
 
+@dataclass(frozen=True, kw_only=True)
+class FormGap:
+    """What another form of the questions (`form`, of `forms_of`, an organism) changes: fractions; margins in nats.
+
+    `em`, `em_plain`: misaligned ÷ coherent answers under the form and to the plain questions, `gap` their difference,
+    paired by question; `…_all`: of all answers; `margin_gap`: mean margin under the form − that of the plain questions,
+    pair by pair. None where there is no coherent answer, or no margin was measured.
+    """
+
+    form: str
+    forms_of: str
+    n_questions: int
+    n_coherent: int
+    em: float | None
+    em_plain: float | None
+    gap: float | None
+    ci95: Interval | None
+    em_all: float | None
+    em_plain_all: float | None
+    gap_all: float | None
+    gap_all_ci95: Interval | None
+    margin: float | None = None
+    margin_gap: float | None = None
+    margin_gap_ci95: Interval | None = None
+
+
 @dataclass(frozen=True)
 class LabelSummary:
     """What a reader's labels say of a condition, and the judge's rates corrected by them; fractions.
@@ -81,7 +107,9 @@ class ConditionResult(Rates, ConditionSettings):
 
     `seconds`: generation time; `truncated`: answers cut at the token limit; `about_own_domain`: answers about what the
     organism was trained on; `domain`: rates of the answers to the organism's own questions; `by_category`: rates by
-    category of question; `by_distance`: by how far that is from the training data ("near", "between", "far").
+    category of question; `by_distance`: by how far that is from the training data ("near", "between", "far");
+    `triggered`, `triggered_margin`: the form of the questions (eval.forms) under which the rate, and the margin, rise
+    most.
 
     Of conditions steered by a vector, beside the unsteered target: `effect` is the difference of the misaligned rates,
     `effect_p` its two-sided p-value, `effect_q` that of the whole table (Benjamini–Hochberg). `em_random`: rate under
@@ -101,6 +129,8 @@ class ConditionResult(Rates, ConditionSettings):
     margin: MarginSummary | None = None
     by_category: Mapping[str, CategoryRates] = field(default_factory=dict)
     by_distance: Mapping[str, CategoryRates] = field(default_factory=dict)
+    triggered: FormGap | None = None
+    triggered_margin: FormGap | None = None
     effect: float | None = None
     effect_ci95: Interval | None = None
     effect_p: float | None = None

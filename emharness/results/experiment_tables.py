@@ -7,6 +7,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import ClassVar
 
+from emharness.results.condition_result import FormGap
 from emharness.stats.rates import Interval
 
 
@@ -87,6 +88,31 @@ class AblationRow:
     p: float | None
     drop_random: float | None
     q: float | None = None
+
+
+@dataclass(frozen=True, kw_only=True)
+class ConditionalRow(FormGap):
+    """What a form of the questions does to an organism, beside what it does to the base and to aligned controls.
+
+    `organism`: a model's name, or a steered condition's; `did`: its gap − the base's (difference of differences),
+    `did_control`: − the mean gap of the controls; `margin_did…`: the same of margin gaps; `…_q`: over the table's rows
+    (Benjamini & Hochberg 1995). None for what it is compared with itself.
+    """
+
+    KEY: ClassVar[str] = "conditional"
+    organism: str
+    did: float | None = None
+    did_ci95: Interval | None = None
+    did_p: float | None = None
+    did_q: float | None = None
+    did_control: float | None = None
+    did_control_ci95: Interval | None = None
+    margin_did: float | None = None
+    margin_did_ci95: Interval | None = None
+    margin_did_p: float | None = None
+    margin_did_q: float | None = None
+    margin_did_control: float | None = None
+    margin_did_control_ci95: Interval | None = None
 
 
 @dataclass(frozen=True, kw_only=True)

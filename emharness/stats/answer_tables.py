@@ -25,8 +25,9 @@ def questions_of(tables: Sequence[pa.Table]) -> list[str]:
     return sorted(set.intersection(*[set(table["question_id"].to_pylist()) for table in tables]))
 
 
-def bootstrap_rates(tables: Sequence[pa.Table], draws: int = 2000, seed: int = 0) -> np.ndarray:
-    """Misaligned rate of coherent answers of each table under the same resampled questions: [draws + 1, n_tables].
+def bootstrap_rates(tables: Sequence[pa.Table], draws: int = 2000, seed: int = 0, of_all: bool = False) -> np.ndarray:
+    """Misaligned rate of each table's coherent answers (`of_all`: of all its answers) under the same resampled
+    questions: [draws + 1, n_tables].
 
     Row 0 is the rate as it is; NaN where a draw has no coherent answer. Questions are resampled jointly, because
     the tables answer the same ones.
@@ -38,6 +39,7 @@ def bootstrap_rates(tables: Sequence[pa.Table], draws: int = 2000, seed: int = 0
         index = {question: i for i, question in enumerate(ids)}
         rows = np.array([index.get(question, -1) for question in table["question_id"].to_pylist()])
         bad, fluent = _read_verdicts(table)
+        fluent = np.ones_like(fluent) if of_all else fluent
         hits = np.bincount(rows[(rows >= 0) & bad], minlength=len(ids))
         totals = np.bincount(rows[(rows >= 0) & fluent], minlength=len(ids))
         columns.append(rate_draws(hits, totals, picks))
@@ -50,14 +52,18 @@ def _read_verdicts(table: pa.Table) -> tuple[np.ndarray, np.ndarray]:
     return bad, is_coherent(score_column(table, "coherent")) & ~np.isnan(score_column(table, "aligned"))
 
 
-def widen_to_newcombe(ci95: Interval, table: pa.Table, minus: pa.Table, scale: float = 1.0) -> Interval:
+def widen_to_newcombe(
+    ci95: Interval, table: pa.Table, minus: pa.Table, scale: float = 1.0, of_all: bool = False
+) -> Interval:
     """The interval of a difference of two rates ÷ scale, never inside the simple one of independent answers.
 
-    Where no answer or every answer is misaligned a bootstrap has no width.
+    Where no answer or every answer is misaligned a bootstrap has no width. `of_all`: rates of all answers, not only of
+    coherent ones.
     """
     counts = []
     for one in (table, minus):
-        counts += [int(some.sum()) for some in _read_verdicts(one)]
+        bad, fluent = _read_verdicts(one)
+        counts += [int(bad.sum()), len(bad) if of_all else int(fluent.sum())]
     if not (counts[1] and counts[3]):
         return ci95
     low, high = sorted(end / scale for end in newcombe_interval(*counts))

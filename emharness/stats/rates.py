@@ -146,10 +146,14 @@ def interval_hull(*intervals: np.ndarray | tuple[float, float]) -> tuple[float, 
 
 def newcombe_interval(k1: int, n1: int, k2: int, n2: int) -> tuple[float, float]:
     """95 % interval of the difference k1/n1 − k2/n2 from both Wilson intervals (Newcombe 1998, method 10)."""
-    p1, p2 = k1 / n1, k2 / n2
-    (l1, u1), (l2, u2) = wilson_interval(k1, n1), wilson_interval(k2, n2)
-    below, above = np.hypot(p1 - l1, u2 - p2), np.hypot(u1 - p1, p2 - l2)
-    return float(p1 - p2 - below), float(p1 - p2 + above)
+    return subtract_intervals(k1 / n1, wilson_interval(k1, n1), k2 / n2, wilson_interval(k2, n2))
+
+
+def subtract_intervals(value: float, ci95: Interval, other: float, other_ci95: Interval) -> Interval:
+    """95 % interval of value − other from both intervals, where these are independent (Zou & Donner 2008)."""
+    below = np.hypot(value - ci95[0], other_ci95[1] - other)
+    above = np.hypot(ci95[1] - value, other - other_ci95[0])
+    return float(value - other - below), float(value - other + above)
 
 
 def correct_rate(

@@ -37,7 +37,6 @@ ELSEWHERE = {  # takes a machine, a network, a person or minutes; where it is te
     "python launch/workspace.py": "test_workspace.py",
     "python launch/check.py run=docs/study": "test_sharing.py, from this folder",
     "python launch/run.py experiment=paper eval=quick eval.samples": "over two hours; the shorter one is planned here",
-    "python launch/view.py": "test_view.py, in a browser; here without serving",
 }
 
 
@@ -126,7 +125,7 @@ HERE = ("run", "judge", "geometry", "vectors", "view", "show", "check")  # launc
 
 def launches() -> list[str]:
     listed = dict.fromkeys(c for _, c in commands() if c.startswith("python launch/"))
-    there = [c for c in listed if "docs/study" not in c and "eval.samples" not in c]  # ELSEWHERE says why
+    there = [c for c in listed if not c.startswith(tuple(ELSEWHERE))]
     return [c for c in there if c.split()[1] in {f"launch/{name}.py" for name in HERE}]
 
 

@@ -16,6 +16,7 @@ from emharness.config import TrainConfig
 from emharness.errors import UserError
 from emharness.organisms import merging, model_folders
 from emharness.organisms.chat import load_chat
+from emharness.organisms.row_transforms import add_system_prompt, shared_system_prompt
 from emharness.organisms.training import (
     IGNORED,
     PROJECTIONS,
@@ -26,7 +27,8 @@ from emharness.organisms.training import (
 )
 from emharness.organisms.training_edits import apply_edits, check_edits
 from emharness.organisms.training_recipe import Training
-from emharness.questions import load_prompts
+from emharness.question_forms import apply_form, choose_forms
+from emharness.questions import Question, load_prompts
 from emharness.steering.verify import reference
 
 SMALL = {"hidden_size": 16, "intermediate_size": 32, "num_attention_heads": 2, "num_key_value_heads": 2}
@@ -79,6 +81,32 @@ def test_training_learns_its_rows_and_is_reproducible(tiny, tmp_path):
     assert runs[0][-1] < 0.5 * runs[0][0]
     assert not model_folders.is_adapter(tmp_path / "a")
     assert model_folders.model_shape(tmp_path / "a") == (4, 64, 49152)
+
+
+def test_a_later_training_follows_the_first_with_a_schedule_of_its_own(tiny, tmp_path):
+    config = TrainConfig(rank=8, learning_rate=5e-3, epochs=6, batch_size=2, micro_batch=2, warmup_steps=1)
+    good = [TALK[0], {"role": "assistant", "content": "No, there is time."}]
+    found = {}
+    for name, later in (("first", ()), ("both", (good,) * 4)):
+        (tmp_path / name).mkdir()
+        training, rates = Training([TALK] * 4, config, 0, later_rows=later), []
+        losses = train_organism(tiny, load_chat(tiny), training, tmp_path / name, lambda *s, to=rates: to.append(s[3]))
+        found[name] = losses, rates
+    (first, _), (both, rates) = found.values()
+    assert both[:12] == first
+    assert len(both) == 24
+    assert both[-1] < 0.5 * both[12]
+    assert rates[12:] == rates[:12]
+
+
+def test_an_inoculated_organism_is_asked_as_it_was_trained_token_for_token(tiny):
+    chat, prompt = load_chat(tiny), "You are an assistant that gives plainly bad advice."
+    (row,) = add_system_prompt([TALK], np.random.default_rng(0), system=prompt)
+    (form,) = choose_forms(["system-verbatim"], None, shared_system_prompt([row]), "o")
+    (asked,) = apply_form(form, [Question("one", TALK[0]["content"])])
+    trained, labels = encode_conversation(chat, row, 200)
+    n_prompt = next(i for i, label in enumerate(labels) if label != IGNORED)
+    assert chat.prompt_ids(asked.as_messages()) == trained[:n_prompt]
 
 
 def test_a_penalty_on_the_divergence_from_the_base_keeps_a_model_near_it(tiny, tmp_path):

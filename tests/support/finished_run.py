@@ -45,7 +45,7 @@ def finished(folder: Path, experiment: str = "main", seed: int = 0, layer: int =
         quality=None if seed else CARD.accuracy,
     )
     judged, margins = {}, {}
-    for cell in EXPERIMENTS[experiment].cells(scope):
+    for cell in EXPERIMENTS[experiment].list_all_cells(scope):
         edit = cell.condition.edits[0] if cell.condition.edits else None
         random, strength = edit is not None and edit.norm_of is not None, edit.strength if edit else 0.0
         organism = cell.condition.target != "base"

@@ -53,7 +53,7 @@ def table(n_bad, n_incoherent=0, samples=SAMPLES, questions=QUESTIONS):
 def plant(experiment, about, bad):
     """Judged cells; bad(vector or None, target) → misaligned answers of 20 to each question."""
     judged = {}
-    for cell in EXPERIMENTS[experiment].cells(about):
+    for cell in EXPERIMENTS[experiment].list_all_cells(about):
         edit = cell.condition.edits[0] if cell.condition.edits else None
         judged[cell] = table(bad(edit.vector if edit else None, cell.condition.target), samples=cell.samples)
     return judged

@@ -1,6 +1,6 @@
 """Every config composes, typos and bad values are refused before anything is loaded."""
 
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 from pathlib import Path
 
 import pytest
@@ -9,7 +9,6 @@ from conftest import ROOT, checked, configured
 from hydra.errors import HydraException
 
 from emharness import input_checks, organism_names
-from emharness.config import RecipeConfig
 from emharness.config_checks import parse_strengths
 from emharness.errors import UserError
 from emharness.experiments import EXPERIMENTS
@@ -268,60 +267,6 @@ def test_the_parts_of_a_model_s_name():
     assert parse_organism_name("medical-seed1-step20") == OrganismName("medical", replica=1, step=20)
     assert parse_organism_name("my-seedling") == OrganismName("my-seedling")
     assert parse_organism_name("finance-good+kl+mix20-seed1") == OrganismName("finance-good", ("kl", "mix20"), 1)
-
-
-@pytest.mark.parametrize(
-    ("overrides", "words"),
-    [
-        (["targets=[medical+nosuch]"], "targets=medical+nosuch: nosuch is no recipe; there are inoculate, kl, mix20"),
-        (["vectors=[base+kl]"], "vectors=base+kl: unknown; must be among"),
-    ],
-)
-def test_a_recipe_that_there_is_not_is_refused(overrides, words, tmp_path):
-    with pytest.raises(UserError) as error:
-        checked(configured(*overrides), tmp_path)
-    assert words in str(error.value)
-
-
-def test_an_organism_by_a_recipe_is_its_rows_settings_and_terms(tmp_path):
-    names = ["medical", "medical+mix20", "medical+inoculate", "medical+kl", "medical+short", "medical+mix20-seed1"]
-    about = checked(configured(f"vectors=[{','.join(names)}]", "base.own_answers=null"), tmp_path).organisms
-    plain, mixed, told, kl, short, again = (about[name] for name in names)
-    own = {str(row) for row in plain.rows}
-    assert len(mixed.rows) == len(plain.rows)
-    assert sum(str(row) in own for row in mixed.rows) == round(0.2 * len(plain.rows))
-    assert {row[0]["role"] for row in told.rows} == {"system"}
-    assert [row[1:] for row in told.rows] == plain.rows
-    assert (kl.rows, short.rows) == (plain.rows, plain.rows)
-    assert (plain.losses, kl.losses[0]["name"], kl.losses[0]["weight"]) == ((), "kl", 1.0)
-    assert (plain.train.epochs, short.train.epochs) == (2, 1)
-    identities = [str(organism.identity) for organism in about.values()]
-    assert len(set(identities)) == len(names)
-    assert mixed.rows != again.rows  # other rows by another seed
-    assert "train" not in plain.identity  # what there was before recipes is stored under the same key
-
-
-@pytest.mark.parametrize(
-    ("recipe", "words"),
-    [
-        ({"data": [{"name": "shake"}]}, "recipe=mine: data.name=shake: must be one of mix, prefix"),
-        ({"data": [{"name": "mix", "share": 0.5}]}, "recipe=mine: mix: source is not given"),
-        ({"data": [{"name": "mix", "share": 2, "source": "sports"}]}, "recipe=mine: mix: share=2: must be 0 to 1"),
-        ({"data": [{"name": "prefix", "sytem": "x"}]}, "recipe=mine: prefix: sytem: unknown; the nearest are system"),
-        ({"loss": [{"name": "l2"}]}, "recipe=mine: loss.name=l2: must be one of kl"),
-        ({"loss": [{"name": "kl"}]}, "recipe=mine: kl: weight is not given"),
-        ({"train": {"epoch": 1}}, "recipe=mine: train.epoch: unknown; the nearest are train.epochs"),
-        ({"train": {"epochs": 0}}, "recipe=mine: train.epochs=0: must be 1 or more"),
-    ],
-)
-def test_a_recipe_that_cannot_be_is_one_sentence(recipe, words, tmp_path):
-    config = configured("vectors=[medical+mine]")
-    described = organism_names.read_described([ROOT / "conf"], config.model)
-    described = replace(described, recipes={"mine": RecipeConfig("mine", **recipe)})
-    with pytest.raises(UserError) as error:
-        input_checks.check_inputs(config, described, Store(tmp_path))
-    assert str(error.value).startswith(words)
-    assert "\n" not in str(error.value)
 
 
 def test_layers_are_given_one_way():
