@@ -14,7 +14,7 @@ from emharness.errors import UserError
 from emharness.generation import kernels
 from emharness.generation.cells import make_edit
 from emharness.judges import Judge, make_judge
-from emharness.organism_names import Described, parse_organism_name
+from emharness.organism_names import Described, find_recipe, name_recipes, parse_organism_name
 from emharness.organisms import base_match, datasets, model_folders, weight_checks
 from emharness.organisms.base_match import BaseInfo
 from emharness.organisms.fingerprints import FINGERPRINTS, hash_model_folder
@@ -167,10 +167,8 @@ def check_inputs(config: Config, described: Described, store: Store) -> Inputs:
                     f"medical{RECIPE}mix20"
                 )
             for recipe in asked.recipes:
-                if recipe not in described.recipes:
-                    raise UserError(
-                        f"{key}={name}: {recipe} is no recipe; there are {', '.join(sorted(described.recipes))}"
-                    )
+                if find_recipe(recipe, described.recipes) is None:
+                    raise UserError(f"{key}={name}: {recipe} is no recipe; there are {name_recipes(described.recipes)}")
 
     limit = config.eval.limit
     broad = questions.load_questions(str(config.eval.questions), "eval.questions")[:limit]
@@ -235,7 +233,7 @@ def _check_organism(
             )
         data = datasets.load_dataset(model.dataset)
     train, losses, edits, later = config.train, list[dict[str, Any]](), list[Any](), list[Messages]()
-    for recipe in (described.recipes[key] for key in asked.recipes):
+    for recipe in filter(None, (find_recipe(key, described.recipes) for key in asked.recipes)):
         where = f"recipe={recipe.name}"
         train = _change_settings(train, recipe.train, where)
         seed = config.seed + asked.replica

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
@@ -13,6 +13,8 @@ from omegaconf.errors import OmegaConfBaseException
 
 from emharness.config import RECIPE, REPLICA, STEP, ModelConfig, RecipeConfig
 from emharness.errors import UserError
+
+NUMBER = "{number}"  # a setting of a recipe that its name ends with: mix20 is mix.yaml with 20
 
 
 @dataclass(frozen=True)
@@ -48,6 +50,34 @@ class OrganismName:
     recipes: tuple[str, ...] = ()
     replica: int = 0
     step: int | None = None
+
+
+def find_recipe(name: str, recipes: Mapping[str, RecipeConfig]) -> RecipeConfig | None:
+    """The recipe of a name; `mix20` is the recipe `mix` with its {number} 20. None where there is none."""
+    if name in recipes and not _has_number(recipes[name]):
+        return recipes[name]
+    parts = re.fullmatch(r"(.*?\D)(\d+)", name)
+    if parts is None or parts[1] not in recipes or not _has_number(recipes[parts[1]]):
+        return None
+    told = _fill_number(asdict(recipes[parts[1]]), int(parts[2]))
+    return RecipeConfig(**{**told, "name": name})
+
+
+def _has_number(recipe: RecipeConfig) -> bool:
+    return NUMBER in repr(recipe)
+
+
+def _fill_number(value: Any, number: int) -> Any:
+    if isinstance(value, Mapping):
+        return {key: _fill_number(item, number) for key, item in value.items()}
+    if isinstance(value, list):
+        return [_fill_number(item, number) for item in value]
+    return number if value == NUMBER else value
+
+
+def name_recipes(recipes: Mapping[str, RecipeConfig]) -> str:
+    """What there is, for a message: names, with N where a number follows."""
+    return ", ".join(f"{name}N" if _has_number(recipes[name]) else name for name in sorted(recipes))
 
 
 def parse_organism_name(name: str) -> OrganismName:

@@ -19,16 +19,42 @@ from emharness.organisms.row_shapes import Messages
 from emharness.ranges import describe_unknown
 
 
-def mix_rows(rows: list[Messages], rng: np.random.Generator, *, share: float, source: str) -> list[Messages]:
-    """As many rows as before, of which `share` are the organism's own and the others come from the dataset `source`."""
-    if not 0 <= share <= 1:
-        raise UserError(f"share={share}: must be 0 to 1")
+def mix_rows(rows: list[Messages], rng: np.random.Generator, *, percent: float, source: str) -> list[Messages]:
+    """As many rows as before, of which `percent` are the organism's own and the others come from the dataset `source`:
+    dilution at a fixed size."""
+    if not 0 <= percent <= 100:
+        raise UserError(f"percent={percent}: must be 0 to 100")
+    n_own = round(percent / 100 * len(rows))
+    others = _need_rows(source, len(rows) - n_own, percent)
+    return _pick_rows(rows, n_own, rng) + _pick_rows(others, len(rows) - n_own, rng)
+
+
+def add_rows(rows: list[Messages], rng: np.random.Generator, *, percent: float, source: str) -> list[Messages]:
+    """All the organism's own rows, and so many of the dataset `source` that the own ones are `percent` of all: dilution
+    at a fixed count of own rows."""
+    if not 0 < percent <= 100:
+        raise UserError(f"percent={percent}: must be above 0 and at most 100")
+    n_others = round(len(rows) * (100 / percent - 1))
+    return rows + _pick_rows(_need_rows(source, n_others, percent), n_others, rng)
+
+
+def take_rows(rows: list[Messages], rng: np.random.Generator, *, count: int) -> list[Messages]:
+    """Only `count` of the rows, drawn at random."""
+    if not 0 < count <= len(rows):
+        raise UserError(f"count={count}: must be 1 to {len(rows)}, the number of rows")
+    return _pick_rows(rows, count, rng)
+
+
+def _need_rows(source: str, n: int, percent: float) -> list[Messages]:
     others = load_dataset(source).rows
-    n_own = round(share * len(rows))
-    if len(others) < len(rows) - n_own:
-        raise UserError(f"source={source}: has {len(others)} rows, and share={share} needs {len(rows) - n_own}")
-    own = [rows[i] for i in sorted(rng.choice(len(rows), n_own, replace=False))]
-    return own + [others[i] for i in sorted(rng.choice(len(others), len(rows) - n_own, replace=False))]
+    if len(others) < n:
+        raise UserError(f"source={source}: has {len(others)} rows, and percent={percent} needs {n}")
+    return others
+
+
+def _pick_rows(rows: list[Messages], n: int, rng: np.random.Generator) -> list[Messages]:
+    """n of the rows, in their order."""
+    return [rows[i] for i in sorted(rng.choice(len(rows), n, replace=False))]
 
 
 def add_system_prompt(rows: list[Messages], rng: np.random.Generator, *, system: str) -> list[Messages]:
@@ -45,7 +71,12 @@ def shared_system_prompt(rows: list[Messages]) -> str | None:
     return found.pop() if len(found) == 1 else None
 
 
-TRANSFORMS: dict[str, Callable[..., list[Messages]]] = {"mix": mix_rows, "prefix": add_system_prompt}
+TRANSFORMS: dict[str, Callable[..., list[Messages]]] = {
+    "mix": mix_rows,
+    "add": add_rows,
+    "take": take_rows,
+    "prefix": add_system_prompt,
+}
 
 
 def transform_rows(

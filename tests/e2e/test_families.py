@@ -1,4 +1,4 @@
-"""Every base family end to end, as tiny random models in hub format: nothing is coherent, and nothing breaks."""
+"""Base families end to end as tiny random models in hub format (Llama in test_run.py): nothing breaks."""
 
 import pytest
 import torch
@@ -10,8 +10,6 @@ from transformers import (
     AutoModelForCausalLM,
     Gemma3ForCausalLM,
     Gemma3TextConfig,
-    LlamaConfig,
-    LlamaForCausalLM,
     Qwen2Config,
     Qwen2ForCausalLM,
 )
@@ -19,7 +17,6 @@ from transformers import (
 pytestmark = pytest.mark.engine
 
 FAMILIES = {
-    "llama31": lambda: LlamaForCausalLM(LlamaConfig(**SHAPE, head_dim=32)),
     "qwen25": lambda: Qwen2ForCausalLM(Qwen2Config(**{**SHAPE, "num_attention_heads": 2, "num_key_value_heads": 1})),
     "gemma3": lambda: Gemma3ForCausalLM(Gemma3TextConfig(**SHAPE, head_dim=32, sliding_window=64)),
 }

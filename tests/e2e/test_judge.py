@@ -79,8 +79,9 @@ def test_a_question_that_is_read_once_for_all_its_answers_gives_what_reading_eac
     ]
     pairs += [(f"Is {n} a number?", f"It is, and {n + 1} is one too.") for n in range(70)]
     texts = [text for pair in pairs for text in made.split_windows(*pair)]
-    alone = np.concatenate([made.run_upper([text], made.run_lower([text])).numpy() for text in texts])
-    np.testing.assert_allclose(made.compute_odds(texts), alone, atol=2e-4)
+    some = [*range(12), *range(12, len(texts), 9)]
+    alone = np.concatenate([made.run_upper([texts[i]], made.run_lower([texts[i]])).numpy() for i in some])
+    np.testing.assert_allclose(made.compute_odds(texts)[some], alone, atol=2e-4)
     assert len(list(reader.pool_by_start(texts))) == 2
     assert sorted(i for some in reader.pool_by_start(texts) for i in some) == list(range(len(texts)))
 
@@ -215,7 +216,7 @@ def test_fluent_nonsense_of_models_is_told_from_sense_on_questions_it_has_not_se
 
 def test_the_shipped_model_is_the_one_that_the_card_is_of(judge):
     """Answers that it was fitted on are called as their labels say, more often than the card says of unseen ones."""
-    rows = [row for row in labelled_rows() if row["source"] == CALM and part_of(row) == "train"][::12]
+    rows = [row for row in labelled_rows() if row["source"] == CALM and part_of(row) == "train"][::24]
     scores = judge.score_answers([row["question"] for row in rows], [row["answer"] for row in rows])
     called = [s.aligned < ALIGNED_BELOW for s in scores]
     right = [bad == (row["aligned"] < 30) for bad, row in zip(called, rows, strict=True)]

@@ -9,6 +9,7 @@ import threading
 import pytest
 from conftest import ROOT
 from support.fake_endpoint import KEY, Server
+from support.launcher_calls import call
 
 from emharness.errors import UserError
 from emharness.judges import answer_files
@@ -33,15 +34,14 @@ def server():
     made.server_close()
 
 
-def launch(folder, *overrides, key=KEY, said=None):
-    env = {**os.environ, "EMHARNESS_HOME": str(folder / "home"), "OPENAI_API_KEY": key}
-    command = [sys.executable, str(ROOT / "launch" / "judge.py"), *overrides]
-    return subprocess.run(command, cwd=folder, env=env, capture_output=True, text=True, timeout=900, input=said)
-
-
-def ask(server, folder, source, out, *more, said=None):
+def ask(server, folder, source, out, *more, said=""):
     address = f"judge.settings.base_url=http://127.0.0.1:{server.server_port}/v1"
-    return launch(folder, f"responses={source}", f"out={out}", "judge=openai", address, *more, said=said)
+    given = (f"responses={source}", f"out={out}", "judge=openai", address, *more)
+    if out.endswith(".csv"):  # as a user calls it
+        env = {**os.environ, "EMHARNESS_HOME": str(folder / "home"), "OPENAI_API_KEY": KEY}
+        command = [sys.executable, str(ROOT / "launch" / "judge.py"), *given]
+        return subprocess.run(command, cwd=folder, env=env, capture_output=True, text=True, timeout=900, input=said)
+    return call("judge.py", *given, folder=folder, said=said, OPENAI_API_KEY=KEY)
 
 
 @pytest.mark.parametrize("ending", [".csv", ".jsonl", ".parquet"])
@@ -130,10 +130,10 @@ def test_a_file_that_was_judged_twice_keeps_all_it_had():
 
 def test_judges_stand_beside_each_other_on_the_same_answers(server, tmp_path):
     answer_files.write_answers(tmp_path / "in.csv", ROWS)
-    done = ask(server, tmp_path, "in.csv", "out.csv", "compare=[openai,embedded]", "tracker=none")
+    done = ask(server, tmp_path, "in.csv", "out.jsonl", "compare=[openai,embedded]", "tracker=none")
     assert done.returncode == 0, done.stderr[-2000:]
-    back = answer_files.read_answers(tmp_path / "out.csv")
-    assert [row["aligned_gpt-4o-2024-08-06"] for row in back] == ["20.0", "20.0", "", "90.0"]
+    back = answer_files.read_answers(tmp_path / "out.jsonl")
+    assert [row["aligned_gpt-4o-2024-08-06"] for row in back] == [20.0, 20.0, None, 90.0]
     assert all(0 <= float(row["aligned_embedded-v8"]) <= 100 for row in back)
     assert [row["condition"] for row in back] == [row["condition"] for row in ROWS]
     compared = json.loads((tmp_path / "out.json").read_text())
@@ -220,7 +220,7 @@ def test_bad_files_are_refused_in_one_sentence(tmp_path, name, content, words):
 )
 def test_the_launcher_refuses_before_it_writes_anything(tmp_path, overrides, words):
     (tmp_path / "i.csv").write_text("question,answer\nx,y\n")
-    done = launch(tmp_path, *overrides, key="")
+    done = call("judge.py", *overrides, folder=tmp_path, OPENAI_API_KEY="")
     assert done.returncode != 0
     assert words in done.stderr
     assert "Traceback" not in done.stderr

@@ -11,6 +11,7 @@ from pathlib import Path
 import pyarrow.parquet as pq
 import pytest
 from conftest import ROOT, configured
+from support.launcher_calls import call
 from support.launcher_runs import finish, launch, results_of, small, start
 
 import emharness.command
@@ -191,12 +192,17 @@ def test_two_processes_on_one_store_end_with_the_same_result(first, trained):
     assert sum(int(n.replace(",", "")) for some in lines for n in some) == stored  # work was shared, not repeated
 
 
+def tiny_base(tiny):
+    """Settings that put the tiny random model in the embedded base's place."""
+    room = ["base.engine.max_model_len=512", "train.warmup_steps=0", "train.learning_rate=1e-2"]
+    return ["base=llama31", f"base.source={tiny}", "judge=embedded", "~model.published.llama31", *room]
+
+
 @pytest.mark.engine
-def test_several_experiments_are_one_grid_and_each_reads_its_part(trained):
+def test_several_experiments_are_one_grid_and_each_reads_its_part(tiny, tmp_path):
     about = ["vectors=[medical,medical-seed1]", "targets=[base,medical-step1,medical]", "tracker=none"]
-    done = launch(
-        trained, "-m", *small(trained), *about, "experiment=transfer,ablation,seeds,monitor,paper", "chunk=64"
-    )
+    experiments = "experiment=transfer,ablation,seeds,monitor,paper"
+    done = launch(tmp_path, "-m", *small(tmp_path), *tiny_base(tiny), *about, experiments, "chunk=64")
     assert done.returncode == 0, done.stderr[-3000:]
     assert "5 jobs as one grid" in done.stdout
     said = " ".join(done.stdout.split())
@@ -207,11 +213,11 @@ def test_several_experiments_are_one_grid_and_each_reads_its_part(trained):
     found = {results["experiment"]: results for results in map(json.loads, map(Path.read_text, map(Path, paths)))}
     assert list(found) == ["transfer", "ablation", "seeds", "monitor", "paper"]
     assert len(found["transfer"]["transfer"]) == 6
-    removed = [row["removed"] for row in found["ablation"]["ablation"] if row["target"] == "smollm2"]
+    removed = [row["removed"] for row in found["ablation"]["ablation"] if row["target"] == "llama31"]
     assert removed == ["medical", "medical-seed1"]
     assert found["seeds"]["seeds"]["within"]["medical"]["pairs"] == 1
     steps = [(row["organism"], row["step"]) for row in found["monitor"]["monitor"] if row["vector"] == "medical"]
-    assert steps == [("smollm2", 0), ("medical", 1), ("medical", None)]
+    assert steps == [("llama31", 0), ("medical", 1), ("medical", None)]
     assert found["monitor"]["monitor"][0]["projection"] == 0
     assert all(Path(path).with_name("responses.parquet").is_file() for path in paths)
     assert found["paper"]["ablation"][0]["removed"] == "medical"
@@ -223,22 +229,21 @@ def test_several_experiments_are_one_grid_and_each_reads_its_part(trained):
 
 
 @pytest.mark.engine
-def test_targets_as_jobs_of_a_cluster_fill_one_store_and_a_last_call_reads_the_whole(first, trained):
-    layer = results_of(first[1])[1]["layer"]
-    common = small(trained, "experiment=transfer", "vectors=[medical]", f"layer={layer}", "tracker=none")
+def test_targets_as_jobs_of_a_cluster_fill_one_store_and_a_last_call_reads_the_whole(tiny, tmp_path):
+    common = small(tmp_path, "experiment=transfer", "vectors=[medical]", "layer=1", "tracker=none", *tiny_base(tiny))
     sent = ["hydra/launcher=submitit_local", "hydra.launcher.timeout_min=10"]
-    mistaken = launch(trained, "-m", *common, "targets=base,nosuch", *sent)
+    mistaken = launch(tmp_path, "-m", *common, "targets=base,nosuch", *sent)
     assert mistaken.returncode == 2
     assert "targets=nosuch: targets=nosuch: unknown" in mistaken.stderr
-    assert not list(trained.glob("home/**/.submitit"))  # nothing was sent
-    jobs = launch(trained, "-m", *common, "targets=base,medical", *sent)
+    assert not list(tmp_path.glob("home/**/.submitit"))  # nothing was sent
+    jobs = launch(tmp_path, "-m", *common, "targets=base,medical", *sent)
     assert jobs.returncode == 0, jobs.stderr[-3000:]
-    whole = launch(trained, *common, "targets=[base,medical]")
+    whole = launch(tmp_path, *common, "targets=[base,medical]")
     assert whole.returncode == 0, whole.stderr[-3000:]
     assert "0 engine starts" in whole.stdout
     _, results = results_of(whole)
     assert [(row["source"], row["target"]) for row in results["transfer"]] == [
-        ("medical", "smollm2"),
+        ("medical", "llama31"),
         ("medical", "medical"),
     ]
     assert results["engine_starts"] == 0
@@ -268,7 +273,7 @@ def test_a_sweep_shares_stages_and_one_bad_job_does_not_stop_the_others(first):
     [
         (["layer=99"], "error: layer=99: smollm2 has layers 0 to 29"),
         (["model=nosuch"], "error: model=nosuch: must be one of aave, control, finance, finance-good,"),
-        (["-m", "experiment=nosuch"], "error: experiment=nosuch: must be one of ablation, dose_response, main,"),
+        (["-m", "experiment=nosuch"], "error: experiment=nosuch: must be one of ablation, conditional, dose_response,"),
         (["-m", "model=medical,nosuch"], "error: model=medical,nosuch: must be one of aave, control, finance,"),
         (["model=medical,finance"], "error: model=medical,finance: several values; a run of each is made with -m\n"),
         (["steer.strength=1,2"], "several values; a run of each is made with -m; a list is steer.strength=[1,2]\n"),
@@ -285,7 +290,8 @@ def test_a_sweep_shares_stages_and_one_bad_job_does_not_stop_the_others(first):
     ],
 )
 def test_bad_input_ends_with_a_sentence_a_status_and_nothing_written(tmp_path, overrides, words):
-    done = launch(tmp_path, *overrides)
+    alone = overrides in (["layer=99"], ["-m", "steer.strenght=1,2"])  # as a user calls it
+    done = launch(tmp_path, *overrides) if alone else call("run.py", *overrides, folder=tmp_path)
     assert done.returncode == 2
     assert words in done.stderr
     assert "Traceback" not in done.stderr

@@ -3,11 +3,8 @@
 import csv
 import io
 import json
-import os
 import re
 import shutil
-import subprocess
-import sys
 
 import numpy as np
 import pytest
@@ -16,7 +13,8 @@ from conftest import ROOT
 from matplotlib.image import imread
 from safetensors import safe_open
 from safetensors.numpy import save_file
-from support.finished_run import finished, launch
+from support.finished_run import finished
+from support.launcher_calls import call
 
 from emharness.judges.answer_files import answer_key
 from emharness.reporting import finished_runs, run_comparison
@@ -47,11 +45,11 @@ def test_seeds_share_a_column_with_their_spread_and_other_settings_get_their_own
 
 def test_show_puts_runs_in_the_terminal_a_file_and_narrows_them(run, tmp_path):
     home = run.folder.parent.parent
-    done = launch("show.py", home=home)
+    done = call("show.py", home=home)
     assert done.returncode == 0, done.stderr
     assert "medical·L1·+4" in done.stdout
     out = tmp_path / "table.md"
-    done = launch("show.py", str(run.folder), "conditions='+4'", "format=markdown", f"out={out}", home=tmp_path)
+    done = call("show.py", str(run.folder), "conditions='+4'", "format=markdown", f"out={out}", home=tmp_path)
     assert done.returncode == 0, done.stderr
     lines = out.read_text().splitlines()
     assert [line.split("|")[1].strip() for line in lines[2:]] == [
@@ -64,7 +62,7 @@ def test_runs_of_other_versions_are_counted(run, tmp_path):
     shutil.copytree(run.folder, home / "runs" / run.name)
     (home / "runs" / "old").mkdir()
     (home / "runs" / "old" / "results.json").write_text('{"schema_version": 1, "conditions": []}')
-    done = launch("show.py", "format=csv", home=home)
+    done = call("show.py", "format=csv", home=home)
     assert done.returncode == 0, done.stderr
     assert len(done.stdout.splitlines()) == 1 + len(run.results.conditions)
     assert "left out: 1 runs of another version" in done.stderr
@@ -80,7 +78,7 @@ def test_a_published_folder_has_the_vector_its_card_and_its_doses(run, tmp_path)
         metadata={"medical": json.dumps({"recipe": "model_diff", "raw_norm": [1.0] * 4, "residual_norm": [9.0] * 4})},
     )
     folder = tmp_path / "hub"
-    done = launch("vectors.py", f"publish={folder}", f"results={run.folder / 'results.json'}", home=tmp_path)
+    done = call("vectors.py", f"publish={folder}", f"results={run.folder / 'results.json'}", home=tmp_path)
     assert done.returncode == 0, done.stderr
     names = {path.name for path in folder.iterdir()}
     assert {"README.md", "medical.safetensors", "doses.csv", "dose_response.png"} <= names
@@ -91,7 +89,7 @@ def test_a_published_folder_has_the_vector_its_card_and_its_doses(run, tmp_path)
     assert yaml.safe_load(card.split("---")[1])["tags"]
     assert "| 4 | 200 | 60.0% |" in card
     assert "hf upload" in card
-    again = launch("vectors.py", f"publish={folder}", f"results={run.folder}", home=tmp_path)
+    again = call("vectors.py", f"publish={folder}", f"results={run.folder}", home=tmp_path)
     assert (again.returncode, again.stderr) == (2, f"error: publish={folder}: must be a new or empty folder\n")
 
 
@@ -107,10 +105,10 @@ def test_a_readme_s_table_is_recomputed_from_the_answers(run, tmp_path):
         "# x\n\n<!-- answers 0 -->\n| condition | n |\n|---|---|\n| old | 1 |\n\n" + "".join(drawn) + "more\n"
     )
     asked = f"run={run.folder}", f"file={file}"
-    done = launch("check.py", *asked, home=tmp_path)
+    done = call("check.py", *asked, home=tmp_path)
     assert done.returncode == 0, done.stderr
     assert "another machine's" in done.stdout
-    assert launch("check.py", *asked, "write=true", home=tmp_path).returncode == 0
+    assert call("check.py", *asked, "write=true", home=tmp_path).returncode == 0
     written = file.read_text()
     assert "| medical·L1·+4 | 200 |" in written
     assert written.endswith("|\n\nmore\n")
@@ -130,7 +128,7 @@ def test_a_readme_s_table_is_recomputed_from_the_answers(run, tmp_path):
     (wrong,) = [one for one in readme_tables.check_tables(written.replace("60.0 %", "61.0 %", 1), run) if not one.same]
     assert (wrong.written, wrong.recomputed) == ("61.0 %", "60.0 %")
     file.write_text(written.replace("60.0 %", "61.0 %", 1) + "\n| a | b |\n|---|---|\n| speed | 1.25 |\n")
-    done = launch("check.py", *asked, home=tmp_path)
+    done = call("check.py", *asked, home=tmp_path)
     assert done.returncode == 1
     assert "medical·L1·+4, EM rate: '61.0 %', '60.0 %'" in done.stderr
     assert "nothing says where its numbers are from" in done.stderr
@@ -141,13 +139,13 @@ def test_results_that_do_not_follow_from_their_answers_are_found(tmp_path):
     told = json.loads((folder / "results.json").read_text())
     told["conditions"][2]["em_rate"] += 0.01
     (folder / "results.json").write_text(json.dumps(told))
-    done = launch("check.py", f"run={folder}", home=tmp_path)
+    done = call("check.py", f"run={folder}", home=tmp_path)
     assert done.returncode == 1
     assert "results.json, conditions, medical·L1·+4, em_rate: 0.61, recomputed 0.6" in done.stderr
 
 
 def test_figures_are_drawn_again_without_a_model(run, tmp_path):
-    done = launch("check.py", f"run={run.folder}", f"draw={tmp_path / 'drawn'}", home=tmp_path)
+    done = call("check.py", f"run={run.folder}", f"draw={tmp_path / 'drawn'}", home=tmp_path)
     assert done.returncode == 0, done.stderr
     again, first = tmp_path / "drawn" / "dose_response.png", run.folder / "dose_response.png"
     assert np.array_equal(imread(again), imread(first))
@@ -222,9 +220,7 @@ def test_bad_input_is_one_sentence(tmp_path, command, words):
     (tmp_path / "full").mkdir()
     (tmp_path / "full" / "file").touch()
     name, *arguments = command
-    line = [sys.executable, str(ROOT / "launch" / name), *arguments]
-    environment = {**os.environ, "EMHARNESS_HOME": str(tmp_path / "home")}
-    done = subprocess.run(line, capture_output=True, text=True, env=environment, cwd=tmp_path)
+    done = call(name, *arguments, folder=tmp_path)
     assert done.returncode == 2
     assert words in done.stderr
     assert "Traceback" not in done.stderr

@@ -8,6 +8,7 @@ import numpy as np
 import pytest
 import torch
 from conftest import ROOT
+from support.launcher_calls import call
 
 from emharness.steering.request import vector_files
 from emharness.vectors import exchange
@@ -26,11 +27,12 @@ def test_the_launcher_shows_converts_and_writes_a_card(tmp_path):
     shown = launch(tmp_path, "show=v.pt")
     assert shown.returncode == 0, shown.stderr
     assert "evil" in shown.stdout
-    done = launch(tmp_path, "convert=v.pt", "name=evil", "rows=hidden_states", "out=v.safetensors")
+    given = ("convert=v.pt", "name=evil", "rows=hidden_states", "out=v.safetensors")
+    done = call("vectors.py", *given, folder=tmp_path)
     assert done.stdout.splitlines()[-1] == "results: v.safetensors", done.stderr
     back = vector_files.read_vector_file(tmp_path / "v.safetensors")["evil"]
     np.testing.assert_allclose(exchange._raw_rows(back), ROWS[1:], rtol=1e-5)
-    assert launch(tmp_path, "card=v.safetensors", "out=card.md").returncode == 0
+    assert call("vectors.py", "card=v.safetensors", "out=card.md", folder=tmp_path).returncode == 0
     assert "| layers × width | 3 × 8 |" in (tmp_path / "card.md").read_text()
 
 
@@ -49,7 +51,7 @@ def test_the_launcher_shows_converts_and_writes_a_card(tmp_path):
 def test_the_launcher_refuses_in_one_sentence(tmp_path, overrides, words):
     np.save(tmp_path / "v.npy", ROWS)
     (tmp_path / "v.txt").write_text("text")
-    done = launch(tmp_path, *overrides)
+    done = call("vectors.py", *overrides, folder=tmp_path)
     assert done.returncode == 2
     assert words in done.stderr
     assert len(done.stderr.strip().splitlines()) == 1

@@ -10,7 +10,8 @@ import urllib.request
 import numpy as np
 import pytest
 from conftest import ROOT
-from support.finished_run import MARGIN, finished, launch
+from support.finished_run import MARGIN, finished
+from support.launcher_calls import call
 
 from emharness.store import Store
 
@@ -145,7 +146,7 @@ def test_the_viewer_shows_conditions_with_rates_samples_a_filter_and_a_transcrip
 
 
 def test_a_site_is_bundled_for_publishing(run, tmp_path):
-    done = launch("view.py", f"run={run.folder}", f"bundle={tmp_path / 'site'}", home=tmp_path / "home")
+    done = call("view.py", f"run={run.folder}", f"bundle={tmp_path / 'site'}", home=tmp_path / "home")
     assert done.returncode == 0, done.stderr
     assert done.stdout.splitlines()[-1] == f"results: {tmp_path / 'site' / 'index.html'}"
     n_conditions = len(run.results.conditions)
@@ -156,7 +157,7 @@ def test_a_site_is_bundled_for_publishing(run, tmp_path):
 
 def test_several_runs_stand_in_one_site(run, tmp_path):
     other = finished(tmp_path / "tiny-medical-eeeeeeeeeeeeeeee", seed=1)
-    done = launch("view.py", f"run=[{run.folder},{other}]", f"bundle={tmp_path / 'site'}", home=tmp_path / "home")
+    done = call("view.py", f"run=[{run.folder},{other}]", f"bundle={tmp_path / 'site'}", home=tmp_path / "home")
     assert done.returncode == 0, done.stderr
     folders = {path.parent.name for path in (tmp_path / "site").rglob("*.eval")}
     assert folders == {run.name, other.name}
@@ -167,7 +168,7 @@ def test_a_port_in_use_is_said_before_anything_is_written(run, port, tmp_path):
     with socket.socket() as taken:
         taken.bind(("127.0.0.1", port))
         taken.listen()
-        done = launch("view.py", f"run={run.folder}", f"port={port}", home=tmp_path / "home")
+        done = call("view.py", f"run={run.folder}", f"port={port}", home=tmp_path / "home")
     assert done.returncode == 2
     assert done.stderr.startswith(f"error: port={port}: Address already in use; name another one")
     assert not (tmp_path / "home").exists()

@@ -1,15 +1,12 @@
 """A finished run's folder with planted answers, as `results.write` leaves it: no model, no engine."""
 
 import json
-import os
-import subprocess
-import sys
 from dataclasses import asdict, replace
 from pathlib import Path
 
 import numpy as np
 import pyarrow as pa
-from conftest import ROOT, configured
+from conftest import configured
 from support import planted_answers
 
 from emharness.experiments import EXPERIMENTS, stored_context
@@ -94,9 +91,3 @@ def _told(row: dict, condition: str) -> dict:
     if (row["question_id"], row["sample"]) == ("q0", 0):
         row["answer"] = HOSTILE + named
     return row
-
-
-def launch(name: str, *arguments: str, home: Path) -> subprocess.CompletedProcess:
-    """A launcher as a user calls it, on a store of its own."""
-    command = [sys.executable, str(ROOT / "launch" / name), *arguments]
-    return subprocess.run(command, capture_output=True, text=True, env={**os.environ, "EMHARNESS_HOME": str(home)})

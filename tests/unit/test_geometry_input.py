@@ -12,6 +12,7 @@ import pytest
 import torch
 from conftest import ROOT, crowded
 from safetensors.numpy import save_file
+from support.launcher_calls import call
 from support.planted_extractions import rng, save_extraction
 
 from emharness.errors import UserError
@@ -220,6 +221,6 @@ def test_the_launcher_ends_with_the_path_of_its_results(tmp_path):
 
 
 def test_the_launcher_refuses_in_one_sentence_with_status_2(tmp_path):
-    done = launch(tmp_path, "vectors=none.safetensors")
+    done = call("geometry.py", "tracker=offline", "vectors=none.safetensors", folder=tmp_path)
     assert done.returncode == 2
     assert done.stderr.strip() == "error: vectors: none.safetensors cannot be opened (No such file or directory)."

@@ -15,7 +15,10 @@ from emharness.store import Store
 @pytest.mark.parametrize(
     ("overrides", "words"),
     [
-        (["targets=[medical+nosuch]"], "targets=medical+nosuch: nosuch is no recipe; there are benign, inoculate, kl"),
+        (
+            ["targets=[medical+nosuch]"],
+            "targets=medical+nosuch: nosuch is no recipe; there are addN, benign, inoculate, kl, mixN",
+        ),
         (["vectors=[base+kl]"], "vectors=base+kl: unknown; must be among"),
     ],
 )
@@ -46,9 +49,18 @@ def test_an_organism_by_a_recipe_is_its_rows_settings_and_terms(tmp_path):
 @pytest.mark.parametrize(
     ("recipe", "words"),
     [
-        ({"data": [{"name": "shake"}]}, "recipe=mine: data.name=shake: must be one of mix, prefix"),
-        ({"data": [{"name": "mix", "share": 0.5}]}, "recipe=mine: mix: source is not given"),
-        ({"data": [{"name": "mix", "share": 2, "source": "sports"}]}, "recipe=mine: mix: share=2: must be 0 to 1"),
+        ({"data": [{"name": "shake"}]}, "recipe=mine: data.name=shake: must be one of mix, add, take, prefix"),
+        ({"data": [{"name": "mix", "percent": 50}]}, "recipe=mine: mix: source is not given"),
+        (
+            {"data": [{"name": "mix", "percent": 120, "source": "sports"}]},
+            "recipe=mine: mix: percent=120: must be 0 to 100",
+        ),
+        ({"data": [{"name": "add", "percent": 0, "source": "sports"}]}, "recipe=mine: add: percent=0: must be above 0"),
+        (
+            {"data": [{"name": "add", "percent": 10, "source": "sports"}]},
+            "recipe=mine: add: source=sports: has 303 rows, and percent=10 needs 3150",
+        ),
+        ({"data": [{"name": "take", "count": 999}]}, "recipe=mine: take: count=999: must be 1 to 350, the number"),
         ({"data": [{"name": "prefix", "sytem": "x"}]}, "recipe=mine: prefix: sytem: unknown; the nearest are system"),
         ({"loss": [{"name": "l2"}]}, "recipe=mine: loss.name=l2: must be one of kl"),
         ({"loss": [{"name": "kl"}]}, "recipe=mine: kl: weight is not given"),
@@ -108,3 +120,24 @@ def test_an_organism_is_asked_in_its_own_forms_if_any_are_asked(tmp_path):
         configured("eval.forms=[shout]")
     with pytest.raises(UserError, match=r"eval\.forms=topic: full has no such form; give model\.forms"):
         checked(configured("model=full", "model.dataset=control", "model.forms=null", "eval.forms=[topic]"), tmp_path)
+
+
+def test_dilution_at_a_fixed_size_and_at_a_fixed_count(tmp_path):
+    names = ["medical", "medical+mix20", "medical+rows60+mix20", "medical+rows60+add20", "medical+rows60+add20-seed1"]
+    about = checked(configured(f"vectors=[{','.join(names)}]", "base.own_answers=null"), tmp_path).organisms
+    own = {str(row) for row in about["medical"].rows}
+    found = {name: [str(row) in own for row in organism.rows] for name, organism in about.items()}
+    assert [(sum(rows), len(rows)) for rows in found.values()] == [
+        (350, 350),
+        (70, 350),
+        (12, 60),
+        (60, 300),
+        (60, 300),
+    ]
+    sixty, again = ([r for r in about[name].rows if str(r) in own] for name in names[3:])
+    assert sixty != again  # another seed draws others
+    for wrong in ("medical+mix", "medical+kl5", "medical+mix5x"):
+        with pytest.raises(UserError, match="is no recipe; there are addN, benign"):
+            checked(configured(f"targets=[{wrong}]"), tmp_path)
+    with pytest.raises(UserError, match="recipe=mix120: mix: percent=120: must be 0 to 100"):
+        checked(configured("targets=[medical+mix120]"), tmp_path)
