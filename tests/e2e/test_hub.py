@@ -91,6 +91,18 @@ def hub(tmp_path, tiny):
     server.shutdown()
 
 
+SETTINGS = ["base=custom", "base.name=tiny", "base.source=org/tiny", "judge=embedded", "eval=smoke", "tracker=none"]
+SETTINGS += ["model=medical"]
+CALLS = """
+import json, sys
+from pathlib import Path
+sys.path.insert(0, sys.argv[1])
+from support.launcher_calls import call
+done = [call("run.py", *given, "plan=only", folder=Path.cwd()) for given in json.loads(sys.argv[2])]
+print(json.dumps([[one.returncode, one.stderr] for one in done]))
+"""
+
+
 def run(hub, tmp_path, *given, **variables):
     """launch/run.py plan=only in a process of its own, because the client reads its variables when it is imported."""
     environment = {
@@ -103,8 +115,9 @@ def run(hub, tmp_path, *given, **variables):
     }
     for name in {"HF_HUB_CACHE", "HF_HUB_OFFLINE", "HF_TOKEN"} - variables.keys():
         environment.pop(name, None)
-    base = ["base=custom", "base.name=tiny", "base.source=org/tiny", "judge=embedded", "eval=smoke", "tracker=none"]
-    command = [sys.executable, str(ROOT / "launch" / "run.py"), *base, "model=medical", *given, "plan=only"]
+    if CALLS not in given:
+        given = (str(ROOT / "launch" / "run.py"), *SETTINGS, *given, "plan=only")
+    command = [sys.executable, *given]
     return subprocess.run(command, cwd=tmp_path, env=environment, capture_output=True, text=True, timeout=900)
 
 
@@ -128,17 +141,25 @@ def test_a_base_an_adapter_and_rows_come_from_a_hub_and_then_from_its_cache(hub,
     assert hub.asked == []
 
 
-@pytest.mark.parametrize(
-    ("given", "variables", "words"),
-    [
-        ("model.source=org/nothing", {}, "model.source=org/nothing: not a local folder, and the download"),
-        ("model.source=org/organisms/none", {}, "model.source=org/organisms/none"),
-        ("model.dataset=org/none", {}, "model.dataset=org/none"),
-        ("base.source=org/tiny", {"HF_HUB_OFFLINE": "1"}, "base.source=org/tiny: not a local folder"),
-    ],
-)
-def test_what_the_hub_does_not_have_ends_in_one_sentence(hub, tmp_path, given, variables, words):
-    done = run(hub, tmp_path, given, **variables)
+MISSING = {
+    "model.source=org/nothing": "model.source=org/nothing: not a local folder, and the download",
+    "model.source=org/organisms/none": "model.source=org/organisms/none",
+    "model.dataset=org/none": "model.dataset=org/none",
+}
+
+
+def test_what_the_hub_does_not_have_ends_in_one_sentence(hub, tmp_path):
+    asked = [[*SETTINGS, given] for given in MISSING]
+    done = run(hub, tmp_path, "-c", CALLS, str(ROOT / "tests"), json.dumps(asked))
+    assert done.returncode == 0, done.stderr[-2000:]
+    for (status, said), words in zip(json.loads(done.stdout.splitlines()[-1]), MISSING.values(), strict=True):
+        assert status == 2
+        assert "Traceback" not in said
+        assert words in said.strip().splitlines()[-1]
+
+
+def test_a_base_that_is_not_in_the_cache_is_refused_offline(hub, tmp_path):
+    done = run(hub, tmp_path, HF_HUB_OFFLINE="1")
     assert done.returncode == 2
     assert "Traceback" not in done.stderr
-    assert words in done.stderr.strip().splitlines()[-1]
+    assert "base.source=org/tiny: not a local folder" in done.stderr.strip().splitlines()[-1]
