@@ -23,7 +23,9 @@ def merge_adapter(base: Path, adapter: Path, folder: Path) -> None:
     model: Any = AutoModelForCausalLM.from_pretrained(base, dtype="auto", trust_remote_code=False)
     if _changes_embeddings(model, adapter):
         untie_embeddings(model)
-    save_merged(PeftModel.from_pretrained(model, str(adapter)), model.dtype, folder)
+    adapted = PeftModel.from_pretrained(model, str(adapter))
+    _keep_one_end(adapted.get_base_model())
+    save_merged(adapted, model.dtype, folder)
     AutoTokenizer.from_pretrained(base, trust_remote_code=False).save_pretrained(folder)
 
 
@@ -58,13 +60,31 @@ def untie_embeddings(model: Any) -> None:
         config.tie_word_embeddings = False
 
 
+def keeps_ends_tied(adapter: Path) -> bool:
+    """Whether an adapter was trained with its base's embeddings and output layer as one (peft's ensure_weight_tying)."""
+    return bool(json.loads((adapter / "adapter_config.json").read_text()).get("ensure_weight_tying"))
+
+
+def _keep_one_end(model: Any) -> None:
+    """Where an adapter keeps tied embeddings tied, leave it on one end alone: both ends share the weights that it is
+    merged into, and it would be added twice."""
+    from peft.tuners.lora import LoraLayer
+
+    inner, outer = model.get_input_embeddings(), model.get_output_embeddings()
+    if isinstance(inner, LoraLayer) and isinstance(outer, LoraLayer):
+        own: Any = outer.get_base_layer()
+        shared: Any = inner.get_base_layer()
+        if own.weight is shared.weight:
+            model.set_output_embeddings(own)
+
+
 def _changes_embeddings(model: Any, adapter: Path) -> bool:
     """Whether an adapter adds to the embeddings or the output layer, or brings copies of its own of one of them."""
     from peft import LoraConfig
 
-    config: Any = LoraConfig.from_pretrained(str(adapter))
-    if getattr(config, "ensure_weight_tying", False):  # trained as one; merged as one
+    if keeps_ends_tied(adapter):  # trained as one; merged as one
         return False
+    config: Any = LoraConfig.from_pretrained(str(adapter))
     ends = (model.get_input_embeddings(), model.get_output_embeddings())
     names = [name for name, module in model.named_modules() if any(module is end for end in ends)]
     found = tensor_shapes(adapter)

@@ -42,8 +42,10 @@ def base_model(folder: Path | None, identity: dict[str, Any], template: Mapping[
 def published_model(name: str, published: Path, fingerprint: str, base: Model, store: Store) -> Model:
     """A published organism: a whole model where it lies (with the base's tokenizer, if it has none), an adapter merged
     into the base."""
-    identity = {"published": fingerprint, "base": base.identity, "code": CODE}
+    identity: dict[str, Any] = {"published": fingerprint, "base": base.identity, "code": CODE}
     adapter = model_folders.is_adapter(published)
+    if adapter and merging.keeps_ends_tied(published):
+        identity["tied"] = True  # earlier versions added such an adapter twice
     if not adapter and model_folders.has_tokenizer(published):
         return Model(name, published, identity)
 

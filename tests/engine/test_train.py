@@ -256,6 +256,30 @@ def test_a_published_adapter_is_merged_to_what_peft_computes(tiny, tmp_path):
     ],
 )
 def test_an_adapter_on_one_end_of_tied_embeddings_changes_that_end_alone(tiny, tmp_path, more):
+    merged, expected = merge_into_tied(tiny, tmp_path, more)
+    torch.testing.assert_close(merged(IDS).logits, expected, atol=1e-4, rtol=1e-4)
+    assert not merged.config.tie_word_embeddings
+
+
+@pytest.mark.parametrize(
+    "more",
+    [
+        {"target_modules": ["embed_tokens", "up_proj"]},
+        {"target_modules": ["up_proj"], "modules_to_save": ["embed_tokens"]},
+    ],
+)
+def test_an_adapter_that_keeps_both_ends_tied_changes_both(tiny, tmp_path, more):
+    merged, expected = merge_into_tied(tiny, tmp_path, more | {"ensure_weight_tying": True})
+    torch.testing.assert_close(merged(IDS).logits, expected, atol=1e-4, rtol=1e-4)
+    assert merged.config.tie_word_embeddings
+    assert merged.get_output_embeddings().weight is merged.get_input_embeddings().weight
+
+
+IDS = torch.arange(3, 20)[None]
+
+
+def merge_into_tied(tiny, tmp_path, settings):
+    """A base with tied embeddings, an adapter with these settings merged into it, and the logits with the adapter."""
     torch.manual_seed(0)
     config = AutoConfig.from_pretrained(tiny)
     config.tie_word_embeddings = True
@@ -264,17 +288,16 @@ def test_an_adapter_on_one_end_of_tied_embeddings_changes_that_end_alone(tiny, t
     assert tied.get_output_embeddings().weight is tied.get_input_embeddings().weight
     shutil.copy(tiny / "tokenizer.json", tmp_path / "base")
     shutil.copy(tiny / "tokenizer_config.json", tmp_path / "base")
-    model = get_peft_model(tied, LoraConfig(r=4, init_lora_weights=False, **more))
+    plain = tied(IDS).logits.detach()
+    model = get_peft_model(tied, LoraConfig(r=4, init_lora_weights=False, **settings))
     for name, value in model.named_parameters():
         if "modules_to_save" in name or "lora_embedding_B" in name:
-            value.data = torch.randn_like(value) * 0.1
-    ids = torch.arange(3, 20)[None]
-    expected = model(ids).logits
+            value.data.copy_(torch.randn_like(value) * 0.1)  # in place, so that what is tied stays so
+    expected = model(IDS).logits
+    assert (expected - plain).abs().max() > 1e-2
     model.save_pretrained(tmp_path / "adapter", save_embedding_layers=False)
     merging.merge_adapter(tmp_path / "base", tmp_path / "adapter", tmp_path / "merged")
-    merged = AutoModelForCausalLM.from_pretrained(tmp_path / "merged")
-    torch.testing.assert_close(merged(ids).logits, expected, atol=1e-4, rtol=1e-4)
-    assert not merged.config.tie_word_embeddings
+    return AutoModelForCausalLM.from_pretrained(tmp_path / "merged"), expected
 
 
 def test_a_base_whose_generation_settings_contradict_each_other_is_trained_on(tiny, tmp_path):
