@@ -61,7 +61,7 @@ def untie_embeddings(model: Any) -> None:
 
 
 def keeps_ends_tied(adapter: Path) -> bool:
-    """Whether an adapter was trained with its base's embeddings and output layer as one (peft's ensure_weight_tying)."""
+    """Whether an adapter was trained with embeddings and output layer as one (ensure_weight_tying of peft)."""
     return bool(json.loads((adapter / "adapter_config.json").read_text()).get("ensure_weight_tying"))
 
 
