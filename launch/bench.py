@@ -63,16 +63,8 @@ def run(cfg: DictConfig) -> None:
     }
     path = store.root / "bench" / time.strftime("%Y%m%d-%H%M%S") / "bench.json"
     write_json(path, {"schema_version": 1, "config": asdict(config), **result})
-    wandb = config.wandb
-    tracker = Tracker(
-        tracker_mode(config.tracker),
-        wandb.project,
-        wandb.entity,
-        wandb.group,
-        f"bench·{config.base.name}",
-        result,
-        job_type="bench",
-    )
+    mode, name = tracker_mode(config.tracker), f"bench·{config.base.name}"
+    tracker = Tracker(mode, config.wandb, name, result, job_type="bench")
     tracker.log_table("bench", to_json(ratios))
     tracker.finish()
     terminal.show_bench(ratios, speeds)

@@ -8,6 +8,7 @@ from omegaconf import DictConfig
 
 from emharness import geometry
 from emharness.cli import read_settings, start_launcher
+from emharness.config import WandbConfig
 from emharness.config_checks import tracker_mode
 from emharness.errors import UserError
 from emharness.reporting.wandb_tracker import Tracker
@@ -37,7 +38,7 @@ def run(cfg: DictConfig) -> None:
     def make(folder: Path) -> None:
         analysis = geometry.analyze_geometry(vectors, clusters, settings["layer"], means, chosen)
         geometry.write_analysis(analysis, folder)
-        tracker = Tracker(mode, **wandb, name=Path(read[0]).stem, config=settings, job_type="geometry")
+        tracker = Tracker(mode, WandbConfig(**wandb), name=Path(read[0]).stem, config=settings, job_type="geometry")
         tracker.log_geometry(*geometry.read_written(folder))
         tracker.finish()
 

@@ -11,6 +11,7 @@ import numpy as np
 from omegaconf import DictConfig, OmegaConf
 
 from emharness.cli import read_settings, start_launcher
+from emharness.config import WandbConfig
 from emharness.config_checks import tracker_mode
 from emharness.errors import UserError
 from emharness.results.json_records import Json
@@ -61,7 +62,7 @@ def rate_answers(config: Json, rows: Answers) -> None:
     answer_files.write_answers(out, judged)
     rates = answer_files.rates_by_condition(judged, judge.accuracy)
     terminal.show_rates(rates, judge.name)
-    with Tracker(config["tracker"], **config["wandb"], name=out.stem, config=config, job_type="judge") as tracker:
+    with Tracker(config["tracker"], WandbConfig(**config["wandb"]), out.stem, config, job_type="judge") as tracker:
         tracker.log_table("judged", judged)
         tracker.log_table("rates", [one.row for one in rates])
     if owed:
@@ -102,7 +103,7 @@ def compare_judges(config: Json, rows: Answers) -> None:
     picture = run_figures.draw_heatmaps(panels, list(found), listed, "judge", "condition", " and ".join(found))
     drawing.draw_image(picture).savefig(out.with_suffix(".png"), dpi=160)
     terminal.show_comparison(compared, rows)
-    with Tracker(config["tracker"], **config["wandb"], name=out.stem, config=config, job_type="judge") as tracker:
+    with Tracker(config["tracker"], WandbConfig(**config["wandb"]), out.stem, config, job_type="judge") as tracker:
         tracker.log_table("rates", to_json(compared.rates))
         tracker.log_figures({"judges": out.with_suffix(".png")}, {"judges": drawing.to_plotly(picture)})
 

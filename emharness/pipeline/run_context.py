@@ -6,7 +6,7 @@ import sys
 import time
 import traceback
 from collections.abc import Callable, Mapping
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, replace
 from functools import cache
 from pathlib import Path
 
@@ -14,7 +14,7 @@ import numpy as np
 import pyarrow as pa
 
 from emharness import claims
-from emharness.config import Config
+from emharness.config import Config, WandbConfig
 from emharness.errors import IncompleteRun, UserError, describe_full_disk, join_lines
 from emharness.experiments.context import Experiment, ExperimentContext
 from emharness.generation.cells import Cell, Condition, Direction
@@ -59,7 +59,7 @@ class RunLog:
     margins: dict[Measured, np.ndarray] = field(default_factory=dict)
     unscored: int = 0
     watchers: list[OnStep] = field(default_factory=list)
-    tracker: Tracker = field(default_factory=lambda: Tracker("none", "", None, None, "", {}))
+    tracker: Tracker = field(default_factory=lambda: Tracker("none", WandbConfig(), "", {}))
 
     def on_step(self, step: int, n_steps: int, loss: float, learning_rate: float) -> None:
         for watch in self.watchers:
@@ -163,4 +163,4 @@ def start_tracker(config: Config, judge_card: JudgeCard | None, key: str | None 
     described = {**asdict(config), "judge_card": card_to_json(judge_card)}
     group = wandb.group or config.experiment.name
     name = f"{run_subject(config)}·{chosen}·{doses}"
-    return Tracker(config.tracker or "none", wandb.project, wandb.entity, group, name, described, key=key)
+    return Tracker(config.tracker or "none", replace(wandb, group=group), name, described, key=key)

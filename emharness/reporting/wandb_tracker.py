@@ -14,6 +14,7 @@ from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+from emharness.config import WandbConfig
 from emharness.errors import UserError, join_lines
 from emharness.results.condition_result import ConditionResult
 from emharness.results.json_records import Json, to_json
@@ -59,15 +60,14 @@ class Tracker:
     def __init__(
         self,
         mode: str,
-        project: str,
-        entity: str | None,
-        group: str | None,
+        place: WandbConfig,
         name: str,
         config: Json,
         job_type: str = "run",
         key: str | None = None,
     ):
-        """`key`: what determines the results; online, a start with the same key continues the same W&B run."""
+        """`mode`: "online", "offline" or "none"; `place`: project, entity, group; `key`: what determines the results;
+        online, a start with the same key continues the same W&B run."""
         self._run: Any = None
         self.failed: list[str] = []  # what W&B did not take
         if mode == "none":
@@ -80,9 +80,9 @@ class Tracker:
         goes_on = bool(key) and mode == "online" and given is None
         try:
             self._run = wandb.init(
-                project=project,
-                entity=entity,
-                group=group,
+                project=place.project,
+                entity=place.entity,
+                group=place.group,
                 job_type=job_type,
                 name=name,
                 config=config,

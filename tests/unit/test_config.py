@@ -9,6 +9,7 @@ from conftest import ROOT, checked, configured
 from hydra.errors import HydraException
 
 from emharness import input_checks, organism_names
+from emharness.config import WandbConfig
 from emharness.config_checks import parse_strengths
 from emharness.errors import UserError
 from emharness.experiments import EXPERIMENTS
@@ -198,7 +199,7 @@ def test_wandb_mode_holds_where_no_tracker_is_given(monkeypatch, variable, given
 
 def test_wandb_dir_is_where_an_offline_run_lies(monkeypatch, tmp_path):
     monkeypatch.setenv("WANDB_DIR", str(tmp_path))
-    tracker = Tracker("offline", "p", None, None, "n", {})
+    tracker = Tracker("offline", WandbConfig("p"), "n", {})
     folder = tracker.offline_folder
     tracker.finish()
     assert Path(folder).is_relative_to(tmp_path)

@@ -5,6 +5,7 @@ import json
 import pytest
 from support.finished_run import RUN, UNSCORED, finished
 
+from emharness.config import WandbConfig
 from emharness.reporting import run_files, wandb_tracker
 from emharness.reporting.finished_runs import RESULTS_FILE, read_run
 from emharness.reporting.wandb_tracker import Tracker
@@ -43,7 +44,7 @@ def test_what_wandb_did_not_take_is_tried_again_and_then_forgotten(folder, capsy
     assert run_files.is_untracked(folder)
     assert json.loads((folder / run_files.UNTRACKED_FILE).read_text()) == ["responses", "figures"]
     assert "responses failed (disk full); results stay in the store" in capsys.readouterr().err
-    run_files.mirror_to_tracker(folder, {}, Tracker("none", "", None, None, "", {}))
+    run_files.mirror_to_tracker(folder, {}, Tracker("none", WandbConfig(), "", {}))
     assert not run_files.is_untracked(folder)
 
 
@@ -60,7 +61,7 @@ def test_a_failed_geometry_is_read_again_and_a_skipped_one_is_not(folder):
 def test_wandb_s_table_of_responses_has_numbers_as_numbers_and_says_judge_and_reason(folder, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     monkeypatch.setenv("WANDB_SILENT", "true")
-    with Tracker("offline", "p", None, "main", "n", {}) as tracker:
+    with Tracker("offline", WandbConfig("p", group="main"), "n", {}) as tracker:
         run_files.mirror_to_tracker(folder, {}, tracker)
     assert tracker.failed == []
     (file,) = tmp_path.glob("wandb/offline-run-*/files/media/table/responses_*.table.json")
@@ -82,7 +83,7 @@ def test_wandb_s_table_of_responses_has_numbers_as_numbers_and_says_judge_and_re
 def test_a_table_of_rows_that_lack_each_other_s_columns_reaches_wandb(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     monkeypatch.setenv("WANDB_SILENT", "true")
-    with Tracker("offline", "p", None, "main", "n", {}) as tracker:
+    with Tracker("offline", WandbConfig("p", group="main"), "n", {}) as tracker:
         tracker.log_table("t", [{"p": 0.5, "n": 6, "labs": ["A"]}, {"p": None, "undefined": "why"}])
     assert tracker.failed == []
     (file,) = tmp_path.glob("wandb/offline-run-*/files/media/table/t_*.table.json")
@@ -112,7 +113,7 @@ def test_online_the_same_run_goes_on_unless_the_user_names_one(monkeypatch, mode
     monkeypatch.delenv("WANDB_RUN_ID", raising=False)
     if variable:
         monkeypatch.setenv("WANDB_RUN_ID", variable)
-    Tracker(mode, "p", None, "main", "n", {}, key="k").finish()
+    Tracker(mode, WandbConfig("p", group="main"), "n", {}, key="k").finish()
     assert given["group"] == "main"
     assert {k: v for k, v in given.items() if k in ("id", "resume") and v is not None} == passed
 
@@ -122,7 +123,7 @@ def test_a_job_script_s_run_id_is_one_run_s(monkeypatch, tmp_path, capsys):
     monkeypatch.setattr(wandb_tracker, "_taken", set())
     monkeypatch.setenv("WANDB_RUN_ID", "script7")
     for _ in range(3):
-        Tracker("offline", "p", None, "main", "n", {}, key="k").finish()
+        Tracker("offline", WandbConfig("p", group="main"), "n", {}, key="k").finish()
     ids = [path.suffixes[0] if path.suffixes[0] != ".wandb" else path.stem.removeprefix("run-") for path in
            tmp_path.glob("wandb/offline-run-*/run-*.wandb")]  # fmt: skip
     assert len(set(ids)) == 3
