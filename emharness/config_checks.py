@@ -122,17 +122,28 @@ def parse_names(
     """A name or a list of names, aliases replaced; `default` where none is given. UserError for none or repeats.
 
     "model" stands for the organism that model= chooses, also where more is added to it, as in model+kl and model-good.
+    medical+mix{5,20} stands for medical+mix5 and medical+mix20.
     """
     given = default if value is None else value
-    listed = given.split(",") if isinstance(given, str) else given
+    listed = re.split(r",(?![^{]*\})", given) if isinstance(given, str) else given
     if not isinstance(listed, list) or not all(isinstance(item, str) and item for item in listed):
         raise UserError(f"{key}={given}: must be a name or a list of names")
     if not listed and value is not None:
         raise UserError(f"{key}=[]: give at least one name, or leave it out for the experiment's own list")
+    listed = [name for item in listed for name in _expand_braces(item)]
     listed = [aliases.get(item) or re.sub(r"^model(?=$|[+-])", model, item) for item in listed]
     if repeated := [item for item in listed if listed.count(item) > 1]:
         raise UserError(f"{key}={given}: {repeated[0]} occurs twice; give each name once")
     return listed
+
+
+def _expand_braces(name: str) -> list[str]:
+    """a{1,2}b as a1b and a2b; a name without braces as it is."""
+    found = re.fullmatch(r"(.*?)\{([^{}]*)\}(.*)", name)
+    if found is None:
+        return [name]
+    before, options, after = found.groups()
+    return [whole for option in options.split(",") for whole in _expand_braces(f"{before}{option.strip()}{after}")]
 
 
 def parse_layers(value: Any) -> tuple[int, ...] | str | None:

@@ -21,7 +21,7 @@ from emharness.organisms.fingerprints import FINGERPRINTS, hash_model_folder
 from emharness.organisms.loss_terms import check_terms
 from emharness.organisms.model_folders import Shape
 from emharness.organisms.row_shapes import Messages
-from emharness.organisms.row_transforms import name_dataset, shared_system_prompt, transform_rows
+from emharness.organisms.row_transforms import find_mixture, name_dataset, shared_system_prompt, transform_rows
 from emharness.organisms.training_edits import check_edits
 from emharness.question_forms import QuestionForm, choose_forms
 from emharness.questions import Question
@@ -46,6 +46,7 @@ class Organism:
     replica: int = 0  # trained with the run's seed plus this
     stop_after: int | None = None  # steps of its training
     recipes: tuple[str, ...] = ()
+    mixture: tuple[str, float] | None = None  # design and per cent of its own rows, of one that is diluted
     forms: tuple[QuestionForm, ...] = ()  # in which the broad questions are asked too
 
     @property
@@ -223,7 +224,7 @@ def _check_organism(
         raise UserError(
             f"{name}: {called} is published for base={config.base.name}; only trained ones have seeds, steps or recipes"
         )
-    data = datasets.Dataset([])
+    data, mixture = datasets.Dataset([]), None
     if published is None:
         if model.dataset is None:
             raise UserError(
@@ -240,6 +241,7 @@ def _check_organism(
         data = replace(data, rows=transform_rows(data.rows, recipe.data, seed, model.dataset, where))
         if recipe.later:
             later += datasets.load_dataset(name_dataset(recipe.later, model.dataset or "")).rows
+        mixture = find_mixture(recipe.data) or mixture
         losses += check_terms(recipe.loss, where)
         edits += recipe.edits
     training_prompt = shared_system_prompt(data.rows)
@@ -267,6 +269,7 @@ def _check_organism(
         replica=asked.replica,
         stop_after=step,
         recipes=asked.recipes,
+        mixture=mixture,
         forms=choose_forms(config.eval.forms, model.forms, training_prompt, called),
     )
 

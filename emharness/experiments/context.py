@@ -60,6 +60,7 @@ class ExperimentContext:
     norms: Mapping[str, tuple[np.ndarray, np.ndarray]] = field(default_factory=dict)
     # Target → vector → (target − base) · unit vector at the vector's layer, a residual length [n_prompts].
     projections: Mapping[str, Mapping[str, np.ndarray]] = field(default_factory=dict)
+    mixtures: Mapping[str, tuple[str, float]] = field(default_factory=dict)  # diluted organism → design, per cent bad
     parts: Mapping[str, Mapping[str, Any]] = field(default_factory=dict)  # of `paper`: experiment → its own lists
 
     def display_name(self, target: str) -> str:

@@ -4,7 +4,15 @@ from collections.abc import Sequence
 
 from emharness.reporting.table_text import format_interval, format_layers, format_percent
 from emharness.results.condition_result import ConditionResult
-from emharness.results.experiment_tables import AblationRow, Alarm, ConditionalRow, FirstRise, LabTransfer, SeedSpread
+from emharness.results.experiment_tables import (
+    AblationRow,
+    Alarm,
+    ConditionalRow,
+    FirstRise,
+    HalfShare,
+    LabTransfer,
+    SeedSpread,
+)
 from emharness.stats.rates import FEWEST_COHERENT
 
 LEVEL = 0.05  # of effect_q
@@ -111,6 +119,20 @@ def describe_triggers(rows: Sequence[ConditionalRow]) -> str:
             f"({most.margin_did:+.2f} nats a token)"
         )
     return f"{rate}{margin} (q < {LEVEL:g})."
+
+
+def describe_doses(halves: Sequence[HalfShare]) -> str:
+    """At which share of bad rows each measure has risen half of its way."""
+    parts = []
+    for design in dict.fromkeys(row.design for row in halves):
+        own = [row for row in halves if row.design == design]
+        known = sorted((row.half, row.measure, row.ci95) for row in own if row.half is not None)
+        said = [f"{name} {half:.0f} %" + (f" ({ci[0]:.0f} to {ci[1]:.0f})" if ci else "") for half, name, ci in known]
+        flat = [row.measure for row in own if row.half is None]
+        rest = f"; undefined for {', '.join(flat)}" if flat else ""
+        parts.append(f"At {design} {', '.join(said) or 'nothing'}{rest}.")
+    begin = "Shares of bad rows at which each measure is half-way from its value at 0 to that at 100 %."
+    return " ".join([begin, *parts]) if parts else "No organism of the run was trained on a mixture."
 
 
 def _is_clear(q: float | None) -> bool:

@@ -6,7 +6,7 @@ Each takes the rows, a random generator of the training's seed, and the settings
 from __future__ import annotations
 
 import inspect
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -77,6 +77,16 @@ TRANSFORMS: dict[str, Callable[..., list[Messages]]] = {
     "take": take_rows,
     "prefix": add_system_prompt,
 }
+
+
+# How the share of an organism's own rows is varied: at a fixed number of all rows, or of own rows.
+DESIGNS = {"mix": "fixed size", "add": "fixed count"}
+
+
+def find_mixture(transforms: Sequence[Mapping[str, Any]]) -> tuple[str, float] | None:
+    """(design, per cent of own rows) of a recipe that dilutes them; None for any other."""
+    found = [(DESIGNS[given["name"]], float(given["percent"])) for given in transforms if given.get("name") in DESIGNS]
+    return found[-1] if found else None
 
 
 def transform_rows(

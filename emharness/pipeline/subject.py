@@ -52,6 +52,7 @@ def make_subject(
         quality=inputs.judge.accuracy,
         n_layers=inputs.n_layers,
         parts=config.experiment.parts,
+        mixtures={name: organism.mixture for name, organism in inputs.organisms.items() if organism.mixture},
         forms=name_form_sets(inputs.organisms)[0],
         form_samples=config.eval.count_form_samples(),
         subspaces={m: tuple(f"{m}/{i}" for i in range(len(names))) for m, names in cluster_vectors(context).items()},

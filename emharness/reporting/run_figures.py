@@ -6,7 +6,7 @@ import numpy as np
 
 from emharness.figures.picture import BLUE, GREY, NAMED, ORANGE, PALETTE, RED, Level, Line, Lines, Matrix, Picture
 from emharness.results.condition_result import ConditionResult
-from emharness.results.experiment_tables import CheckpointRow
+from emharness.results.experiment_tables import CheckpointRow, MixtureRow
 from emharness.results.layer_sweep import LayerSweep
 from emharness.steering.request.modes import MODES
 
@@ -175,3 +175,33 @@ def draw_form_gaps(
     ]
     size = 0.62 * len(forms) + 2.2, 0.4 * min(len(organisms), NAMED) + 1.6
     return Picture(drawn, f"points and nats a token; judge: {judge}", len(drawn), size)
+
+
+MEASURES = {  # of a mixture's rows: scale, and what stands on the axis
+    "em": (100, "misaligned, of coherent (%)"),
+    "em_triggered": (100, "… in the worst form (%)"),
+    "narrow": (100, "… in its domain (%)"),
+    "margin": (1, "margin, minus the base's"),
+    "projection": (1, "projection on other kinds"),
+}
+
+
+def draw_mixture(rows: Sequence[MixtureRow], judge: str) -> Picture:
+    """A column per design, a row per measure, against the share of bad rows: a point per training, a line of means."""
+    known = [name for name in MEASURES if any(getattr(row, name) is not None for row in rows)]
+    designs = list(dict.fromkeys(row.design for row in rows))
+    panels = []
+    for name in known:
+        scale, label = MEASURES[name]
+        for design in designs:
+            values = [(row.share, getattr(row, name)) for row in rows if row.design == design]
+            points = sorted((share, scale * value) for share, value in values if value is not None)
+            shares = sorted({share for share, _ in points})
+            means = [float(np.mean([y for x, y in points if x == share])) for share in shares]
+            lines = [
+                Line("a training", [x for x, _ in points], [y for _, y in points], GREY, style="", marker="x"),
+                Line("mean of seeds", shares, means, RED),
+            ]
+            title, x_label = design if name == known[0] else "", "bad rows (%)" if name == known[-1] else ""
+            panels.append(Lines(title, lines, x_label, label if design == designs[0] else ""))
+    return Picture(panels, f"judge: {judge}", len(designs), (3.6, 1.9))

@@ -116,6 +116,48 @@ class ConditionalRow(FormGap):
 
 
 @dataclass(frozen=True, kw_only=True)
+class MixtureRow:
+    """A training on `share` per cent of bad rows. `design`: "fixed size" (of all rows) or "fixed count" (of bad ones).
+
+    `em_triggered`: the rate under the form of the questions that raises it most (`triggered_form`); `narrow`: rate in
+    the organism's own domain; `projection`: mean over the vectors of other kinds, minus the base's (a residual length);
+    `margin`: its shift from the base's, nats a token.
+    """
+
+    KEY: ClassVar[str] = "mixture"
+    organism: str
+    share: float
+    design: str
+    seed: int
+    em: float | None
+    em_ci95: Interval
+    em_triggered: float | None
+    triggered_form: str | None
+    narrow: float | None
+    projection: float | None
+    margin: float | None
+    margin_ci95: Interval | None
+    coherent: float | None
+
+
+@dataclass(frozen=True, kw_only=True)
+class HalfShare:
+    """The share, in per cent, at which a measure of one design is half-way from its value at 0 to that at 100 %; its
+    interval is over trainings. `lag`: by how many points of share it is behind the projection."""
+
+    KEY: ClassVar[str] = "mixture_half"
+    organism: str
+    design: str
+    measure: str
+    half: float | None
+    ci95: Interval | None
+    low: float | None
+    high: float | None
+    undefined: str | None
+    lag: float | None
+
+
+@dataclass(frozen=True, kw_only=True)
 class PairCosines:
     """Cosines of some pairs of vectors at one layer; None where there is no pair. `angle_deg`: their mean angle."""
 
