@@ -45,6 +45,8 @@ def _compare_forms(context: ExperimentContext, judged: Judged, condition: Condit
     """A row for each form of a condition."""
     base = [context.unsteered_condition(BASE)]
     controls = [context.unsteered_condition(t) for t in context.targets if t != BASE and context.is_reference(t)]
+    random = any(edit.norm_of for edit in condition.edits)
+    tested = not random and (bool(condition.edits) or not context.is_reference(condition.target))
     rows = []
     for (owner, form), questions in context.list_forms(condition).items():
         gap = measure_form_gap(context, judged, condition, owner, form, questions)
@@ -56,12 +58,12 @@ def _compare_forms(context: ExperimentContext, judged: Judged, condition: Condit
                 organism=condition.name if condition.edits else context.display_name(condition.target),
                 did=to_base.value,
                 did_ci95=to_base.ci95,
-                did_p=to_base.p,
+                did_p=to_base.p if tested else None,
                 did_control=to_controls.value,
                 did_control_ci95=to_controls.ci95,
                 margin_did=margin_to_base.value,
                 margin_did_ci95=margin_to_base.ci95,
-                margin_did_p=margin_to_base.p,
+                margin_did_p=margin_to_base.p if tested else None,
                 margin_did_control=margin_to_controls.value,
                 margin_did_control_ci95=margin_to_controls.ci95,
             )
@@ -70,7 +72,8 @@ def _compare_forms(context: ExperimentContext, judged: Judged, condition: Condit
 
 
 def _add_q_values(rows: Sequence[ConditionalRow]) -> list[ConditionalRow]:
-    """q-values over the rows that are compared with the base, of rates and of margins."""
+    """q-values of rates and of margins, over the rows of organisms and vectors: references and random directions are
+    what these are compared with."""
     rate, margin = (
         false_discovery_q(np.array([np.nan if p is None else p for p in listed]))
         for listed in ([row.did_p for row in rows], [row.margin_did_p for row in rows])

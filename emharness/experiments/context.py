@@ -97,7 +97,11 @@ class ExperimentContext:
             owners = [condition.edits[0].norm_of or condition.edits[0].vector]
         else:
             owners = [name for name in self.forms if not self.is_reference(name)] or [condition.target]
-        return {(owner, form): name for owner in owners for form, name in self.forms.get(owner, {}).items()}
+        first: dict[str, tuple[str, str]] = {}  # equal forms of several organisms are one question set
+        for owner in owners:
+            for form, questions in self.forms.get(owner, {}).items():
+                first.setdefault(questions, (owner, form))
+        return {named: questions for questions, named in first.items()}
 
     def make_form_cells(self, cells: Sequence[Cell]) -> list[Cell]:
         """The cells of all conditions that answer broad questions, in their further forms."""

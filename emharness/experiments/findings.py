@@ -95,22 +95,25 @@ def describe_ablation(rows: Sequence[AblationRow]) -> str:
 
 def describe_triggers(rows: Sequence[ConditionalRow]) -> str:
     """Whether a form of the questions raises misalignment beyond what it does to the base."""
-    compared = [row for row in rows if row.did is not None or row.margin_did is not None]
+    compared = [row for row in rows if row.did_p is not None or row.margin_did_p is not None]
     if not compared:
         return "No form was asked of an organism and of the base, so nothing can be compared."
-    raised = [row for row in compared if _is_clear(row.did_q) and row.did_ci95 and row.did_ci95[0] > 0]
+    told = [row for row in compared if row.n_coherent >= FEWEST_COHERENT]
+    raised = [row for row in told if _is_clear(row.did_q) and row.did_ci95 and row.did_ci95[0] > 0]
     shifted = [
         row for row in compared if _is_clear(row.margin_did_q) and row.margin_did_ci95 and row.margin_did_ci95[0] > 0
     ]
-    rate = f"None of {len(compared)} pairs of an organism and a form raises the EM rate beyond the base's own change"
+    few = len(compared) - len(told)
+    rest = f" ({few} more have fewer than {FEWEST_COHERENT} coherent answers)" if few else ""
+    rate = f"None of {len(told)} pairs of an organism and a form{rest} raises the EM rate beyond the base's own change"
     if raised:
         best = max(raised, key=lambda row: row.did or 0.0)
         rate = (
-            f"{len(raised)} of {len(compared)} pairs of an organism and a form raise the EM rate beyond the base's own "
-            f"change, most {best.organism} under {best.form}: {format_percent(best.em_plain)} to "
+            f"{len(raised)} of {len(told)} pairs of an organism and a form{rest} raise the EM rate beyond the base's "
+            f"own change, most {best.organism} under {best.form}: {format_percent(best.em_plain)} to "
             f"{format_percent(best.em)}"
         )
-    known = sum(row.margin_did is not None for row in compared)
+    known = sum(row.margin_did_p is not None for row in compared)
     margin = f"; none of {known} raises the margin so" if known else ""
     if shifted:
         most = max(shifted, key=lambda row: row.margin_did or 0.0)

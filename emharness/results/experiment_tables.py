@@ -95,8 +95,8 @@ class ConditionalRow(FormGap):
     """What a form of the questions does to an organism, beside what it does to the base and to aligned controls.
 
     `organism`: a model's name, or a steered condition's; `did`: its gap − the base's (difference of differences),
-    `did_control`: − the mean gap of the controls; `margin_did…`: the same of margin gaps; `…_q`: over the table's rows
-    (Benjamini & Hochberg 1995). None for what it is compared with itself.
+    `did_control`: − the mean gap of the controls; `margin_did…`: the same of margin gaps; `…_p`, `…_q`: two-sided, and
+    over the table's organisms and vectors (Benjamini & Hochberg 1995), None for references and random directions.
     """
 
     KEY: ClassVar[str] = "conditional"

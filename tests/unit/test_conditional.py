@@ -126,10 +126,22 @@ def test_gaps_are_paired_and_the_base_s_and_the_controls_are_subtracted():
     assert rows["c", "topic"].did == pytest.approx(0.05 - 0.1)
     assert rows["c", "topic"].did_control is None
     assert rows["b", "topic"].gap == 0
-    assert "1 of 12" in reading.finding
+    assert "1 of 5 pairs" in reading.finding  # of a, b and the vector; not of the control and random directions
+    assert (rows["c", "topic"].did_q, rows["random-0 as a·L1·+1", "topic"].did_q) == (None, None)
     assert "most a under topic: 10.0 % to 60.0 %" in reading.finding
     (found,) = [c for c in reading.conditions if c.name == "a organism"]
     assert (found.triggered.form, found.triggered.gap) == ("topic", pytest.approx(0.5))
+
+
+def test_a_rate_of_few_coherent_answers_is_in_no_finding():
+    context = about(targets=("base", "a"), controls=(), vectors=("a",))
+    judged = answers(context, lambda target, vector, form: 15 if (target, form) == ("a", "topic") else 0)
+    cell = next(c for c in judged if c.condition.target == "a" and c.questions == SETS["topic"])
+    judged[cell] = table(2, n_incoherent=18)
+    found = EXPERIMENTS["conditional"].analyze(context, judged)
+    (row,) = [r for r in found.numbers["conditional"] if (r.organism, r.form) == ("a", "topic")]
+    assert (row.em, row.n_coherent) == (1.0, 20)
+    assert found.finding.startswith("None of 3 pairs of an organism and a form (1 more have fewer than 30 coherent")
 
 
 def test_only_coherent_answers_count_but_for_the_rate_of_all():
