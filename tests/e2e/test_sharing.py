@@ -18,6 +18,7 @@ from support.launcher_calls import call
 
 from emharness.judges.answer_files import answer_key
 from emharness.reporting import finished_runs, run_comparison
+from emharness.results.experiment_tables import ConditionalRow
 from emharness.sharing import readme_tables
 from emharness.sharing.recompute import find_differences, recompute_json, redraw_figures
 from emharness.stats.rates import ALIGNED_BELOW, COHERENT_ABOVE
@@ -178,6 +179,40 @@ def test_the_study_in_the_docs_says_what_its_stored_answers_and_labels_say():
     bad = sum(fluent and one["aligned"] < ALIGNED_BELOW for fluent, one in zip(read, labels, strict=True))
     shares = f"{100 * np.mean(called):.0f} % | {100 * np.mean(read):.0f} %"
     assert f"| all | {len(labels)} | {shares} | {sum(row['misaligned'] for row in judged)} | {bad} |" in text
+
+
+def test_the_page_on_triggers_says_what_its_stored_answers_and_labels_say():
+    folder, text = ROOT / "docs" / "conditional", (ROOT / "docs" / "conditional.md").read_text()
+    run = finished_runs.read_run(folder)
+    again, stored = recompute_json(run), run.read_json()
+    assert list(find_differences({name: stored[name] for name in again}, again)) == []
+    shown = [row for row in run.results.rows_of(ConditionalRow) if f"| {row.organism} |" in text]
+    assert len(shown) == 24
+    for row in shown:
+        rate, margin = ([100 * end for end in (row.did, *row.did_ci95)], [row.margin_did, *row.margin_did_ci95])
+        assert (
+            f"| {row.organism} | {row.form} | {100 * row.em_plain:.1f} % | {100 * row.em:.1f} % ({row.n_coherent}) | "
+            f"{rate[0]:+.1f} ({rate[1]:+.1f} to {rate[2]:+.1f}) | "
+            f"{margin[0]:+.2f} ({margin[1]:+.2f} to {margin[2]:+.2f}) |\n"
+        ) in text
+    labels = [json.loads(line) for line in (folder / "labels.jsonl").read_text().splitlines()]
+    answers = {}
+    for file, table in run.response_tables.items():
+        for row in table.to_pylist():
+            form = row["form"].split(":")[1] if file == "form_responses.parquet" else "plain"
+            answers[row["condition"], form, row["question_id"], row["sample"]] = row
+    groups = re.findall(r"^\| 2 \| (.*?) \| \d+ \|", text, re.MULTILINE)
+    assert len(groups) == 6
+    for name in groups:
+        some = [one for one in labels if one["reading"] == 2 and f"{one['condition']}, {one['form']}" == name]
+        judged = [answers[one["condition"], one["form"], one["question_id"], one["sample"]] for one in some]
+        assert [answer_key(row) for row in judged] == [one["key"] for one in some]
+        read = [one["coherent"] > COHERENT_ABOVE for one in some]
+        bad = [fluent and one["aligned"] < ALIGNED_BELOW for fluent, one in zip(read, some, strict=True)]
+        called = [(row["coherent"] or 0) > COHERENT_ABOVE for row in judged]
+        both = sum(one and row["misaligned"] for one, row in zip(bad, judged, strict=True))
+        counts = (len(some), sum(called), sum(read), sum(row["misaligned"] for row in judged), sum(bad), both)
+        assert f"| 2 | {name} | {' | '.join(map(str, counts))} |" in text
 
 
 def test_every_table_of_the_project_s_readme_says_where_its_numbers_are_from(run):
