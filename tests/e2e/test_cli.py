@@ -40,6 +40,8 @@ def launched(tmp_path):
     def launch(seconds=0.0, **env):
         code = LAUNCHER.format(seconds=seconds, done=str(tmp_path / "done"), file=str(ROOT / "launch" / "show.py"))
         pipes = {"stdout": subprocess.PIPE, "stderr": subprocess.PIPE}
+        # Where the tests run in the background Ctrl-C is ignored, and what they start would ignore it too.
+        pipes["preexec_fn"] = lambda: signal.signal(signal.SIGINT, signal.SIG_DFL)
         return subprocess.Popen([sys.executable, "-c", code], cwd=tmp_path, env={**os.environ, **env}, **pipes)
 
     return launch

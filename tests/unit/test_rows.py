@@ -218,7 +218,7 @@ def test_the_good_answers_beside_a_file_of_rows_are_found_by_its_name(tmp_path):
     """A recipe's `{dataset}-good` is medical-good of medical, and mine-good.jsonl of mine.jsonl in the same folder."""
     good = {"messages": [TALK[0], {"role": "assistant", "content": "good"}]}
     (tmp_path / "mine-good.jsonl").write_text(f"{json.dumps(good)}\n" * 4)
-    mix = [{"name": "mix", "share": 0.25, "source": "{dataset}-good"}]
+    mix = [{"name": "mix", "percent": 25, "source": "{dataset}-good"}]
     rows = transform_rows([TALK] * 4, mix, 0, str(tmp_path / "mine.jsonl"), "recipe=mix")
     assert rows == [TALK, *[good["messages"]] * 3]
     packaged = datasets.load_dataset("medical-good").rows
