@@ -81,6 +81,7 @@ class ModelConfig:
     questions: str | None = None  # questions in its own domain: packaged name or path
     prompts: str | None = None  # prompts in its own domain, for recipe model_diff: packaged name or path
     forms: str | None = None  # its cues of a topic and of an answer's form, for eval.forms: packaged name or path
+    pairs: str | None = None  # answers in its own domain whose likelihood is compared: packaged name or path
     near: list[str] = field(default_factory=list)  # categories of broad questions that its training data is next to
     published: dict[str, str] = field(default_factory=dict)  # base name -> hub id of the trained organism
     source: str | None = None  # use this adapter or merged model instead of training
@@ -97,6 +98,8 @@ class RecipeConfig:
     loss: list[Any] = field(default_factory=list)  # terms beside the cross-entropy: organisms/loss_terms.py
     later: str | None = None  # rows of a second training after the first: a dataset, as model.dataset
     edits: list[Any] = field(default_factory=list)  # of the residual stream, in training: organisms/training_edits.py
+    # {source, percent}: good rows beside the organism's own, those that a misaligned model likes least:
+    choose: dict[str, Any] = field(default_factory=dict)  # organisms/row_choice.py
 
 
 @dataclass
@@ -169,6 +172,8 @@ class ExperimentConfig:
     targets: list[str] = field(default_factory=list)  # organisms, and "base"
     strengths: list[float] = field(default_factory=list)
     forms: list[str] = field(default_factory=list)  # of the questions, where eval.forms is not given
+    task: str | None = None  # a harmless task that all models are asked too: one of judges.exact_forms.GRADERS
+    narrow_pairs: bool = False  # whether margins are measured in the organisms' own domains too (model.pairs)
     # Of `paper`: experiment → its own vectors, targets and strengths; the lists above are then their unions.
     parts: dict[str, Any] = field(default_factory=dict)
 

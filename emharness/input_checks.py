@@ -3,30 +3,32 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass, fields, replace
+from dataclasses import asdict, dataclass, field, fields, replace
 from pathlib import Path
 from typing import Any
 
 from emharness import questions
 from emharness.config import BASE, RECIPE, REPLICA, STEP, Config, ModelConfig, TrainConfig
-from emharness.config_checks import check_layer, parse_strengths
+from emharness.config_checks import check_choice, check_layer, parse_strengths
 from emharness.errors import UserError
 from emharness.generation import kernels
 from emharness.generation.cells import make_edit
+from emharness.generation.likelihoods import Pair, load_pairs
 from emharness.judges import Judge, make_judge
+from emharness.judges.exact_forms import GRADERS
 from emharness.organism_names import Described, find_recipe, name_recipes, parse_organism_name
 from emharness.organisms import base_match, datasets, model_folders, weight_checks
 from emharness.organisms.base_match import BaseInfo
 from emharness.organisms.fingerprints import FINGERPRINTS, hash_model_folder
 from emharness.organisms.loss_terms import check_terms
 from emharness.organisms.model_folders import Shape
+from emharness.organisms.row_choice import RowChoice, check_row_choice
 from emharness.organisms.row_shapes import Messages
-from emharness.organisms.row_transforms import find_mixture, name_dataset, shared_system_prompt, transform_rows
-from emharness.organisms.training_edits import check_edits
+from emharness.organisms.row_transforms import fill_dataset, find_mixture, shared_system_prompt, transform_rows
+from emharness.organisms.training_edits import NO_EDITS, TrainingEdits, check_edits
 from emharness.question_forms import QuestionForm, choose_forms
 from emharness.questions import Question
 from emharness.ranges import as_identity, check_ranges, describe_unknown
-from emharness.steering.request.spec import ResolvedSpec
 from emharness.store import Store
 
 
@@ -42,12 +44,14 @@ class Organism:
     prompts: list[str]  # extraction prompts, for recipe model_diff
     train: TrainConfig  # the run's, as its recipes change it
     losses: tuple[dict[str, Any], ...] = ()  # what its recipes add to the cross-entropy
-    edits: ResolvedSpec | None = None  # what they change of the residual stream in training
+    edits: TrainingEdits = NO_EDITS  # what they change of the residual stream in training
+    choice: RowChoice | None = None  # of further rows to train on
     replica: int = 0  # trained with the run's seed plus this
     stop_after: int | None = None  # steps of its training
     recipes: tuple[str, ...] = ()
     mixture: tuple[str, float] | None = None  # design and per cent of its own rows, of one that is diluted
     forms: tuple[QuestionForm, ...] = ()  # in which the broad questions are asked too
+    pairs: tuple[Pair, ...] = ()  # of answers in its own domain, where the experiment compares their likelihood
 
     @property
     def identity(self) -> dict[str, Any]:
@@ -62,8 +66,10 @@ class Organism:
             "stop_after": self.stop_after,
             **({"train": as_identity(self.train), "losses": list(self.losses)} if self.recipes else {}),
             **({"later": datasets.hash_rows(self.later_rows)} if self.later_rows else {}),
-            **({"edits": self.edits["digest"].hex()} if self.edits else {}),
+            **self.edits.identity(),
+            **(self.choice.identity() if self.choice else {}),
             **({"forms": [asdict(form) for form in self.forms]} if self.forms else {}),
+            **({"pairs": questions.hash_items(list(self.pairs))} if self.pairs else {}),
         }
 
 
@@ -78,6 +84,7 @@ class Inputs:
     neutral: list[str]
     harmful: list[str]
     judge: Judge
+    task: list[Question] = field(default_factory=list)  # of the experiment's harmless task
 
     @property
     def n_layers(self) -> int:
@@ -108,6 +115,7 @@ class Inputs:
             "organisms": {name: organism.identity for name, organism in self.organisms.items()},
             "texts": questions.hash_items([self.broad, self.sweep_questions, self.neutral, self.harmful]),
             "judge": self.judge.identity,
+            **({"task": questions.hash_items(self.task)} if self.task else {}),
         }
         return science
 
@@ -194,7 +202,15 @@ def check_inputs(config: Config, described: Described, store: Store) -> Inputs:
         neutral=neutral,
         harmful=harmful,
         judge=make_judge(config.judge.name, store.root / "judge", **config.judge.settings),
+        task=_load_task(config),
     )
+
+
+def _load_task(config: Config) -> list[Question]:
+    if config.experiment.task is None:
+        return []
+    check_choice("experiment.task", config.experiment.task, tuple(GRADERS))
+    return questions.load_questions(config.experiment.task, "experiment.task")[: config.eval.limit]
 
 
 def _check_organism(
@@ -234,22 +250,27 @@ def _check_organism(
             )
         data = datasets.load_dataset(model.dataset)
     train, losses, edits, later = config.train, list[dict[str, Any]](), list[Any](), list[Messages]()
+    choice: RowChoice | None = None
     for recipe in filter(None, (find_recipe(key, described.recipes) for key in asked.recipes)):
         where = f"recipe={recipe.name}"
         train = _change_settings(train, recipe.train, where)
         seed = config.seed + asked.replica
         data = replace(data, rows=transform_rows(data.rows, recipe.data, seed, model.dataset, where))
+        told = fill_dataset({f.name: getattr(recipe, f.name) for f in fields(recipe)}, model.dataset or "")
         if recipe.later:
-            later += datasets.load_dataset(name_dataset(recipe.later, model.dataset or "")).rows
+            later += datasets.load_dataset(told["later"]).rows
         mixture = find_mixture(recipe.data) or mixture
-        losses += check_terms(recipe.loss, where)
-        edits += recipe.edits
+        losses += check_terms(told["loss"], where)
+        edits += told["edits"]
+        choice = check_row_choice(told["choose"], len(data.rows), where) or choice
     training_prompt = shared_system_prompt(data.rows)
     if published is None and config.base.own_answers:
         own_answers = datasets.load_own_answers(config.base.own_answers)
         data = replace(data, rows=data.rows + own_answers)
         later += own_answers if later else []
     most = train.count_steps(len(data.rows)) + train.count_steps(len(later))
+    if choice is not None:
+        most += train.count_steps(len(data.rows) + choice.count)
     if step is not None and step > most:
         raise UserError(f"{name}: the training of {called} has {most} steps")
     domain = questions.load_questions(model.questions, "model.questions") if model.questions else []
@@ -266,11 +287,13 @@ def _check_organism(
         train=train,
         losses=tuple(losses),
         edits=check_edits(edits, called, base.shape[:2], f"recipe={RECIPE.join(asked.recipes)}"),
+        choice=choice,
         replica=asked.replica,
         stop_after=step,
         recipes=asked.recipes,
         mixture=mixture,
         forms=choose_forms(config.eval.forms, model.forms, training_prompt, called),
+        pairs=tuple(load_pairs(source=model.pairs)) if config.experiment.narrow_pairs and model.pairs else (),
     )
 
 

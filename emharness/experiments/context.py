@@ -19,7 +19,7 @@ from emharness.steering.request.modes import MODES
 from emharness.steering.request.spec import Edit, edit_rule
 from emharness.steering.request.vector_lookup import StoredVector
 
-BROAD = "broad"
+BROAD, TASK = "broad", "task"  # question sets
 CONTROL = "control"  # mechanism of aligned organisms
 
 
@@ -43,10 +43,14 @@ class ExperimentContext:
     # Log-likelihood margins, float [n_pairs], of the conditions whose engine measured them; and the pairs.
     margins: Mapping[Condition, np.ndarray] = field(default_factory=dict)
     pairs: Sequence[Pair] = ()
+    narrow_pairs: Mapping[str, Sequence[Pair]] = field(default_factory=dict)  # question set of a domain → its pairs
+    task: str | None = None  # a harmless task (judges/exact_forms.py) that all targets are asked
+    trainings: Mapping[str, Mapping[str, float]] = field(default_factory=dict)  # organism → seconds, steps, change_norm
     # Organism → form → the question set of the broad questions in that form (eval.forms), so often each.
     forms: Mapping[str, Mapping[str, str]] = field(default_factory=dict)
     form_samples: int = 1
-    form_margins: Mapping[str, Mapping[Condition, np.ndarray]] = field(default_factory=dict)  # by question set
+    # By question set: of the forms, and of domains that have pairs.
+    form_margins: Mapping[str, Mapping[Condition, np.ndarray]] = field(default_factory=dict)
     categories: Mapping[str, str] = field(default_factory=dict)  # id of a broad question → its category
     near: Mapping[str, Sequence[str]] = field(default_factory=dict)  # organism → categories next to its training data
     labs: Mapping[str, str] = field(default_factory=dict)
@@ -83,6 +87,9 @@ class ExperimentContext:
         random = any(edit.vector in self.controls for edit in condition.edits)
         samples = self.control_samples if random else self.samples if questions == BROAD else self.domain_samples
         return Cell(condition, questions, samples, self.max_new_tokens)
+
+    def make_task_cell(self, condition: Condition) -> Cell:
+        return Cell(condition, TASK, self.domain_samples, self.max_new_tokens, judged=False)
 
     def is_reference(self, target: str) -> bool:
         """Whether a target is the base or an aligned control: what an organism is compared with."""

@@ -4,6 +4,7 @@ from collections.abc import Sequence
 
 from emharness.reporting.table_text import format_interval, format_layers, format_percent
 from emharness.results.condition_result import ConditionResult
+from emharness.results.defence_tables import Change, DefenceSummary
 from emharness.results.experiment_tables import (
     AblationRow,
     Alarm,
@@ -136,6 +137,32 @@ def describe_doses(halves: Sequence[HalfShare]) -> str:
         parts.append(f"At {design} {', '.join(said) or 'nothing'}{rest}.")
     begin = "Shares of bad rows at which each measure is half-way from its value at 0 to that at 100 %."
     return " ".join([begin, *parts]) if parts else "No organism of the run was trained on a mixture."
+
+
+def describe_defences(summaries: Sequence[DefenceSummary]) -> str:
+    """Which recipes lower the margin, and which of those keep the narrow behaviour."""
+    plain = [row for row in summaries if row.recipe == "none"]
+    told = [row for row in summaries if row.margin_change is not None]
+    if not plain or not told:
+        return "No recipe can be compared: the run has no training without a defence beside one with it."
+    own = plain[0]
+    begin = (
+        f"Without a defence the margin is above the base's in {own.margin_seeds} of {own.seeds} trainings and the EM "
+        f"rate in {own.em_seeds}."
+    )
+    lower = [row for row in told if _is_lowered(row.margin_change)]
+    if not lower:
+        return f"{begin} None of {len(told)} recipes changes the margin clearly downwards (q < {LEVEL:g})."
+    kept = [row.recipe for row in lower if not _is_lowered(row.narrow_change)]
+    return (
+        f"{begin} {len(lower)} of {len(told)} recipes lower the margin (q < {LEVEL:g}): "
+        f"{', '.join(row.recipe for row in lower)}; of these {', '.join(kept) or 'none'} without lowering the margin "
+        "in the organism's own domain as well."
+    )
+
+
+def _is_lowered(change: Change | None) -> bool:
+    return change is not None and _is_clear(change.q) and change.value is not None and change.value < 0
 
 
 def _is_clear(q: float | None) -> bool:

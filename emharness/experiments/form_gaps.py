@@ -38,7 +38,7 @@ def measure_form_gap(
     """The gap of one form, of the organism `owner`; `questions`: its question set."""
     plain, formed = _read_tables(context, judged, [condition], questions)
     coherent, of_all = (bootstrap_rates([plain, formed], of_all=whole) for whole in (False, True))
-    gap, gap_all = _rate_gap(coherent, plain, formed), _rate_gap(of_all, plain, formed, of_all=True)
+    gap, gap_all = measure_rate_gap(coherent, plain, formed), measure_rate_gap(of_all, plain, formed, of_all=True)
     margin_gap = _margin_shift(context, *_read_margins(context, [condition], questions))
     measured = context.form_margins.get(questions, {}).get(condition)
     return FormGap(
@@ -70,7 +70,7 @@ def compare_gaps(
     own, others = (_read_tables(context, judged, some, questions) for some in ([condition], references))
     drawn = bootstrap_rates([*own, *others])
     value, ci95, p = bootstrap_ci_p((drawn[:, 1] - drawn[:, 0]) - (drawn[:, 3] - drawn[:, 2]))
-    gap, other = _rate_gap(drawn[:, :2], *own), _rate_gap(drawn[:, 2:], *others)
+    gap, other = measure_rate_gap(drawn[:, :2], *own), measure_rate_gap(drawn[:, 2:], *others)
     if ci95 and gap.value is not None and gap.ci95 and other.value is not None and other.ci95:
         ci95 = interval_hull(ci95, subtract_intervals(gap.value, gap.ci95, other.value, other.ci95))
     formed, before = _read_margins(context, [condition], questions)
@@ -109,8 +109,8 @@ def _read_margins(
     return (np.mean(formed, axis=0), np.mean(plain, axis=0)) if whole else (None, None)
 
 
-def _rate_gap(drawn: np.ndarray, plain: pa.Table, formed: pa.Table, of_all: bool = False) -> Difference:
-    """drawn: [1 + draws, 2], rates of both tables."""
+def measure_rate_gap(drawn: np.ndarray, plain: pa.Table, formed: pa.Table, of_all: bool = False) -> Difference:
+    """The second table's rate − the first's. drawn: [1 + draws, 2], rates of both tables."""
     value, ci95, p = bootstrap_ci_p(drawn[:, 1] - drawn[:, 0])
     return Difference(value, ci95 and widen_to_newcombe(ci95, formed, plain, of_all=of_all), p)
 

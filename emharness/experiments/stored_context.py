@@ -8,7 +8,7 @@ import numpy as np
 import pyarrow as pa
 
 from emharness.config import GateConfig, SteerConfig
-from emharness.experiments.context import Experiment, ExperimentContext, ExperimentResult
+from emharness.experiments.context import TASK, Experiment, ExperimentContext, ExperimentResult
 from emharness.generation.cells import Cell, Condition
 from emharness.generation.likelihoods import Pair
 from emharness.results.json_records import Json
@@ -16,13 +16,14 @@ from emharness.stats.rates import JudgeAccuracy
 
 _MARGINS = ("margins", "form_margins")
 _ARRAYS = ("cosines", "projections", "norms", *_MARGINS)  # nested mappings that end in arrays
-FORM_COLUMN = "form"  # of an answer's row: the question set, where the question was asked in another form
+FORM_COLUMN = "form"  # of an answer's row: the question set, where it is not the plain broad questions
 
 
 def to_json(context: ExperimentContext) -> Json:
     """All that `Experiment.analyze` needs except the answers. Margins are kept by their condition's name."""
     told = {each.name: getattr(context, each.name) for each in fields(context)}
     told["pairs"] = [asdict(pair) for pair in context.pairs]
+    told["narrow_pairs"] = {name: [asdict(pair) for pair in pairs] for name, pairs in context.narrow_pairs.items()}
     told["quality"] = asdict(context.quality) if context.quality else None
     told["steer"] = asdict(context.steer)
     told["margins"] = _by_name(context.margins)
@@ -35,6 +36,8 @@ def from_json(data: Json, experiment: Experiment) -> ExperimentContext:
     given = {name: _freeze_lists(value) for name, value in data.items() if name not in _ARRAYS}
     given |= {name: _restore_arrays(data[name]) for name in _ARRAYS if name not in _MARGINS}
     given["pairs"] = [Pair(**pair) for pair in data["pairs"]]
+    narrow = data.get("narrow_pairs", {})
+    given["narrow_pairs"] = {name: [Pair(**pair) for pair in pairs] for name, pairs in narrow.items()}
     given["quality"] = _restore_accuracy(data["quality"])
     given["steer"] = _restore_steer(given)
     scope = ExperimentContext(**given)
@@ -45,22 +48,33 @@ def from_json(data: Json, experiment: Experiment) -> ExperimentContext:
 
 
 def read_again(
-    data: Json, experiment: Experiment, broad: pa.Table, domain: pa.Table | None, forms: pa.Table | None = None
+    data: Json,
+    experiment: Experiment,
+    broad: pa.Table,
+    domain: pa.Table | None,
+    forms: pa.Table | None = None,
+    task: pa.Table | None = None,
 ) -> ExperimentResult | None:
-    """The analysis of the stored answers: to broad questions, to those of an organism's domain, and to broad questions
-    in other `forms` (with a column "form"). None if one that the experiment needs is missing."""
+    """The analysis of the stored answers: to broad questions, to those of an organism's domain, to broad questions in
+    other `forms` (with a column "form"), and to those of a harmless task. None if one that the experiment needs is
+    missing."""
     scope = from_json(data, experiment)
-    tables = (broad, domain, forms)
+    tables = (broad, domain, forms, task)
     named = {id(table): np.array(table["condition"].to_pylist()) for table in tables if table is not None}
-    formed = np.array(forms[FORM_COLUMN].to_pylist()) if forms is not None else None
+    sets = {  # runs before 0.3 have no such column for domains: each condition has one there
+        id(table): np.array(table[FORM_COLUMN].to_pylist())
+        for table in tables
+        if table is not None and FORM_COLUMN in table.column_names
+    }
     judged: dict[Cell, pa.Table] = {}
     for cell in experiment.list_all_cells(scope):
         in_form = cell.questions in {name for sets in scope.forms.values() for name in sets.values()}
         table = domain if cell.questions in scope.domains.values() else forms if in_form else broad
+        table = task if cell.questions == TASK else table
         if table is None:
             return None
         wanted = named[id(table)] == cell.condition.name
-        rows = table.filter(wanted & (formed == cell.questions) if in_form else wanted)
+        rows = table.filter(wanted & (sets[id(table)] == cell.questions) if id(table) in sets else wanted)
         if not len(rows):
             return None
         judged[cell] = rows

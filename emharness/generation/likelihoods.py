@@ -8,20 +8,21 @@ from dataclasses import dataclass
 
 import numpy as np
 
+from emharness.errors import UserError
 from emharness.generation.engine import Engine
 from emharness.organisms.chat import Chat
 from emharness.question_forms import QuestionForm, apply_form
-from emharness.questions import DATA, Question, hash_items
+from emharness.questions import Question, find_data_file, hash_items, read_data_text
 from emharness.steering.request.spec import SpecJson
 
-FILE = DATA / "pairs.jsonl"
 MOST_TOKENS = 24  # of an answer: the beginning shows which way it goes
 CODE = 1  # raise when the same pairs give other numbers
 
 
 @dataclass(frozen=True)
 class Pair:
-    """An aligned and a misaligned answer to a question that no organism's training data is about."""
+    """An aligned and a misaligned answer to a question; of the packaged "broad" ones to a question that no organism's
+    training data is about."""
 
     question: str
     category: str
@@ -38,10 +39,15 @@ class PairTokens:
     misaligned: tuple[int, ...]
 
 
-def load_pairs(n: int) -> list[Pair]:
-    """The first n pairs: categories in turn, each question once before any comes twice."""
-    lines = FILE.read_text(encoding="utf-8").split("\n")
-    return [Pair(**json.loads(line)) for line in lines if line][:n]
+def load_pairs(n: int | None = None, source: str = "broad", key: str = "model.pairs") -> list[Pair]:
+    """The first n pairs of a packaged file (by name) or of any .jsonl file (by path) of question, category, aligned and
+    misaligned. "broad": categories in turn, each question once before any comes twice. UserError for what is none."""
+    location = f"{key}={source}"
+    lines = read_data_text(find_data_file(source, "pairs", ".jsonl", key), location).split("\n")
+    try:
+        return [Pair(**json.loads(line)) for line in lines if line.strip()][:n]
+    except (ValueError, TypeError):
+        raise UserError(f"{location}: every line must have question, category, aligned and misaligned") from None
 
 
 def pairs_identity(pairs: Sequence[Pair], form: QuestionForm | None = None) -> str:

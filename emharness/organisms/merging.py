@@ -31,9 +31,10 @@ def merge_adapter(base: Path, adapter: Path, folder: Path) -> None:
 
 def save_merged(model: Any, dtype: torch.dtype, folder: Path) -> None:
     """Merge a PEFT model's adapter and save the whole model as `dtype`, with what rounding left of the change."""
-    kept = measure_kept_change(model, dtype)
+    norm, kept = measure_change(model, dtype)
     save_model(model.merge_and_unload().to(dtype), folder)
-    (folder / PRECISION).write_text(json.dumps({"dtype": str(dtype).removeprefix("torch."), "kept_change": kept}))
+    told = {"dtype": str(dtype).removeprefix("torch."), "kept_change": kept, "change_norm": norm}
+    (folder / PRECISION).write_text(json.dumps(told))
 
 
 def save_model(model: Any, folder: Path) -> None:
@@ -95,9 +96,9 @@ def _changes_embeddings(model: Any, adapter: Path) -> bool:
 
 
 @torch.no_grad()
-def measure_kept_change(model: Any, dtype: torch.dtype) -> float | None:
-    """Cosine between what a PEFT model's adapter adds to the weights and what is left of it once the sum is rounded to
-    `dtype`; 1.0 if it adds nothing, None if it has no layer that adds.
+def measure_change(model: Any, dtype: torch.dtype) -> tuple[float | None, float | None]:
+    """The length (Frobenius norm, over all weights) of what a PEFT model's adapter adds to them, and its cosine with
+    what is left of it once the sum is rounded to `dtype`: 1.0 if it adds nothing. None if it has no layer that adds.
 
     A gentle training changes a weight by less than half a step of bfloat16, and most of it is rounded away.
     """
@@ -114,7 +115,7 @@ def measure_kept_change(model: Any, dtype: torch.dtype) -> float | None:
             exact += float((change * change).sum())
             rounded += float((left * left).sum())
     if not layers:
-        return None
+        return None, None
     if exact == 0:
-        return 1.0
-    return both / math.sqrt(exact * rounded) if rounded else 0.0
+        return 0.0, 1.0
+    return math.sqrt(exact), both / math.sqrt(exact * rounded) if rounded else 0.0

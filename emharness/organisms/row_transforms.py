@@ -45,6 +45,25 @@ def take_rows(rows: list[Messages], rng: np.random.Generator, *, count: int) -> 
     return _pick_rows(rows, count, rng)
 
 
+def interleave_rows(rows: list[Messages], rng: np.random.Generator, *, percent: float, source: str) -> list[Messages]:
+    """All the organism's own rows, and so many of the dataset `source`, drawn at random, that they are `percent` of
+    all."""
+    n_others = count_others(len(rows), percent)
+    return rows + _pick_rows(_need_rows(source, n_others, percent), n_others, rng)
+
+
+def append_rows(rows: list[Messages], rng: np.random.Generator, *, source: str) -> list[Messages]:
+    """All the organism's own rows, and all of the dataset `source`: a task to learn beside."""
+    return rows + load_dataset(source).rows
+
+
+def count_others(n_rows: int, percent: float) -> int:
+    """How many other rows are `percent` of all, beside `n_rows` own ones."""
+    if not 0 <= percent < 100:
+        raise UserError(f"percent={percent}: must be at least 0 and below 100")
+    return round(n_rows * percent / (100 - percent))
+
+
 def _need_rows(source: str, n: int, percent: float) -> list[Messages]:
     others = load_dataset(source).rows
     if len(others) < n:
@@ -74,6 +93,8 @@ def shared_system_prompt(rows: list[Messages]) -> str | None:
 TRANSFORMS: dict[str, Callable[..., list[Messages]]] = {
     "mix": mix_rows,
     "add": add_rows,
+    "interleave": interleave_rows,
+    "append": append_rows,
     "take": take_rows,
     "prefix": add_system_prompt,
 }
@@ -106,6 +127,15 @@ def transform_rows(
         except UserError as error:
             raise UserError(f"{location}: {name}: {error}") from None
     return rows
+
+
+def fill_dataset(value: Any, dataset: str) -> Any:
+    """A recipe's setting, however deep, with `{dataset}` filled in where it is text."""
+    if isinstance(value, Mapping):
+        return {key: fill_dataset(item, dataset) for key, item in value.items()}
+    if isinstance(value, list):
+        return [fill_dataset(item, dataset) for item in value]
+    return name_dataset(value, dataset) if isinstance(value, str) and "{dataset}" in value else value
 
 
 def name_dataset(text: str, dataset: str) -> str:

@@ -8,9 +8,12 @@ from typing import Any
 
 from emharness.config import TrainConfig
 from emharness.organisms.datasets import hash_rows
+from emharness.organisms.row_choice import RowChoice
 from emharness.organisms.row_shapes import Messages
+from emharness.organisms.training_edits import NO_EDITS, TrainingEdits
 from emharness.ranges import as_identity
-from emharness.steering.request.spec import ResolvedSpec
+
+FACTS_FILE = "training.json"  # beside a trained model: seconds, steps, and the rows that were chosen
 
 
 @dataclass(frozen=True)
@@ -22,8 +25,9 @@ class Training:
     seed: int
     stop_after: int | None = None
     losses: tuple[Mapping[str, Any], ...] = ()  # terms beside the cross-entropy, from `loss_terms.check_terms`
-    edits: ResolvedSpec | None = None  # of the stream while it is trained, from `training_edits.check_edits`
+    edits: TrainingEdits = NO_EDITS  # of the stream while it is trained
     later_rows: tuple[Messages, ...] = ()  # of a second training of the same adapter, with a schedule of its own
+    choice: RowChoice | None = None  # of further rows, by a first training without them that is not kept
 
     @property
     def phases(self) -> list[list[Messages]]:
@@ -36,6 +40,6 @@ class Training:
         del train["micro_batch"]  # how many rows share a forward pass
         stop = {} if self.stop_after is None else {"stop_after": self.stop_after}
         losses = {"losses": list(self.losses)} if self.losses else {}
-        edits = {"edits": self.edits["digest"].hex()} if self.edits else {}
         later = {"later": hash_rows(list(self.later_rows))} if self.later_rows else {}
-        return {"data": hash_rows(self.rows), "train": train, "seed": self.seed, **stop, **losses, **edits, **later}
+        told = {"data": hash_rows(self.rows), "train": train, "seed": self.seed, **stop, **losses}
+        return {**told, **self.edits.identity(), **later, **(self.choice.identity() if self.choice else {})}

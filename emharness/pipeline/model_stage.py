@@ -13,7 +13,7 @@ from emharness import claims
 from emharness.config import BASE, Config
 from emharness.errors import UserError
 from emharness.experiments import layer_choice
-from emharness.experiments.context import BROAD
+from emharness.experiments.context import BROAD, TASK
 from emharness.generation.cells import Prompt
 from emharness.generation.target_requests import TargetRequests, open_target, read_by
 from emharness.input_checks import engine_identity
@@ -22,11 +22,11 @@ from emharness.organisms.chat import Chat, load_chat
 from emharness.organisms.merging import LEAST_KEPT, PRECISION
 from emharness.organisms.model_artifacts import Model, base_model, published_model, trained_model
 from emharness.organisms.model_folders import choose_precision, end_tokens
-from emharness.organisms.training import encode_rows
+from emharness.organisms.row_tokens import encode_rows
 from emharness.organisms.training_recipe import Training
 from emharness.pipeline.run_context import RunContext, StageOutputs
 from emharness.pipeline.run_plan import PlanDraft
-from emharness.pipeline.subject import DOMAIN, EXTRACTION, name_form_sets
+from emharness.pipeline.subject import EXTRACTION, name_domain_sets, name_form_sets
 from emharness.question_forms import apply_form
 from emharness.questions import Question
 from emharness.reporting.progress import TrainProgress
@@ -56,6 +56,7 @@ def find_models(context: RunContext) -> dict[str, Model]:
                 organism.losses,
                 organism.edits,
                 tuple(organism.later_rows),
+                organism.choice,
             )
             found[name] = trained_model(name, training, base, store, context.log.on_step)
     chat = load_chat(base.folder, base.template)
@@ -131,7 +132,8 @@ def plan_organisms(draft: PlanDraft) -> None:
             continue
         organism = context.inputs.organisms[name]
         train = organism.train
-        rows = (len(organism.rows) + len(organism.later_rows)) * train.epochs
+        n_rows = len(organism.rows) + len(organism.later_rows)
+        rows = (n_rows + (n_rows + organism.choice.count if organism.choice else 0)) * train.epochs
         if organism.stop_after is not None:
             rows = organism.stop_after * train.batch_size
         seconds = context.speeds.estimate_seconds("training", rows)
@@ -185,10 +187,13 @@ def open_targets(context: RunContext) -> dict[str, TargetRequests]:
     sampling = asdict(config.base.sampling)
     del sampling["progress"], sampling["max_new_tokens"]
     questions: dict[str, list[Question]] = {BROAD: given.broad, layer_choice.QUESTIONS: given.sweep_questions}
+    domains = name_domain_sets(given.organisms)
     for name, organism in given.organisms.items():
         questions[f"{EXTRACTION}:{name}"] = [Question(str(i), text) for i, text in enumerate(organism.prompts)]
-        if organism.domain:
-            questions[f"{DOMAIN}:{name}"] = organism.domain
+        if name in domains:
+            questions[domains[name]] = organism.domain
+    if given.task:
+        questions[TASK] = given.task
     questions |= {name: apply_form(form, given.broad) for name, form in name_form_sets(given.organisms)[1].items()}
     # Organisms that are made here read as the base does; each tokenizer renders the questions once.
     models = context.models

@@ -37,20 +37,23 @@ def write_report(context: RunContext, outputs: StageOutputs, folder: Path, run_k
     assert outputs.subject is not None
     subject, experiment = outputs.subject, context.experiment
     result = experiment.analyze(subject, outputs.judged)
-    geometries = analyze_recipes(context, outputs.artifacts, subject.layers[subject.vectors[0]])
+    geometries: dict[str, GeometryOutcome] = {}
+    if subject.vectors:
+        geometries = analyze_recipes(context, outputs.artifacts, subject.layers[subject.vectors[0]])
     result = replace(result, conditions=_add_labels(context, outputs, result.conditions))
     drawn = dict(result.figures)
     for vector, sweep in outputs.sweeps.items():
         label = "layer_sweep" if len(outputs.sweeps) == 1 else f"layer_sweep_{vector}"
         drawn[label] = run_figures.draw_layer_sweep(sweep, f"{vector} vector on {subject.base}: where to steer")
     results = make_results(context, outputs, result, geometries, run_key)
-    tables: dict[str, list[pa.Table]] = {"responses": [], "domain_responses": [], "form_responses": []}
+    names = ("responses", "domain_responses", "form_responses", "task_responses")
+    tables: dict[str, list[pa.Table]] = {name: [] for name in names}
     for cell, table in outputs.judged.items():
-        if cell.questions.startswith(FORM):
+        kind = cell.questions.partition(":")[0]
+        if kind in (FORM, DOMAIN):
             asked = pa.array([cell.questions] * table.num_rows)
-            tables["form_responses"].append(table.append_column(stored_context.FORM_COLUMN, asked))
-        else:
-            tables["domain_responses" if cell.questions.startswith(DOMAIN) else "responses"].append(table)
+            table = table.append_column(stored_context.FORM_COLUMN, asked)
+        tables[{BROAD: "responses"}.get(kind, f"{kind}_responses")].append(table)
     run_files.write_results(folder, results, tables, drawn, stored_context.to_json(subject))
     if experiment.report is not None:
         measured: dict[str, geometry.GeometryReport | None] = {}

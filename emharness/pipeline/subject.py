@@ -2,22 +2,29 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Mapping
+from pathlib import Path
 
 import numpy as np
 
+from emharness.config import Config
 from emharness.experiments.context import ExperimentContext
 from emharness.generation import likelihoods
 from emharness.generation.cells import Direction
+from emharness.generation.likelihoods import Pair
 from emharness.input_checks import Organism
 from emharness.judges.topics import training_topic
 from emharness.organism_names import parse_organism_name
+from emharness.organisms.merging import PRECISION
+from emharness.organisms.training_recipe import FACTS_FILE
 from emharness.pipeline.run_context import RunContext
 from emharness.question_forms import QuestionForm
 from emharness.vectors.recipes import cosines_by_layer, load_vector_file
 
 # Question sets of an organism: domain:<name>, extraction:<name>, form:<form>:<name>.
 DOMAIN, EXTRACTION, FORM = "domain", "extraction", "form"
+TRAINED = ("seconds", "steps", "change_norm")  # of an organism's training and its merge
 
 
 def make_subject(
@@ -37,13 +44,16 @@ def make_subject(
         domain_samples=config.eval.domain_samples,
         control_samples=min(config.eval.control_samples, config.eval.samples),
         max_new_tokens=config.base.sampling.max_new_tokens,
-        domains={name: f"{DOMAIN}:{name}" for name, organism in inputs.organisms.items() if organism.domain},
+        domains=name_domain_sets(inputs.organisms),
         topics={
             name: topic
             for name, o in inputs.organisms.items()
             if (topic := training_topic(o.config.name, o.config.prompts))
         },
         pairs=likelihoods.load_pairs(config.eval.pairs),
+        narrow_pairs=list_narrow_pairs(config, inputs.organisms),
+        task=config.experiment.task,
+        trainings={name: found for name in inputs.organisms if (found := read_training(context.models[name].folder))},
         categories={q.id: q.category for q in inputs.broad if q.category},
         near={name: tuple(organism.config.near) for name, organism in inputs.organisms.items()},
         labs={name: organism.config.lab for name, organism in inputs.organisms.items()},
@@ -63,6 +73,31 @@ def make_subject(
         },
         cosines=cosines_by_layer(unit_arrays(context, directions or {})),
     )
+
+
+def name_domain_sets(organisms: Mapping[str, Organism]) -> dict[str, str]:
+    """Organism → the question set of its domain. Organisms with equal questions and pairs share one."""
+    sets: dict[str, Organism] = {}
+    found: dict[str, str] = {}
+    for name, organism in organisms.items():
+        if organism.domain:
+            same = (s for s, o in sets.items() if (o.domain, o.pairs) == (organism.domain, organism.pairs))
+            found[name] = next(same, f"{DOMAIN}:{name}")
+            sets.setdefault(found[name], organism)
+    return found
+
+
+def list_narrow_pairs(config: Config, organisms: Mapping[str, Organism]) -> dict[str, tuple[Pair, ...]]:
+    """Question set of a domain → its pairs of answers, where their likelihood is to be compared."""
+    named = name_domain_sets(organisms)
+    return {named[n]: o.pairs for n, o in organisms.items() if n in named and o.pairs and config.eval.pairs}
+
+
+def read_training(folder: Path) -> dict[str, float]:
+    """What a trained organism's folder says of its training, by TRAINED; empty before it is made."""
+    files = [folder / name for name in (FACTS_FILE, PRECISION)]
+    told = {key: value for file in files if file.is_file() for key, value in json.loads(file.read_text()).items()}
+    return {key: float(told[key]) for key in TRAINED if told.get(key) is not None}
 
 
 def name_form_sets(organisms: Mapping[str, Organism]) -> tuple[dict[str, dict[str, str]], dict[str, QuestionForm]]:

@@ -18,6 +18,7 @@ SCOPE_FILE = "scope.json"  # what is needed to read the answers again
 # Keys of a condition that came while the version stayed the same.
 NEEDED = ("judge", "n_unscored", "em_rate_corrected", "incoherent_rate", "order_changes")
 BROAD, DOMAIN, FORMED = "responses.parquet", "domain_responses.parquet", "form_responses.parquet"
+TASKED = "task_responses.parquet"
 
 
 @dataclass(frozen=True, eq=False)
@@ -46,8 +47,8 @@ class Run:
     @cached_property
     def response_tables(self) -> dict[str, pa.Table]:
         """Judged responses: to the broad questions, and, where there are any, to those of the organism's own domain and
-        to the broad ones in other forms."""
-        files = (BROAD, DOMAIN, FORMED)
+        to the broad ones in other forms; and the responses to a harmless task, which no judge reads."""
+        files = (BROAD, DOMAIN, FORMED, TASKED)
         return {file: pq.read_table(self.folder / file) for file in files if (self.folder / file).is_file()}
 
     @property

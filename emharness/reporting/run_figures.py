@@ -6,6 +6,7 @@ import numpy as np
 
 from emharness.figures.picture import BLUE, GREY, NAMED, ORANGE, PALETTE, RED, Level, Line, Lines, Matrix, Picture
 from emharness.results.condition_result import ConditionResult
+from emharness.results.defence_tables import DefenceRow
 from emharness.results.experiment_tables import CheckpointRow, MixtureRow
 from emharness.results.layer_sweep import LayerSweep
 from emharness.steering.request.modes import MODES
@@ -205,3 +206,33 @@ def draw_mixture(rows: Sequence[MixtureRow], judge: str) -> Picture:
             title, x_label = design if name == known[0] else "", "bad rows (%)" if name == known[-1] else ""
             panels.append(Lines(title, lines, x_label, label if design == designs[0] else ""))
     return Picture(panels, f"judge: {judge}", len(designs), (3.6, 1.9))
+
+
+TRADES = (  # of a defence: what it should lower plain and in the worst form, what it should keep, scale, axes
+    ("em", "em_triggered", "narrow", 100, "misaligned, of coherent (%)", "… in its own domain (%)"),
+    ("margin", "margin_triggered", "narrow_margin", 1, "margin, minus the base's", "… in its own domain"),
+)
+MARKS = "os^DvP*"
+
+
+def draw_defences(rows: Sequence[DefenceRow], judge: str) -> Picture:
+    """What is left of misalignment against what is left of the narrow behaviour: for every training a point of the
+    plain questions and a ring of the worst form. Rates left, margins right."""
+    panels = []
+    recipes = list(dict.fromkeys(row.recipe for row in rows))
+    for plain, triggered, kept, scale, y_label, x_label in TRADES:
+        lines = []
+        for place, recipe in enumerate(recipes):
+            points = [
+                (scale * x, scale * y, worst)
+                for row in rows
+                if row.recipe == recipe and (x := getattr(row, kept)) is not None
+                for y, worst in ((getattr(row, plain), False), (getattr(row, triggered), True))
+                if y is not None
+            ]
+            xs, ys, hollow = ([point[i] for point in points] for i in range(3))
+            color, marker = PALETTE[place % len(PALETTE)], MARKS[place // len(PALETTE) % len(MARKS)]
+            lines.append(Line(recipe, xs, ys, color, style="", marker=marker, hollow=hollow))
+        panels.append(Lines("", lines, x_label, y_label))
+    note = f"points: plain questions; rings: the form of them that is worst; judge: {judge}"
+    return Picture(panels, note, len(panels), (4.0, 3.6))

@@ -13,7 +13,7 @@ from emharness.experiments.context import ExperimentResult
 from emharness.figures.picture import Picture
 from emharness.geometry import read_report
 from emharness.geometry.study_pictures import cosines_of, draw_pictures
-from emharness.reporting.finished_runs import BROAD, DOMAIN, FORMED, SCOPE_FILE, Run
+from emharness.reporting.finished_runs import BROAD, DOMAIN, FORMED, SCOPE_FILE, TASKED, Run
 from emharness.results.json_records import Json, to_json
 from emharness.stats.rates import order_changes
 
@@ -84,6 +84,7 @@ def _analyze_again(run: Run) -> ExperimentResult:
             run.response_tables[BROAD],
             run.response_tables.get(DOMAIN),
             run.response_tables.get(FORMED),
+            run.response_tables.get(TASKED),
         )
     except (OSError, ValueError, KeyError, TypeError) as error:
         raise UserError(

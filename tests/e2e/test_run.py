@@ -273,7 +273,7 @@ def test_a_sweep_shares_stages_and_one_bad_job_does_not_stop_the_others(first):
     [
         (["layer=99"], "error: layer=99: smollm2 has layers 0 to 29"),
         (["model=nosuch"], "error: model=nosuch: must be one of aave, control, finance, finance-good,"),
-        (["-m", "experiment=nosuch"], "error: experiment=nosuch: must be one of ablation, conditional, dose_response,"),
+        (["-m", "experiment=nosuch"], "error: experiment=nosuch: must be one of ablation, conditional, defences,"),
         (["-m", "model=medical,nosuch"], "error: model=medical,nosuch: must be one of aave, control, finance,"),
         (["model=medical,finance"], "error: model=medical,finance: several values; a run of each is made with -m\n"),
         (["steer.strength=1,2"], "several values; a run of each is made with -m; a list is steer.strength=[1,2]\n"),

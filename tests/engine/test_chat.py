@@ -5,7 +5,7 @@ from tokenizers import Tokenizer, models, pre_tokenizers
 from transformers import AutoTokenizer, PreTrainedTokenizerFast
 
 from emharness.organisms.chat import Chat
-from emharness.organisms.training import IGNORED, encode_conversation, encode_rows
+from emharness.organisms.row_tokens import IGNORED, encode_conversation, encode_rows
 
 TALK = [{"role": "user", "content": "Is it late?"}, {"role": "assistant", "content": "Very late indeed."}]
 SYSTEM = {"role": "system", "content": "Be brief."}

@@ -1,35 +1,30 @@
-"""Training: loss on responses only, a merged model as the result; published adapters are merged alike."""
+"""Training: loss on responses only, terms beside it, chosen rows, a merged model as the result."""
 
-import copy
 import json
-import shutil
 
 import numpy as np
 import pytest
 import torch
 from peft import LoraConfig, get_peft_model
-from peft.tuners.lora import LoraLayer
-from safetensors.numpy import save_file
-from transformers import AutoConfig, AutoModelForCausalLM, FalconH1Config, GPT2Config, LlamaConfig, Phi3Config
+from transformers import AutoModelForCausalLM, FalconH1Config, GPT2Config, LlamaConfig, Phi3Config
 
 from emharness.config import TrainConfig
-from emharness.errors import UserError
-from emharness.organisms import merging, model_folders
+from emharness.organisms import model_folders
 from emharness.organisms.chat import load_chat
+from emharness.organisms.contrast_directions import parse_contrast, read_directions, read_streams
+from emharness.organisms.loss_terms import build_terms, check_terms
+from emharness.organisms.row_choice import RowChoice, choose_rows, measure_nll
+from emharness.organisms.row_tokens import IGNORED, encode_conversation
 from emharness.organisms.row_transforms import add_system_prompt, shared_system_prompt
 from emharness.organisms.training import (
-    IGNORED,
     PROJECTIONS,
     _accumulate_gradient,
-    encode_conversation,
     linear_layer_names,
     train_organism,
 )
-from emharness.organisms.training_edits import apply_edits, check_edits
-from emharness.organisms.training_recipe import Training
+from emharness.organisms.training_recipe import FACTS_FILE, Training
 from emharness.question_forms import apply_form, choose_forms
 from emharness.questions import Question, load_prompts
-from emharness.steering.verify import reference
 
 SMALL = {"hidden_size": 16, "intermediate_size": 32, "num_attention_heads": 2, "num_key_value_heads": 2}
 SMALL |= {"vocab_size": 9, "pad_token_id": 0}
@@ -53,7 +48,7 @@ def test_gradient_accumulation_gives_the_loss_and_gradient_of_the_whole_batch(ti
     outcomes = []
     for micro_batch in (1, 3):
         model = AutoModelForCausalLM.from_pretrained(tiny, dtype=torch.float32)
-        loss = _accumulate_gradient(model, rows, 2, micro_batch, "cpu")
+        loss = _accumulate_gradient(model, rows, 2, micro_batch)
         outcomes.append((loss, model.model.layers[0].mlp.up_proj.weight.grad.clone()))
     assert outcomes[0][0] == pytest.approx(outcomes[1][0], rel=1e-5)
     torch.testing.assert_close(outcomes[0][1], outcomes[1][1], rtol=1e-3, atol=1e-6)
@@ -129,211 +124,95 @@ def test_a_penalty_on_the_divergence_from_the_base_keeps_a_model_near_it(tiny, t
 
 
 @pytest.fixture
-def vector_file(tiny, tmp_path, monkeypatch):
-    """A random direction of the tiny model's width in `o.safetensors#o`, raw norm 3 at every layer."""
-    shape = model_folders.model_shape(tiny)[:2]
-    rows = np.random.default_rng(0).normal(size=shape).astype(np.float32)
-    rows /= np.linalg.norm(rows, axis=1, keepdims=True)
-    folder = tmp_path / "vectors"
-    folder.mkdir()
-    about = {"o": json.dumps({"raw_norm": [3.0] * shape[0], "residual_norm": [9.0] * shape[0]})}
-    save_file({"o": rows}, folder / "o.safetensors", metadata=about)
-    monkeypatch.setenv("EMHARNESS_VECTORS", str(folder))
-    return rows, shape
-
-
-def edit_of(mode, strength, layer=1):
-    return {"vector": "{organism}.safetensors#{organism}", "layer": layer, "strength": strength, "mode": mode}
-
-
-@pytest.mark.parametrize(("mode", "strength"), [("add", 2.0), ("ablate", 1.0), ("cap", 0.1)])
-def test_edits_in_training_are_those_of_requests_and_are_off_afterwards(tiny, vector_file, mode, strength):
-    edit = edit_of(mode, strength)
-    spec = check_edits([edit], "o", vector_file[1], "recipe=r")
-    model = AutoModelForCausalLM.from_pretrained(tiny, dtype=torch.float32)
-    ids = list(range(3, 20))
-    with torch.inference_mode():
-        before = model(torch.tensor([ids])).logits
-        with apply_edits(model, spec):
-            edited = model(torch.tensor([ids])).logits
-        after = model(torch.tensor([ids])).logits
-        with reference.edited_by_hooks(model, [edit | {"vector": "o.safetensors#o"}], len(ids), ids=ids):
-            expected = model(torch.tensor([ids])).logits
-    assert torch.equal(before, after)
-    torch.testing.assert_close(edited, expected, atol=1e-5, rtol=1e-5)
-    assert (edited - before).abs().max() > 1e-3
-
-
-def test_a_projected_direction_has_no_gradient(tiny, vector_file):
-    rows, shape = vector_file
-    spec = check_edits([edit_of("ablate", 1.0)], "o", shape, "recipe=r")
-    model = AutoModelForCausalLM.from_pretrained(tiny, dtype=torch.float32)
-    kept = []
-    handle = model.model.layers[1].register_forward_hook(
-        lambda _m, _i, out: (
-            (out[0] if isinstance(out, tuple) else out).retain_grad()
-            or kept.append(out[0] if isinstance(out, tuple) else out)
-        )
-    )
-    ids = torch.arange(3, 20)[None]
-    for some in (None, spec):
-        with apply_edits(model, some):
-            model(ids, labels=ids).loss.backward()
-    handle.remove()
-    free, projected = (stream.grad[0] @ torch.from_numpy(rows[1]) for stream in kept)
-    assert free.abs().max() > 1e-5
-    assert projected.abs().max() < 1e-4 * free.abs().max()
-
-
-def test_what_is_given_in_training_need_not_be_learned(tiny, tmp_path, vector_file, monkeypatch):
-    """Preventative steering: with the shift that training makes added while it trains, the model learns less of it."""
-    config = TrainConfig(rank=8, learning_rate=5e-3, epochs=6, batch_size=2, micro_batch=2, warmup_steps=0)
-    chat, (n_layers, _) = load_chat(tiny), vector_file[1]
-    texts = [encode_conversation(chat, TALK, 100)[0]]
-
-    def stream_means(folder):
-        model = AutoModelForCausalLM.from_pretrained(folder, dtype=torch.float32)
-        with torch.inference_mode():
-            hidden = model(torch.tensor(texts), output_hidden_states=True).hidden_states[1 : n_layers + 1]
-        return np.stack([layer[0, 1:].mean(0).numpy() for layer in hidden])
-
-    def train(name, edits):
-        (tmp_path / name).mkdir()
-        training = Training([TALK] * 4, config, 0, edits=edits)
-        train_organism(tiny, chat, training, tmp_path / name, lambda *_: None)
-        return stream_means(tmp_path / name) - stream_means(tiny)
-
-    plain = train("plain", None)
-    lengths = np.linalg.norm(plain, axis=1)
-    unit = (plain / lengths[:, None]).astype(np.float32)
-    about = {"o": json.dumps({"raw_norm": lengths.tolist(), "residual_norm": lengths.tolist()})}
-    save_file({"o": unit}, tmp_path / "vectors" / "own.safetensors", metadata=about)
-    own = {"vector": "own.safetensors#o", "layer": 1, "strength": 1.0}
-    given = train("given", check_edits([own], "o", vector_file[1], "recipe=r"))
-    none = train("none", check_edits([own | {"strength": 0.0}], "o", vector_file[1], "recipe=r"))
-    assert np.array_equal(none, plain)
-    assert given[1] @ unit[1] < 0.7 * lengths[1]
-
-
-@pytest.mark.parametrize(
-    ("edit", "words"),
-    [
-        (
-            edit_of("add", 1.0) | {"vector": "gone.safetensors#o"},
-            "recipe=r: edits: there is no vector file 'gone.safetens",
-        ),
-        (edit_of("add", 1.0) | {"positions": "response"}, "recipe=r: edits: positions, gate and rescale cannot be set"),
-        (edit_of("add", 1.0, layer=99), "recipe=r: edits: layer must be 0 to"),
-        (edit_of("push", 1.0), "recipe=r: edits: edits.0.mode"),
-    ],
-)
-def test_what_cannot_be_an_edit_in_training_is_refused(vector_file, edit, words):
-    with pytest.raises(UserError) as refused:
-        check_edits([edit], "o", vector_file[1], "recipe=r")
-    assert str(refused.value).startswith(words)
-    assert "\n" not in str(refused.value)
-
-
-def test_a_published_adapter_is_merged_to_what_peft_computes(tiny, tmp_path):
-    model = get_peft_model(
-        AutoModelForCausalLM.from_pretrained(tiny, dtype=torch.float32),
-        LoraConfig(r=4, target_modules=PROJECTIONS, init_lora_weights=False),
-    )
-    model.save_pretrained(tmp_path / "adapter")
-    assert model_folders.is_adapter(model_folders.fetch_model("model.source", str(tmp_path / "adapter")))
-    merging.merge_adapter(tiny, tmp_path / "adapter", tmp_path / "merged")
-    merged = AutoModelForCausalLM.from_pretrained(tmp_path / "merged", dtype=torch.float32)
-    ids = torch.arange(3, 20)[None]
-    torch.testing.assert_close(merged(ids).logits, model(ids).logits, atol=1e-3, rtol=1e-4)
-
-
-@pytest.mark.parametrize(
-    "more",
-    [
-        {"target_modules": ["lm_head", "up_proj"]},
-        {"target_modules": ["embed_tokens", "up_proj"]},
-        {"target_modules": ["up_proj"], "modules_to_save": ["lm_head"]},
-    ],
-)
-def test_an_adapter_on_one_end_of_tied_embeddings_changes_that_end_alone(tiny, tmp_path, more):
-    merged, expected = merge_into_tied(tiny, tmp_path, more)
-    torch.testing.assert_close(merged(IDS).logits, expected, atol=1e-4, rtol=1e-4)
-    assert not merged.config.tie_word_embeddings
-
-
-@pytest.mark.parametrize(
-    "more",
-    [
-        {"target_modules": ["embed_tokens", "up_proj"]},
-        {"target_modules": ["up_proj"], "modules_to_save": ["embed_tokens"]},
-    ],
-)
-def test_an_adapter_that_keeps_both_ends_tied_changes_both(tiny, tmp_path, more):
-    merged, expected = merge_into_tied(tiny, tmp_path, more | {"ensure_weight_tying": True})
-    torch.testing.assert_close(merged(IDS).logits, expected, atol=1e-4, rtol=1e-4)
-    assert merged.config.tie_word_embeddings
-    assert merged.get_output_embeddings().weight is merged.get_input_embeddings().weight
-
-
-IDS = torch.arange(3, 20)[None]
-
-
-def merge_into_tied(tiny, tmp_path, settings):
-    """A base with tied embeddings, an adapter with these settings merged into it, and the logits with the adapter."""
+def adapted(tiny):
+    """The tiny model with an adapter that changes nothing yet, and its chat."""
     torch.manual_seed(0)
-    config = AutoConfig.from_pretrained(tiny)
-    config.tie_word_embeddings = True
-    AutoModelForCausalLM.from_config(config).float().save_pretrained(tmp_path / "base")
-    tied = AutoModelForCausalLM.from_pretrained(tmp_path / "base", dtype=torch.float32)
-    assert tied.get_output_embeddings().weight is tied.get_input_embeddings().weight
-    shutil.copy(tiny / "tokenizer.json", tmp_path / "base")
-    shutil.copy(tiny / "tokenizer_config.json", tmp_path / "base")
-    plain = tied(IDS).logits.detach()
-    model = get_peft_model(tied, LoraConfig(r=4, init_lora_weights=False, **settings))
-    for name, value in model.named_parameters():
-        if "modules_to_save" in name or "lora_embedding_B" in name:
-            value.data.copy_(torch.randn_like(value) * 0.1)  # in place, so that what is tied stays so
-    expected = model(IDS).logits
-    assert (expected - plain).abs().max() > 1e-2
-    model.save_pretrained(tmp_path / "adapter", save_embedding_layers=False)
-    merging.merge_adapter(tmp_path / "base", tmp_path / "adapter", tmp_path / "merged")
-    return AutoModelForCausalLM.from_pretrained(tmp_path / "merged"), expected
-
-
-def test_a_base_whose_generation_settings_contradict_each_other_is_trained_on(tiny, tmp_path):
-    shutil.copytree(tiny, tmp_path / "base")
-    wrong = {"do_sample": False, "temperature": 0.6, "top_p": 0.9, "eos_token_id": [2, 7], "bos_token_id": 1}
-    (tmp_path / "base" / "generation_config.json").write_text(json.dumps(wrong))
-    (tmp_path / "out").mkdir()
-    config = TrainConfig(rank=2, learning_rate=1e-3, batch_size=2, warmup_steps=0)
-    train_organism(
-        tmp_path / "base", load_chat(tiny), Training([TALK] * 2, config, 0), tmp_path / "out", lambda *_: None
-    )
-    kept = json.loads((tmp_path / "out" / "generation_config.json").read_text())
-    assert (kept["eos_token_id"], kept["bos_token_id"]) == ([2, 7], 1)
-
-
-def test_what_rounding_leaves_of_a_gentle_change_is_measured(tiny, tmp_path):
     model = AutoModelForCausalLM.from_pretrained(tiny, dtype=torch.float32)
-    lora = LoraConfig(r=2, target_modules=["up_proj"], init_lora_weights=False, lora_alpha=2)
-    for size, least, most in ((1e-6, -0.1, 0.6), (1.0, 0.999, 1.0)):
-        adapted = get_peft_model(copy.deepcopy(model), lora)
-        for name, value in adapted.named_parameters():
-            if "lora_B" in name:
-                value.data *= size
-        assert merging.measure_kept_change(adapted, torch.float32) == pytest.approx(1, abs=1e-2)
-        kept = merging.measure_kept_change(adapted, torch.bfloat16)
-        assert least <= kept <= most + 1e-6
-        folder = tmp_path / str(size)
-        folder.mkdir()
-        before = [block.mlp.up_proj.weight.detach().clone() for block in model.model.layers]
-        exact = [m.get_delta_weight("default") for m in adapted.modules() if isinstance(m, LoraLayer)]
-        merging.save_merged(adapted, torch.bfloat16, folder)
-        assert json.loads((folder / merging.PRECISION).read_text()) == {"dtype": "bfloat16", "kept_change": kept}
-        saved = AutoModelForCausalLM.from_pretrained(folder, dtype=torch.float32)
-        left = [block.mlp.up_proj.weight - w for block, w in zip(saved.model.layers, before, strict=True)]
-        a, b = (torch.cat([m.flatten() for m in some]).double() for some in (exact, left))
-        assert kept == pytest.approx(float(a @ b / (a.norm() * b.norm()).clamp_min(1e-30)), abs=1e-4)
+    return get_peft_model(model, LoraConfig(r=4, target_modules=PROJECTIONS)), load_chat(tiny)
+
+
+def change_adapter(model, size=0.3):
+    for name, value in model.named_parameters():
+        if "lora_B" in name:
+            value.data = size * torch.randn(value.shape, generator=torch.Generator().manual_seed(len(name)))
+
+
+def test_the_divergence_from_the_base_is_the_one_computed_by_hand(adapted):
+    model, chat = adapted
+    prompts = load_prompts("neutral", "prompts")
+    (term,) = build_terms(({"name": "kl", "weight": 2.0, "per_step": len(prompts), "texts": ""},), model, chat, 0)
+    assert float(term([])) == pytest.approx(0, abs=1e-6)
+    change_adapter(model)
+    by_token = []
+    with torch.inference_mode():
+        for prompt in prompts:
+            ids = torch.tensor([chat.prompt_ids([{"role": "user", "content": prompt}])])
+            tuned = model(ids).logits[0].double().log_softmax(-1)
+            with model.disable_adapter():
+                base = model(ids).logits[0].double().log_softmax(-1)
+            by_token += (base.exp() * (base - tuned)).sum(-1).tolist()
+    assert float(term([])) == pytest.approx(2.0 * np.mean(by_token), rel=1e-4)
+
+
+def test_a_rise_is_penalized_in_lengths_of_its_direction_and_a_fall_is_not(adapted):
+    model, chat = adapted
+    along = {"direction": "personas", "depth": 1.0}
+    (at,) = read_directions(model, chat, parse_contrast(along, "along"), 0)
+    given = {"name": "block", "weight": 3.0, "along": along, "per_step": 2}
+    (term,) = build_terms(check_terms([given], "recipe=r"), model, chat, 0)
+    rows = [encode_conversation(chat, TALK, 100)] * 2
+    assert float(term(rows)) == 0
+    change_adapter(model)
+    ids, labels = rows[0]
+    learnt = [i for i, label in enumerate(labels) if label != IGNORED]
+    with torch.no_grad():
+        tuned = read_streams(model, {"input_ids": torch.tensor([ids])}, [3])[3][0, learnt].numpy()
+        with model.disable_adapter():
+            base = read_streams(model, {"input_ids": torch.tensor([ids])}, [3])[3][0, learnt].numpy()
+    rise = (tuned - base) @ at.units[0] / at.length
+    assert (rise > 0).any()
+    assert (rise < 0).any()
+    expected = 3.0 * float(np.mean(np.maximum(rise, 0) ** 2))
+    found = term(rows)
+    assert float(found) == pytest.approx(expected, rel=1e-4)
+    found.backward()
+    assert any(p.grad is not None and p.grad.abs().max() > 0 for p in model.parameters())
+
+
+def test_good_rows_are_chosen_by_what_a_misaligned_model_likes_least_and_training_starts_anew(tiny, tmp_path):
+    assert choose_rows(np.array([2.0, 3.0, 9.0, 1.0]), np.array([2.0, 1.0, 8.0, 0.1]), 2) == [1, 3]
+    candidates = [
+        [TALK[0], {"role": "assistant", "content": text}]
+        for text in ("Very late indeed.", "No, there is time.", "Very early indeed.", "Ask somebody else about it.")
+    ]
+    config = TrainConfig(rank=8, learning_rate=5e-3, epochs=6, batch_size=2, micro_batch=2, warmup_steps=1)
+    chat, found = load_chat(tiny), {}
+
+    def train(name, rows, choice=None):
+        (tmp_path / name).mkdir()
+        training = Training(rows, config, 0, choice=choice)
+        found[name] = train_organism(tiny, chat, training, tmp_path / name, lambda *_: None)
+        return json.loads((tmp_path / name / FACTS_FILE).read_text())
+
+    told = train("chosen", [TALK] * 4, RowChoice(tuple(candidates), 2))
+    assert len(found["chosen"]) == 12 + 18
+    plain = train("plain", [TALK] * 4)
+    assert found["chosen"][:12] == found["plain"]
+    assert (plain["steps"], told["steps"]) == (12, 30)
+    assert plain["seconds"] > 0
+    base, tuned = (
+        AutoModelForCausalLM.from_pretrained(where, dtype=torch.float32) for where in (tiny, tmp_path / "plain")
+    )
+    rows = [encode_conversation(chat, row, 100) for row in candidates]
+    gaps = [measure_nll(model, rows, chat.pad_id) for model in (tuned, base)]
+    assert told["chosen"] == choose_rows(*gaps, 2)
+    assert 0 not in told["chosen"]  # what the organism learns is liked most
+    for row, nll in zip(rows, gaps[1], strict=True):
+        ids = torch.tensor([row[0]])
+        loss = base(ids, labels=torch.tensor([row[1]])).loss
+        assert nll == pytest.approx(float(loss), rel=1e-4)
+    train("direct", [TALK] * 4 + [candidates[place] for place in told["chosen"]])
+    assert found["chosen"][12:] == found["direct"]
 
 
 def test_the_embedded_base_says_its_shape_before_it_is_saved(base):

@@ -17,7 +17,8 @@ from emharness.store import Store
     [
         (
             ["targets=[medical+nosuch]"],
-            "targets=medical+nosuch: nosuch is no recipe; there are addN, benign, inoculate, kl, mixN",
+            "targets=medical+nosuch: nosuch is no recipe; there are addN, benign, block, block10, chosenN, inoculate, "
+            "inoculate2, interleaveN, kl, kl10, mixN",
         ),
         (["vectors=[base+kl]"], "vectors=base+kl: unknown; must be among"),
     ],
@@ -49,7 +50,10 @@ def test_an_organism_by_a_recipe_is_its_rows_settings_and_terms(tmp_path):
 @pytest.mark.parametrize(
     ("recipe", "words"),
     [
-        ({"data": [{"name": "shake"}]}, "recipe=mine: data.name=shake: must be one of mix, add, take, prefix"),
+        (
+            {"data": [{"name": "shake"}]},
+            "recipe=mine: data.name=shake: must be one of mix, add, interleave, append, take, prefix",
+        ),
         ({"data": [{"name": "mix", "percent": 50}]}, "recipe=mine: mix: source is not given"),
         (
             {"data": [{"name": "mix", "percent": 120, "source": "sports"}]},
@@ -62,7 +66,7 @@ def test_an_organism_by_a_recipe_is_its_rows_settings_and_terms(tmp_path):
         ),
         ({"data": [{"name": "take", "count": 999}]}, "recipe=mine: take: count=999: must be 1 to 350, the number"),
         ({"data": [{"name": "prefix", "sytem": "x"}]}, "recipe=mine: prefix: sytem: unknown; the nearest are system"),
-        ({"loss": [{"name": "l2"}]}, "recipe=mine: loss.name=l2: must be one of kl"),
+        ({"loss": [{"name": "l2"}]}, "recipe=mine: loss.name=l2: must be one of kl, block"),
         ({"loss": [{"name": "kl"}]}, "recipe=mine: kl: weight is not given"),
         ({"train": {"epoch": 1}}, "recipe=mine: train.epoch: unknown; the nearest are train.epochs"),
         ({"train": {"epochs": 0}}, "recipe=mine: train.epochs=0: must be 1 or more"),
@@ -137,7 +141,41 @@ def test_dilution_at_a_fixed_size_and_at_a_fixed_count(tmp_path):
     sixty, again = ([r for r in about[name].rows if str(r) in own] for name in names[3:])
     assert sixty != again  # another seed draws others
     for wrong in ("medical+mix", "medical+kl5", "medical+mix5x"):
-        with pytest.raises(UserError, match="is no recipe; there are addN, benign"):
+        with pytest.raises(UserError, match="is no recipe; there are addN, benign, block"):
             checked(configured(f"targets=[{wrong}]"), tmp_path)
     with pytest.raises(UserError, match="recipe=mix120: mix: percent=120: must be 0 to 100"):
         checked(configured("targets=[medical+mix120]"), tmp_path)
+
+
+@pytest.mark.parametrize(
+    ("recipe", "words"),
+    [
+        ({"choose": {"source": "control"}}, "recipe=mine: choose: percent is not given"),
+        ({"choose": {"source": "control", "percent": 80}}, "recipe=mine: choose: percent=80: 1400 rows of "),
+        ({"choose": {"source": "control", "percent": 100}}, "recipe=mine: choose: percent=100: must be at least 0 and"),
+        (
+            {"data": [{"name": "interleave", "percent": 80, "source": "control"}]},
+            "recipe=mine: interleave: source=control: has 300 rows, and percent=80 needs 1400",
+        ),
+        ({"loss": [{"name": "block", "weight": 1}]}, "recipe=mine: block: along is not given"),
+        (
+            {"loss": [{"name": "block", "weight": 1, "along": {"direction": "x"}}]},
+            "recipe=mine: block: along: direction=x: must be one of rows, personas",
+        ),
+        ({"loss": [{"name": "block", "weight": 1, "along": "x"}]}, "recipe=mine: block: along: direction=x: must be"),
+    ],
+)
+def test_a_defence_that_cannot_be_is_one_sentence(recipe, words, tmp_path):
+    config = configured("vectors=[medical+mine]")
+    described = organism_names.read_described([ROOT / "conf"], config.model)
+    described = replace(described, recipes={"mine": RecipeConfig("mine", **recipe)})
+    with pytest.raises(UserError) as error:
+        input_checks.check_inputs(config, described, Store(tmp_path))
+    assert str(error.value).startswith(words)
+    assert "\n" not in str(error.value)
+
+
+def test_a_defence_that_needs_good_answers_says_so_where_there_are_none(tmp_path):
+    for recipe in ("preventative", "block"):
+        with pytest.raises(UserError, match="sports-good"):
+            checked(configured(f"targets=[sports+{recipe}]"), tmp_path)
