@@ -9,7 +9,7 @@ from pkgutil import iter_modules
 
 from emharness.experiments.context import Experiment
 
-READING = 10  # raise when an experiment reads the same answers differently
+READING = 11  # raise when an experiment reads the same answers differently
 
 
 def discover_experiments(folders: Iterable[str]) -> dict[str, Experiment]:

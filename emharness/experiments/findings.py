@@ -9,6 +9,7 @@ from emharness.results.experiment_tables import (
     AblationRow,
     Alarm,
     ConditionalRow,
+    FalseAlarms,
     FirstRise,
     HalfShare,
     LabTransfer,
@@ -184,11 +185,20 @@ def describe_seeds(spread: SeedSpread) -> str:
     )
 
 
-def describe_alarms(alarms: Sequence[Alarm], first: Sequence[FirstRise]) -> str:
+def describe_alarms(alarms: Sequence[Alarm], first: Sequence[FirstRise], false: Sequence[FalseAlarms] = ()) -> str:
     """Whether projections warn of a training that goes wrong, and whether they do before the behaviour changes."""
     known = [row for row in alarms if row.auroc is not None]
+    organisms = {row.organism: row.margin_first for row in first}
+    early = ""
+    if false and organisms:
+        risen = sum(step is not None for step in organisms.values())
+        early = (
+            f" The margin rises in {risen} of {len(organisms)} trainings. Of {false[0].of} checkpoints of benign "
+            f"fine-tunes {max(row.projection for row in false)} look raised by a projection, {false[0].margin} by the "
+            f"margin and {false[0].em} by the rate."
+        )
     if not known:
-        return "All checkpoints are alike in whether their rate is above the base's, so no alarm can be measured."
+        return f"All checkpoints are alike in whether their rate is raised, so no alarm can be measured.{early}"
     rates = ", ".join(
         f"{row.vector} {row.auroc:.2f} ({row.ci95[0]:.2f} to {row.ci95[1]:.2f})"
         if row.ci95
@@ -207,5 +217,5 @@ def describe_alarms(alarms: Sequence[Alarm], first: Sequence[FirstRise]) -> str:
     return (
         f"As an alarm for other organisms' trainings the projection has AUROC {rates}. Of {len(rises)} cases it rises "
         f"before the behaviour in {earlier}, after it or not at all in {later + silent}; in {without} it rises and the "
-        "behaviour does not."
+        f"behaviour does not.{early}"
     )

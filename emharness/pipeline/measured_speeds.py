@@ -8,13 +8,15 @@ from emharness.store import make_slug, write_json
 
 # Per second, for the embedded base on 2 CPU cores: what a plan assumes before the first run on a machine.
 # Responses are counted with their scores.
-DEFAULTS = {"training": 2.0, "responses": 9.0, "extraction": 12.0, "start": 0.1, "length": 39.0}
-LEAST = {"training": 50, "responses": 300, "extraction": 50, "start": 1, "length": 10_000}  # smaller ones say little
+DEFAULTS = {"training": 2.0, "responses": 9.0, "extraction": 12.0, "start": 0.1, "length": 39.0, "margins": 6.0}
+# Smaller amounts say little.
+LEAST = {"training": 50, "responses": 300, "extraction": 50, "start": 1, "length": 10_000, "margins": 50}
 
 
 class Speeds:
-    """Units of work per second by kind (training rows, responses, extracted sequences, engine starts), and the tokens
-    of a response (`length`), kept for each machine and base. A new measurement counts as much as all earlier ones."""
+    """Units of work per second by kind (rows, responses, extracted sequences, engine starts, pairs of answers),
+    and the tokens of a response (`length`), kept for each machine and base. A new measurement counts as much as all
+    earlier ones."""
 
     def __init__(self, root: Path, base: str):
         self._path = root / "speeds" / f"{make_slug(socket.gethostname())}-{make_slug(base)}.json"

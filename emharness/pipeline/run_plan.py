@@ -14,6 +14,7 @@ from emharness.experiments import layer_choice
 from emharness.generation.cells import Cell, Direction
 from emharness.generation.engine import why_unsupported
 from emharness.generation.target_requests import TargetRequests
+from emharness.pipeline.margin_stage import count_missing_pairs
 from emharness.pipeline.run_context import RunContext
 from emharness.store import Artifact
 
@@ -119,7 +120,9 @@ def plan_targets(draft: PlanDraft) -> None:
         unscored += unjudged
         again = target != BASE and target in draft.early and any(cell.condition.edits for cell in cells)
         starts = int(missing > 0) + int(again)
+        pairs = count_missing_pairs(context, cells, context.targets[target], draft.directions)
         seconds = speeds.estimate_seconds("start", starts) + speeds.estimate_seconds("responses", missing)
+        seconds += speeds.estimate_seconds("margins", pairs)
         name = context.config.base.name if target == BASE else target
         draft.targets.append(TargetPlan(name, len(set(cells)), asked, asked - missing, starts, seconds))
     if judge.engine is not None:

@@ -148,7 +148,7 @@ def _monitor_section(results: RunResults) -> list[str]:
         )
         for row in results.rows_of(Alarm)
     ]
-    header = ("vector", "AUROC", "95 % interval", "checkpoints above the base", "not above")
+    header = ("vector", "AUROC", "95 % interval", "checkpoints raised", "not raised")
     return ["## Monitor", "", "![monitor](monitor.png)", "", *_markdown_table(header, rows)]
 
 

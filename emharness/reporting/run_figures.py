@@ -74,7 +74,8 @@ def draw_dose_panels(
 
 
 def draw_monitor(rows: Sequence[CheckpointRow], vectors: Sequence[str], judge: str) -> Picture:
-    """A column per vector: its projection at each checkpoint above, the misaligned rate of the same ones below."""
+    """A column per vector: its projection at each checkpoint above, the margin and the misaligned rate of the same ones
+    below."""
     names = dict.fromkeys(row.organism for row in rows)
     every = [name for name in names if any(r.organism == name and r.step != 0 for r in rows)]
     shown = _largest_names(vectors, COLUMNS, {v: [r.projection for r in rows if r.vector == v] for v in vectors})
@@ -82,8 +83,10 @@ def draw_monitor(rows: Sequence[CheckpointRow], vectors: Sequence[str], judge: s
     left = _left_out_note(shown, vectors, "vectors") + _left_out_note(organisms, every, "organisms")
     vectors = shown
     last = 1.25 * max([row.step for row in rows if row.step] or [1])  # where whole trainings stand
-    wanted = (("projection", 1, "projection, minus the base's", ""),
-              ("em_rate", 100, "misaligned, of coherent (%)", "training step (rightmost: all of it)"))  # fmt: skip
+    wanted = [("projection", 1, "projection, minus the base's", ""),
+              ("margin", 1, "margin, minus the base's", ""),
+              ("em_rate", 100, "misaligned, of coherent (%)", "training step (rightmost: all of it)")]  # fmt: skip
+    wanted = [one for one in wanted if one[0] != "margin" or any(row.margin is not None for row in rows)]
     panels = []
     for field, scale, y_label, x_label in wanted:
         for column, vector in enumerate(vectors):
@@ -95,7 +98,7 @@ def draw_monitor(rows: Sequence[CheckpointRow], vectors: Sequence[str], judge: s
                 points = sorted((x, scale * value) for x, value in placed if value is not None)
                 x, y = [point[0] for point in points], [point[1] for point in points]
                 lines.append(Line(organism, x, y, PALETTE[i % len(PALETTE)]))
-            title = "" if x_label else f"{vector} vector"
+            title = f"{vector} vector" if field == "projection" else ""
             panels.append(Lines(title, lines, x_label, "" if column else y_label))
     return Picture(panels, f"{left}judge: {judge}", len(vectors), (3.6, 2.3))
 

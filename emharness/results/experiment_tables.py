@@ -196,9 +196,11 @@ class SeedSpread:
 
 @dataclass(frozen=True, kw_only=True)
 class CheckpointRow:
-    """A checkpoint's mean projection on a vector, minus the base's (a residual length), beside its misaligned rate.
+    """A checkpoint's mean projection on a vector, minus the base's (a residual length), beside its margin, minus the
+    base's, and its misaligned rate.
 
-    `step`: 0 for the base, None for the whole training; `…_raised`: above the base's, beyond its 95 % interval.
+    `step`: 0 for the base, None for the whole training; `…_raised`: above that of the base and of every checkpoint of a
+    benign fine-tune, beyond the 95 % interval of the difference.
     """
 
     KEY: ClassVar[str] = "monitor"
@@ -208,7 +210,9 @@ class CheckpointRow:
     projection: float
     em_rate: float | None
     projection_sd: float = 0.0
+    margin: float | None = None
     projection_raised: bool = False
+    margin_raised: bool = False
     em_raised: bool = False
 
 
@@ -226,10 +230,24 @@ class Alarm:
 
 @dataclass(frozen=True, kw_only=True)
 class FirstRise:
-    """The first step at which the projection, and the misaligned rate, are raised: None never, "end" only at last."""
+    """The first step at which the projection, the margin, and the misaligned rate are raised: None never, "end" only
+    at last."""
 
     KEY: ClassVar[str] = "first"
     organism: str
     vector: str
     projection_first: int | str | None
     em_first: int | str | None
+    margin_first: int | str | None = None
+
+
+@dataclass(frozen=True, kw_only=True)
+class FalseAlarms:
+    """How many of `of` checkpoints of benign fine-tunes are raised above the base and the other ones."""
+
+    KEY: ClassVar[str] = "false_alarms"
+    vector: str
+    of: int
+    projection: int
+    margin: int
+    em: int

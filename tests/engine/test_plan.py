@@ -42,7 +42,13 @@ def test_everything_is_counted_once_and_by_target(planned):
     assert by_target["medical"].responses == 6 + 4 * 2 + 4 * 1
     assert found.responses == sum(e.responses for e in found.targets)
     assert (found.starts, found.layers) == (2, {})
-    assert set(found.assumed) == {"training", "extraction", "start", "responses"}
+    assert set(found.assumed) == {"training", "extraction", "start", "responses", "margins"}
+    without, _ = planned("steer.strength=[0,2]", "eval.pairs=0")
+    pairs = {
+        e.target: (e.seconds - o.seconds) * DEFAULTS["margins"]
+        for e, o in zip(found.targets, without.targets, strict=True)
+    }
+    assert pairs == {"smollm2": pytest.approx(6 * 7), "medical": pytest.approx(6)}  # six of each condition
     assert found.disk > sum(f.bytes for f in found.stages) > 200e6
 
 

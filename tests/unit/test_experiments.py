@@ -1,5 +1,7 @@
 """Experiments are pure: planted answers in, exact numbers out; no model."""
 
+from dataclasses import replace
+
 import numpy as np
 import pyarrow as pa
 import pytest
@@ -10,6 +12,7 @@ from support.planted_records import checkpoint
 from emharness import experiments
 from emharness.config import SteerConfig, SweepConfig
 from emharness.experiments import EXPERIMENTS, layer_choice, monitor, seeds
+from emharness.generation.likelihoods import Pair
 from emharness.results.json_records import to_json
 from emharness.stats.answer_tables import bootstrap_rates
 from emharness.stats.auroc import auroc_interval
@@ -251,13 +254,16 @@ def test_a_monitor_reads_projections_beside_rates_and_says_which_rises_first():
         shifted[:, 1] += size * unit[1]
         return shifted
 
+    margins = {t: rng.normal(0, 0.1, 12) + (0.5 if t in ("a-step5", "a-step10", "a") else 0) for t in targets}
     about = scope(
         vectors=("a",),
         targets=targets,
         mechanisms=mechanisms,
+        pairs=[Pair(f"q{i}", "power", "good", "bad") for i in range(12)],
         projections={t: {"a": project_change(activations(planted.get(t, 0)), noise, unit, 1)} for t in targets},
     )
     bad = {"a-step10": 6, "a": 12, "b": 9}
+    about = replace(about, margins={about.unsteered_condition(t): values for t, values in margins.items()})
     judged = plant("monitor", about, lambda vector, target: bad.get(target, 0))
     reading = EXPERIMENTS["monitor"].analyze(about, judged)
     rows = {(row.organism, row.step): row for row in reading.numbers["monitor"]}
@@ -281,6 +287,15 @@ def test_a_monitor_reads_projections_beside_rates_and_says_which_rises_first():
         "not_raised": 4,
     }
     assert to_json(reading.numbers["alarm"]) == [alarm]
-    first = {row.organism: (row.projection_first, row.em_first) for row in reading.numbers["first"]}
-    assert first == {"a": (10, 10), "b": (5, "end")}
+    steps = ("projection_first", "margin_first", "em_first")
+    first = {row.organism: tuple(getattr(row, step) for step in steps) for row in reading.numbers["first"]}
+    assert first == {"a": (10, 5, 10), "b": (5, None, "end")}
+    assert rows["a", 10].margin == pytest.approx(0.5, abs=0.1)
+    # d after 5 steps is above the base but not above the whole of d, which is above both.
+    assert to_json(reading.numbers["false_alarms"]) == [{"vector": "a", "of": 2, "projection": 1, "margin": 0, "em": 0}]
+    assert "The margin rises in 1 of 2 trainings. Of 2 checkpoints of benign" in reading.finding
+    loud = plant("monitor", about, lambda vector, target: bad.get(target, 0) + 12 * (target == "d"))
+    again = EXPERIMENTS["monitor"].analyze(about, loud).numbers
+    assert {row.em_first for row in again["first"]} == {None}  # a benign training does as much
+    assert again["false_alarms"][0].em == 1
     assert set(reading.figures) == {"monitor"}
