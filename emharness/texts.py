@@ -1,6 +1,7 @@
 """Text as files have it (encodings that say what they are, no half characters), and names as figures show them."""
 
 import codecs
+from collections.abc import Sequence
 
 from emharness.errors import UserError
 
@@ -55,3 +56,8 @@ def checked_text(text: str, location: str) -> str:
             f"{location}: {half} is half of a character (an escape cut in two); write both halves"
         ) from None
     return text
+
+
+def join_tokens(tokens: Sequence[str]) -> str:
+    """Tokens in a line, each quoted where it is not a plain word."""
+    return " ".join(word if (word := token.strip()) and word.isprintable() else repr(token) for token in tokens)

@@ -12,7 +12,10 @@ from emharness.cli import read_settings, start_launcher
 from emharness.errors import UserError
 
 if TYPE_CHECKING:
+    from collections.abc import Mapping
+
     from emharness.results.run_results import RunResults
+    from emharness.steering.request.vector_files import StoredTensor
 
 CONF = Path(__file__).resolve().parent.parent / "conf" / "tools"
 TASKS = ("show", "convert", "card")  # of a file; publish is of a run
@@ -42,6 +45,8 @@ def run(cfg: DictConfig) -> None:
         found = {name: found[name]}
     if task == "show":
         terminal.show_vectors([exchange.describe_vector(name, stored) for name, stored in found.items()])
+        if settings["base"] is not None:
+            show_tokens(found, settings["base"], settings["layer"])
         return
     out = Path(settings["out"]).expanduser() if settings["out"] else None
     if out is not None:
@@ -60,6 +65,26 @@ def run(cfg: DictConfig) -> None:
             return
         out.write_text(text, encoding="utf-8")
     print(f"results: {out}", flush=True)
+
+
+def show_tokens(found: Mapping[str, StoredTensor], base: str, layer: int | None) -> None:
+    """The tokens that vectors promote and suppress in a model, and the store's vectors that are nearest to them."""
+    from emharness.geometry import stored_files
+    from emharness.organisms import model_folders
+    from emharness.organisms.model_artifacts import find_base
+    from emharness.reporting import terminal
+    from emharness.store import Store, artifacts_home
+    from emharness.vectors import token_lens
+
+    store = Store(artifacts_home())
+    folder = find_base(base, store)
+    n_layers = model_folders.model_shape(folder, "base").n_layers
+    layer = n_layers // 2 if layer is None else layer
+    if not 0 <= layer < n_layers:
+        raise UserError(f"layer={layer}: {base} has layers 0 to {n_layers - 1}")
+    rows = {name: token_lens.row_at(name, stored, layer, n_layers) for name, stored in found.items()}
+    stored = token_lens.stored_rows(stored_files(store.root / "vectors", {}), layer, n_layers)
+    terminal.show_tokens(token_lens.read_vector_tokens(rows, layer, folder, stored))
 
 
 def publish_run(folder: Path, results: str | None, name: str | None) -> None:

@@ -39,6 +39,15 @@ def base_model(folder: Path | None, identity: dict[str, Any], template: Mapping[
     )
 
 
+def find_base(source: str, store: Store) -> Path:
+    """The folder of a model: "embedded" (saved in the store where it was not yet), a local folder or a hub id."""
+    if source != model_folders.EMBEDDED:
+        return model_folders.fetch_model("base", source)
+    artifact = base_model(None, {}, {}, store).artifact
+    assert artifact is not None
+    return store.get_artifact(artifact.stage, artifact.name, artifact.identity, artifact.make)[0]
+
+
 def published_model(name: str, published: Path, fingerprint: str, base: Model, store: Store) -> Model:
     """A published organism: a whole model where it lies (with the base's tokenizer, if it has none), an adapter merged
     into the base."""

@@ -212,8 +212,15 @@ def draw_mixture(rows: Sequence[MixtureRow], judge: str) -> Picture:
 
 
 TRADES = (  # of a defence: what it should lower plain and in the worst form, what it should keep, scale, axes
-    ("em", "em_triggered", "narrow", 100, "misaligned, of coherent (%)", "… in its own domain (%)"),
-    ("margin", "margin_triggered", "narrow_margin", 1, "margin, minus the base's", "… in its own domain"),
+    ("em", "em_triggered", "narrow", 100, "misaligned, of coherent (%)", "misaligned in its own domain (%)"),
+    (
+        "margin",
+        "margin_triggered",
+        "narrow_margin",
+        1,
+        "margin, minus the base's",
+        "margin in its own domain, minus the base's",
+    ),
 )
 MARKS = "os^DvP*"
 
@@ -236,6 +243,7 @@ def draw_defences(rows: Sequence[DefenceRow], judge: str) -> Picture:
             xs, ys, hollow = ([point[i] for point in points] for i in range(3))
             color, marker = PALETTE[place % len(PALETTE)], MARKS[place // len(PALETTE) % len(MARKS)]
             lines.append(Line(recipe, xs, ys, color, style="", marker=marker, hollow=hollow))
-        panels.append(Lines("", lines, x_label, y_label))
+        levels = [Level("", 0.0, GREY, ":"), Level("", 0.0, GREY, ":", upright=True)]
+        panels.append(Lines("", lines, x_label, y_label, levels))
     note = f"points: plain questions; rings: the form of them that is worst; judge: {judge}"
     return Picture(panels, note, len(panels), (4.0, 3.6))

@@ -18,12 +18,14 @@ from emharness.results.json_records import Row
 from emharness.results.layer_sweep import LayerSweep
 from emharness.results.run_results import StageTime
 from emharness.stats.rates import JudgeAccuracy, wilson_interval
+from emharness.texts import join_tokens
 
 if TYPE_CHECKING:  # what this module only prints
     from emharness.generation.bench import Ratio
     from emharness.judges.answer_files import FileRates
     from emharness.judges.judge_comparison import JudgeComparison
     from emharness.vectors.exchange import VectorSummary
+    from emharness.vectors.token_lens import VectorTokens
 
 # A pipe has no width of its own; the widest table needs about 200 columns.
 console = Console(highlight=False, width=None if sys.stdout.isatty() else 200)
@@ -270,6 +272,17 @@ def show_vectors(rows: Sequence[VectorSummary]) -> None:
         table.add_column(column, justify="left" if column in ("vector", "recipe", "base", "organism") else "right")
     for row in zip(*shown.values(), strict=True):
         table.add_row(*row)
+    console.print(table)
+
+
+def show_tokens(rows: Sequence[VectorTokens]) -> None:
+    """What vectors promote and suppress, read out directly, and what is nearest to them in the store."""
+    table = Table(title=f"read out directly after layer {rows[0].layer}", title_justify="left")
+    for column in ("vector", "promotes", "suppresses", "nearest stored (cosine)"):
+        table.add_column(column, overflow="fold")
+    for row in rows:
+        near = ", ".join(f"{name} {cosine:+.2f}" for name, cosine in row.nearest)
+        table.add_row(row.name, join_tokens(row.promoted), join_tokens(row.suppressed), near)
     console.print(table)
 
 
