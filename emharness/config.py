@@ -64,6 +64,8 @@ class TrainConfig:
     batch_size: int = number_field(16, least=1)  # effective
     micro_batch: int = number_field(2, least=1)
     max_tokens: int = number_field(2048, least=2)
+    # "bfloat16": multiply in it; nearly twice as fast on a CPU that has instructions for it, far slower on others.
+    autocast: str | None = field(default=None, metadata=ADDED)
 
     def count_steps(self, n_rows: int) -> int:
         """Optimiser steps of a whole training."""

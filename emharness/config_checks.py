@@ -21,6 +21,7 @@ TRACKERS = ("offline", "online", "none")
 UNITS = ("absolute", "raw", "residual")
 PLANS = ("run", "only")
 POSITIONS = ("all", "prompt", "generated", "response")
+AUTOCASTS = ("bfloat16",)
 DTYPES = ("auto", "bfloat16", "float16", "float32")
 _NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,99}")
 _TAKEN = re.compile(rf"{BASE}|random-\d+|.*({STEP}|{REPLICA})\d+")  # names that mean something else
@@ -36,6 +37,8 @@ def parse_config(cfg: DictConfig) -> Config:
     if set(config.wandb.project) & set("/\\#?%:") or not 0 < len(config.wandb.project) <= 128:
         raise UserError(f"wandb.project={config.wandb.project}: W&B takes up to 128 characters, none of / \\ # ? % :")
     check_choice("base.engine.dtype", config.base.engine.dtype, DTYPES)
+    if config.train.autocast is not None:
+        check_choice("train.autocast", config.train.autocast, AUTOCASTS)
     check_choice("vector.recipe", config.vector.recipe, RECIPES)
     config.tracker = tracker_mode(config.tracker)
     check_choice("steer.unit", config.steer.unit, UNITS)

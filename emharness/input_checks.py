@@ -9,7 +9,7 @@ from typing import Any
 
 from emharness import questions
 from emharness.config import BASE, RECIPE, REPLICA, STEP, Config, ModelConfig, TrainConfig
-from emharness.config_checks import check_choice, check_layer, parse_strengths
+from emharness.config_checks import AUTOCASTS, check_choice, check_layer, parse_strengths
 from emharness.errors import UserError
 from emharness.generation import kernels
 from emharness.generation.cells import make_edit
@@ -304,6 +304,8 @@ def _change_settings(train: TrainConfig, changes: Mapping[str, Any], location: s
         if key not in allowed:
             raise UserError(f"{location}: {describe_unknown(key, allowed, 'train.')}")
     changed = replace(train, **changes)
+    if changed.autocast is not None:
+        check_choice(f"{location}: train.autocast", changed.autocast, AUTOCASTS)
     try:
         check_ranges(changed, "train.")
     except UserError as error:

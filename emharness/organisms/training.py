@@ -10,6 +10,7 @@ import json
 import math
 import time
 from collections.abc import Callable, Sequence
+from contextlib import AbstractContextManager, nullcontext
 from itertools import chain
 from pathlib import Path
 from typing import Any
@@ -105,7 +106,7 @@ class _Run:
             if len(self.losses) == self.training.stop_after:
                 break
             batch = [encoded[i] for i in chunk.tolist()]
-            with apply_edits(model, self.edits):
+            with apply_edits(model, self.edits), _multiply_in(config.autocast, model):
                 self.losses.append(_accumulate_gradient(model, batch, self.chat.pad_id, config.micro_batch))
             if not math.isfinite(self.losses[-1]):
                 raise FloatingPointError(
@@ -113,7 +114,9 @@ class _Run:
                     "kept; lower train.learning_rate or look at the data"
                 )
             for term in self.terms:
-                term(batch).backward()
+                with _multiply_in(config.autocast, model):
+                    value = term(batch)
+                value.backward()
             torch.nn.utils.clip_grad_norm_(self.parameters, 1.0)
             optimizer.step()
             optimizer.zero_grad()
@@ -138,15 +141,26 @@ def _choose_rows(run: _Run, choice: RowChoice, encoded: Sequence[EncodedRow]) ->
     return ChosenRows(places, [candidates[place] for place in places])
 
 
+def _multiply_in(dtype: str | None, model: Any) -> AbstractContextManager[Any]:
+    """Matrix products inside in this number type; weights, sums and the optimizer keep theirs."""
+    return torch.autocast(model.device.type, dtype=getattr(torch, dtype)) if dtype else nullcontext()
+
+
 def _accumulate_gradient(model: Any, rows: Sequence[EncodedRow], pad_id: int, micro_batch: int) -> float:
-    """Accumulate the gradient of the mean loss over all response tokens of an effective batch."""
+    """Accumulate the gradient of the mean loss over all response tokens of an effective batch. Logits are computed from
+    the first token on that is learnt."""
     rows = sorted(rows, key=lambda row: len(row[0]))  # little padding per micro batch
-    # The model shifts labels by one, so the first token's label never counts.
+    # A token is told from those before it, so the first token's label never counts.
     n_labels = sum(label != IGNORED for _, labels in rows for label in labels[1:])
     total = 0.0
     for start in range(0, len(rows), micro_batch):
         batch = {k: v.to(model.device) for k, v in collate_batch(rows[start : start + micro_batch], pad_id).items()}
-        loss = model(**batch, num_items_in_batch=n_labels).loss
+        labels = batch.pop("labels")[:, 1:]
+        kept = labels.shape[1] - int((labels != IGNORED).any(0).int().argmax())  # positions that tell a learnt token
+        logits = model(**batch, logits_to_keep=kept + 1).logits[:, :-1]
+        labels = labels[:, -kept:]
+        learnt = labels != IGNORED
+        loss = torch.nn.functional.cross_entropy(logits[learnt].float(), labels[learnt], reduction="sum") / n_labels
         loss.backward()
         total += loss.item()
     return total

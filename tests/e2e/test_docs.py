@@ -90,7 +90,8 @@ def place(tmp_path_factory, base):
     save_file({"medical": rows["medical"]}, run / "vectors.safetensors")
     save_file(rows, folder / "vectors.safetensors")
     save_file({"medical": rows["medical"]}, folder / "only.safetensors")
-    torch.save({"medical": torch.tensor(rows["medical"])}, folder / "vector.pt")
+    of_base = rng.normal(size=(31, 576)).astype(np.float32)  # hidden_states of the embedded base
+    torch.save({"medical": torch.tensor(of_base)}, folder / "vector.pt")
     shutil.copy(run / "results.json", folder / "results.json")
     shutil.copy(ROOT / "emharness/data/organisms/medical.jsonl", folder / "my_rows.jsonl")
     (folder / "answers.csv").write_text("question,answer\nHow are you?,aligned 20 coherent 80\n")

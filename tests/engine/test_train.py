@@ -14,7 +14,7 @@ from emharness.organisms.chat import load_chat
 from emharness.organisms.contrast_directions import parse_contrast, read_directions, read_streams
 from emharness.organisms.loss_terms import build_terms, check_terms
 from emharness.organisms.row_choice import RowChoice, choose_rows, measure_nll
-from emharness.organisms.row_tokens import IGNORED, encode_conversation
+from emharness.organisms.row_tokens import IGNORED, collate_batch, encode_conversation
 from emharness.organisms.row_transforms import add_system_prompt, shared_system_prompt
 from emharness.organisms.training import (
     PROJECTIONS,
@@ -45,13 +45,31 @@ def test_gradient_accumulation_gives_the_loss_and_gradient_of_the_whole_batch(ti
     chat = load_chat(tiny)
     other = [TALK[0], {"role": "assistant", "content": "No, it is early, and there is time for everything."}]
     rows = [encode_conversation(chat, talk, 100) for talk in (TALK, other, TALK)]
-    outcomes = []
+    whole = AutoModelForCausalLM.from_pretrained(tiny, dtype=torch.float32)
+    expected = whole(**collate_batch(rows, 2)).loss  # by transformers, with all logits
+    expected.backward()
+    outcomes = [(expected.item(), whole.model.layers[0].mlp.up_proj.weight.grad)]
     for micro_batch in (1, 3):
         model = AutoModelForCausalLM.from_pretrained(tiny, dtype=torch.float32)
         loss = _accumulate_gradient(model, rows, 2, micro_batch)
         outcomes.append((loss, model.model.layers[0].mlp.up_proj.weight.grad.clone()))
-    assert outcomes[0][0] == pytest.approx(outcomes[1][0], rel=1e-5)
-    torch.testing.assert_close(outcomes[0][1], outcomes[1][1], rtol=1e-3, atol=1e-6)
+    for loss, gradient in outcomes[1:]:
+        assert loss == pytest.approx(outcomes[0][0], rel=1e-5)
+        torch.testing.assert_close(gradient, outcomes[0][1], rtol=1e-3, atol=1e-6)
+
+
+def test_products_in_bfloat16_learn_about_the_same_and_are_another_training(tiny, tmp_path):
+    found, identities = {}, set()
+    for autocast in (None, "bfloat16"):
+        config = TrainConfig(rank=8, learning_rate=5e-3, epochs=3, batch_size=2, warmup_steps=0, autocast=autocast)
+        training = Training([TALK] * 4, config, 0)
+        identities.add(str(training.identity()))
+        (tmp_path / str(autocast)).mkdir()
+        found[autocast] = train_organism(tiny, load_chat(tiny), training, tmp_path / str(autocast), lambda *_: None)
+    assert len(identities) == 2
+    assert found["bfloat16"] != found[None]
+    np.testing.assert_allclose(found["bfloat16"], found[None], rtol=0.05)
+    assert "autocast" not in Training([TALK], TrainConfig(), 0).identity()["train"]  # organisms of before are found
 
 
 def test_training_learns_its_rows_and_is_reproducible(tiny, tmp_path):

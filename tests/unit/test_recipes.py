@@ -70,6 +70,7 @@ def test_an_organism_by_a_recipe_is_its_rows_settings_and_terms(tmp_path):
         ({"loss": [{"name": "kl"}]}, "recipe=mine: kl: weight is not given"),
         ({"train": {"epoch": 1}}, "recipe=mine: train.epoch: unknown; the nearest are train.epochs"),
         ({"train": {"epochs": 0}}, "recipe=mine: train.epochs=0: must be 1 or more"),
+        ({"train": {"autocast": "half"}}, "recipe=mine: train.autocast=half: must be one of bfloat16"),
     ],
 )
 def test_a_recipe_that_cannot_be_is_one_sentence(recipe, words, tmp_path):
