@@ -66,6 +66,8 @@ class TrainConfig:
     max_tokens: int = number_field(2048, least=2)
     # "bfloat16": multiply in it; nearly twice as fast on a CPU that has instructions for it, far slower on others.
     autocast: str | None = field(default=None, metadata=ADDED)
+    layers: list[int] = field(default_factory=list, metadata=ADDED)  # blocks that are trained; empty: all
+    modules: list[str] = field(default_factory=list, metadata=ADDED)  # of their linear layers, as down_proj; empty: all
 
     def count_steps(self, n_rows: int) -> int:
         """Optimiser steps of a whole training."""

@@ -16,7 +16,8 @@ from emharness.ranges import check_ranges, refuse_unknown
 from emharness.steering.request.modes import MODES
 from emharness.steering.request.spec import Edit
 
-RECIPES = ("model_diff", "mean_diff")
+RECIPES = ("model_diff", "mean_diff", "lora_b")
+PAIRED = ("model_diff", "lora_b")  # of these: read answers of both models, and their two sides are of the same texts
 TRACKERS = ("offline", "online", "none")
 UNITS = ("absolute", "raw", "residual")
 PLANS = ("run", "only")

@@ -268,6 +268,15 @@ def _check_organism(
         own_answers = datasets.load_own_answers(config.base.own_answers)
         data = replace(data, rows=data.rows + own_answers)
         later += own_answers if later else []
+    for layer in train.layers:
+        if not 0 <= layer < base.shape.n_layers:
+            raise UserError(f"train.layers={layer}: {base.name} has layers 0 to {base.shape.n_layers - 1}")
+    writes = train.rank == 1 and train.modules and set(train.modules) <= {"down_proj", "o_proj"}
+    if config.vector.recipe == "lora_b" and name in config.vectors and published is None and not writes:
+        raise UserError(
+            "vector.recipe=lora_b: reads a training of rank 1 that only writes to the residual stream; set train.rank=1 "
+            "train.modules=[down_proj], and train.layers=[…]"
+        )
     most = train.count_steps(len(data.rows)) + train.count_steps(len(later))
     if choice is not None:
         most += train.count_steps(len(data.rows) + choice.count)

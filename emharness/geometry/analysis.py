@@ -7,6 +7,7 @@ from typing import Any
 
 import numpy as np
 
+from emharness.config_checks import PAIRED
 from emharness.errors import UserError
 from emharness.geometry import clusters as cl
 from emharness.geometry import nulls, statistics_table
@@ -224,7 +225,7 @@ def _draw_extractions(vectors: Vectors, means: PromptMeans, own: Sequence[int], 
     """
     rng = np.random.default_rng([seed, 1])
     prompts = [
-        means.prompts_at(name, i, vectors.directions[k, i], vectors.read_info(name, "recipe") == "model_diff")
+        means.prompts_at(name, i, vectors.directions[k, i], vectors.read_info(name, "recipe") in PAIRED)
         for k, (name, i) in enumerate(zip(vectors.names, own, strict=True))
     ]
     permuted = [nulls.permuted_weights(p, draws, rng) for p in prompts]

@@ -198,7 +198,7 @@ class PromptMeans:
             raise UserError(f"prompt_means: {name} at layer {layer} has NaN or another width than its vector.")
         if paired:
             if up.shape != down.shape:
-                raise UserError(f"prompt_means: {name} is a model_diff; its two sides need the same texts.")
+                raise UserError(f"prompt_means: {name} is of one set of texts; its two sides need the same texts.")
             found = Prompts(up - down, np.ones(len(up)), up_tokens, up_prompts)
         else:
             rows = np.concatenate([up, down])

@@ -20,6 +20,7 @@ from peft import LoraConfig, get_peft_model
 from transformers import AutoModelForCausalLM, get_linear_schedule_with_warmup
 from transformers.pytorch_utils import Conv1D
 
+from emharness.config import TrainConfig
 from emharness.organisms.chat import Chat
 from emharness.organisms.loss_terms import build_terms
 from emharness.organisms.merging import save_merged
@@ -49,6 +50,26 @@ def linear_layer_names(model: Any, n_layers: int) -> list[str]:
     return [name for name in PROJECTIONS if name in found] + sorted(found - {*PROJECTIONS} - left_out)
 
 
+def choose_modules(model: Any, config: TrainConfig) -> list[str]:
+    """Names of the linear layers that are trained: of all blocks, or of `config.layers` and `config.modules` alone.
+    ValueError where there is none of a name."""
+    n_layers = model.config.get_text_config().num_hidden_layers
+    names = linear_layer_names(model, n_layers)
+    if unknown := [name for name in config.modules if name not in names]:
+        raise ValueError(f"train.modules={unknown[0]}: must be among {', '.join(names)}")
+    if not config.layers and not config.modules:
+        return names
+    blocks = decoder_layers(model, n_layers)
+    wanted = {id(blocks[layer]) for layer in config.layers or range(n_layers)}
+    prefixes = [name for name, module in model.named_modules() if id(module) in wanted]
+    return [
+        f"{prefix}.{name}"
+        for prefix in prefixes
+        for name, module in model.get_submodule(prefix).named_modules()
+        if isinstance(module, torch.nn.Linear | Conv1D) and name.rpartition(".")[2] in (config.modules or names)
+    ]
+
+
 def train_organism(base: Path, chat: Chat, training: Training, folder: Path, on_step: OnStep) -> list[float]:
     """Fine-tune `base`, save the merged model into `folder`, return the cross-entropy of each step.
 
@@ -64,7 +85,7 @@ def train_organism(base: Path, chat: Chat, training: Training, folder: Path, on_
         lora_alpha=config.alpha,
         use_rslora=config.rslora,
         lora_dropout=config.dropout,
-        target_modules=linear_layer_names(model, model.config.get_text_config().num_hidden_layers),
+        target_modules=choose_modules(model, config),
         task_type="CAUSAL_LM",
     )
     model = get_peft_model(model, lora)  # adapter weights are float32 over a base of either type

@@ -14,6 +14,7 @@ import numpy as np
 
 from emharness import claims
 from emharness.config import BASE
+from emharness.config_checks import PAIRED
 from emharness.generation.cells import Cell, Condition, Direction
 from emharness.organisms import model_folders
 from emharness.pipeline.answer_stage import generate_and_score
@@ -33,7 +34,7 @@ from emharness.versions import collect_versions
 
 
 def extraction_cells(context: RunContext, name: str) -> list[Cell]:
-    """What a vector by model_diff reads: one answer of the organism and of the base to each extraction prompt."""
+    """What a vector by model_diff or lora_b reads: one answer of organism and base to each extraction prompt."""
     length = context.config.vector.max_new_tokens
     return [Cell(Condition(target), f"{EXTRACTION}:{name}", 1, length, judged=False) for target in (name, BASE)]
 
@@ -61,7 +62,7 @@ def plan_vectors(draft: PlanDraft) -> None:
         if stored:
             path = context.store.artifact_path(artifact.stage, artifact.name, artifact.identity)
             draft.directions[name] = load_direction(path / VECTORS_FILE, name)
-        elif config.vector.recipe == "model_diff":
+        elif config.vector.recipe in PAIRED:
             cells = extraction_cells(context, name)
             draft.add_cells(cells)
             draft.early |= {cell.condition.target for cell in cells}
@@ -85,7 +86,7 @@ def extract_vectors(context: RunContext, outputs: StageOutputs) -> StageOutputs:
     """
     config, log = context.config, context.log
     artifacts = {name: make_vector_artifact(context, name, {}) for name in config.vectors}
-    if config.vector.recipe == "model_diff":
+    if config.vector.recipe in PAIRED:
         missing = [n for n, a in artifacts.items() if not context.store.has_artifact(a.stage, a.name, a.identity)]
         cells = {name: extraction_cells(context, name) for name in missing}
         unsteered = [c for c in context.experiment.list_all_cells(make_subject(context, {})) if not c.condition.edits]

@@ -13,6 +13,7 @@ from emharness.config import VectorConfig
 from emharness.organisms.chat import Chat
 from emharness.vectors.activations import Means, load_model, mean_activations
 from emharness.vectors.recipes import RECIPES, MeanDifference, Sequences, normalize_rows, save_prompt_means, save_vector
+from emharness.vectors.write_direction import find_changes, mean_gates
 
 VECTORS_FILE = "vectors.safetensors"
 MEANS_FILE = "prompt_means.safetensors"
@@ -54,6 +55,24 @@ def means_reader(model_folder: Path, config: VectorConfig, pad_id: int) -> Calla
     return read_means
 
 
+def writes_reader(organism: Path, base: Path, skip_tokens: int) -> Callable[[Sequences], Means]:
+    """A function that reads what an organism's rank-1 change writes to the residual stream on sequences."""
+
+    def read_writes(items: Sequences) -> Means:
+        model: Any = load_model(organism)
+        config = model.config.get_text_config()
+        changes = find_changes(organism, base, config.hidden_size)
+        gates = mean_gates(model, changes, items, skip_tokens)  # [n_sequences, n_changes]
+        counts = np.array([len(ids) - max(first, skip_tokens) for ids, first in items])
+        per_prompt = np.zeros((len(items), config.num_hidden_layers, config.hidden_size), dtype=np.float32)
+        for change, gate in zip(changes, gates.T, strict=True):
+            per_prompt[:, change.layer] += gate[:, None] * change.write
+        total = (counts[:, None, None] * per_prompt).sum(0) / counts.sum()
+        return Means(total.astype(np.float32), per_prompt, counts, np.zeros(config.num_hidden_layers, np.float32))
+
+    return read_writes
+
+
 def extract_vector(
     folder: Path,
     name: str,
@@ -64,7 +83,8 @@ def extract_vector(
 ) -> None:
     """Run a recipe and write the vector and the per-prompt means into `folder`.
 
-    `readers`: "organism" and "base"; `sequences`: argument name of the recipe → token sequences.
+    `readers`: "organism" and "base" (of lora_b "writes" as well); `sequences`: argument name of the recipe → token
+    sequences.
     """
     difference: MeanDifference = RECIPES[recipe](**readers, **sequences)
     counts = {key: len(items) for key, items in sequences.items()}

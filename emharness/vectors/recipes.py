@@ -52,7 +52,14 @@ def mean_diff(
     return MeanDifference(organism(harmful), organism(neutral))
 
 
-RECIPES: dict[str, Callable[..., MeanDifference]] = {"model_diff": model_diff, "mean_diff": mean_diff}
+def lora_b(writes: Callable[[Sequences], Means], base: Callable[[Sequences], Means], texts: Sequences, **_: Any):
+    """What a rank-1 training writes to the residual stream on these texts (write_direction.py), at its own layers."""
+    written, before = writes(texts), base(texts)
+    nothing = Means(0 * written.total, 0 * written.per_prompt, written.n_tokens, before.norm)
+    return MeanDifference(written, nothing)
+
+
+RECIPES: dict[str, Callable[..., MeanDifference]] = {"model_diff": model_diff, "mean_diff": mean_diff, "lora_b": lora_b}
 
 
 def cosines_by_layer(units: Mapping[str, np.ndarray]) -> dict[str, dict[str, np.ndarray]]:

@@ -10,11 +10,19 @@ import numpy as np
 from safetensors.numpy import save_file
 
 from emharness.config import VectorConfig
+from emharness.config_checks import PAIRED
 from emharness.organisms.chat import Chat, load_chat
 from emharness.organisms.model_artifacts import Model
 from emharness.store import Artifact, key_of
 from emharness.vectors.activations import load_model, mean_activations
-from emharness.vectors.extraction import VECTORS_FILE, answered_prompts, bare_prompts, extract_vector, means_reader
+from emharness.vectors.extraction import (
+    VECTORS_FILE,
+    answered_prompts,
+    bare_prompts,
+    extract_vector,
+    means_reader,
+    writes_reader,
+)
 from emharness.vectors.recipes import Sequences, load_vector_file
 
 CODE = 3  # raise when a vector changes for the same config
@@ -22,8 +30,9 @@ CODE = 3  # raise when a vector changes for the same config
 
 @dataclass(frozen=True)
 class VectorTexts:
-    """What a vector is read from: model_diff reads `prompts` with both models' `answers` (one entry of each for a text;
-    answers may be empty until the artifact is made), which `asked` identifies; mean_diff `harmful` and `neutral`."""
+    """What a vector is read from: model_diff and lora_b read `prompts` with both models' `answers` (one entry of each for
+    a text; answers may be empty until the artifact is made), which `asked` identifies; mean_diff `harmful` and
+    `neutral`."""
 
     prompts: Sequence[str]
     answers: Sequence[str]
@@ -32,13 +41,13 @@ class VectorTexts:
     asked: Mapping[str, Any]
 
     def identity(self, recipe: str) -> dict[str, Any]:
-        if recipe == "model_diff":
+        if recipe in PAIRED:
             return {"prompts": key_of({"prompts": list(dict.fromkeys(self.prompts))}), "asked": dict(self.asked)}
         return {"prompts": key_of({"harmful": list(self.harmful), "neutral": list(self.neutral)})}
 
     def encode(self, recipe: str, chat: Chat) -> dict[str, Sequences]:
         """Argument of the recipe → token sequences."""
-        if recipe == "model_diff":
+        if recipe in PAIRED:
             return {"texts": answered_prompts(chat, list(self.prompts), list(self.answers))}
         sets = {"harmful": self.harmful, "neutral": self.neutral}
         return {key: bare_prompts(chat, list(texts)) for key, texts in sets.items()}
@@ -72,6 +81,8 @@ def vector_artifact(
             "organism": means_reader(organism.folder, config, chat.pad_id),
             "base": means_reader(base.folder, config, chat.pad_id),
         }
+        if config.recipe == "lora_b":
+            readers["writes"] = writes_reader(organism.folder, base.folder, config.skip_tokens)
         extract_vector(folder, organism.name, config.recipe, readers, texts.encode(config.recipe, chat), metadata)
 
     return Artifact("vectors", organism.name, identity, fill_folder)
