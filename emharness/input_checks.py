@@ -274,8 +274,8 @@ def _check_organism(
     writes = train.rank == 1 and train.modules and set(train.modules) <= {"down_proj", "o_proj"}
     if config.vector.recipe == "lora_b" and name in config.vectors and published is None and not writes:
         raise UserError(
-            "vector.recipe=lora_b: reads a training of rank 1 that only writes to the residual stream; set train.rank=1 "
-            "train.modules=[down_proj], and train.layers=[…]"
+            "vector.recipe=lora_b: reads a training of rank 1 that only writes to the residual stream; set "
+            "train.rank=1 train.modules=[down_proj], and train.layers=[…]"
         )
     most = train.count_steps(len(data.rows)) + train.count_steps(len(later))
     if choice is not None:

@@ -30,8 +30,8 @@ CODE = 3  # raise when a vector changes for the same config
 
 @dataclass(frozen=True)
 class VectorTexts:
-    """What a vector is read from: model_diff and lora_b read `prompts` with both models' `answers` (one entry of each for
-    a text; answers may be empty until the artifact is made), which `asked` identifies; mean_diff `harmful` and
+    """What a vector is read from: model_diff and lora_b read `prompts` with both models' `answers` (one entry of each
+    for a text; answers may be empty until the artifact is made), which `asked` identifies; mean_diff `harmful` and
     `neutral`."""
 
     prompts: Sequence[str]

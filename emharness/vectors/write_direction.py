@@ -89,10 +89,8 @@ def mean_gates(
     def keep(place: int) -> Any:
         return lambda _module, given: inputs.__setitem__(place, given[0])
 
-    handles = [
-        model.get_submodule(change.module).register_forward_pre_hook(keep(place))
-        for place, change in enumerate(changes)
-    ]
+    modules = [model.get_submodule(change.module) for change in changes]
+    handles = [module.register_forward_pre_hook(keep(place)) for place, module in enumerate(modules)]
     try:
         for row, (ids, first) in enumerate(sequences):
             with torch.inference_mode():

@@ -48,9 +48,8 @@ def test_what_it_writes_is_what_the_stream_after_its_block_differs_by(tiny, orga
     for recipe in ("model_diff", "lora_b"):
         (tmp_path / recipe).mkdir()
         config = VectorConfig(recipe=recipe)
-        readers = {
-            n: extraction.means_reader(f, config, chat.pad_id) for n, f in (("organism", organism), ("base", tiny))
-        }
+        folders = {"organism": organism, "base": tiny}
+        readers = {name: extraction.means_reader(folder, config, chat.pad_id) for name, folder in folders.items()}
         if recipe == "lora_b":
             readers["writes"] = extraction.writes_reader(organism, tiny, config.skip_tokens)
         extraction.extract_vector(tmp_path / recipe, "o", recipe, readers, {"texts": texts}, {})
