@@ -13,8 +13,8 @@ from emharness.experiments.context import ExperimentContext
 from emharness.generation import likelihoods
 from emharness.generation.cells import Direction
 from emharness.generation.likelihoods import Pair
-from emharness.input_checks import Organism
 from emharness.judges.topics import training_topic
+from emharness.organism_checks import Organism
 from emharness.organism_names import parse_organism_name
 from emharness.organisms.merging import PRECISION
 from emharness.organisms.training_recipe import FACTS_FILE
@@ -53,7 +53,7 @@ def make_subject(
         pairs=likelihoods.load_pairs(config.eval.pairs),
         narrow_pairs=list_narrow_pairs(config, inputs.organisms),
         task=config.experiment.task,
-        trainings={name: found for name in inputs.organisms if (found := read_training(context.models[name].folder))},
+        trainings={name: found for name, model in context.models.items() if (found := read_training(model.folder))},
         categories={q.id: q.category for q in inputs.broad if q.category},
         near={name: tuple(organism.config.near) for name, organism in inputs.organisms.items()},
         labs={name: organism.config.lab for name, organism in inputs.organisms.items()},

@@ -10,6 +10,7 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from emharness.errors import UserError
+from emharness.judges.exact_forms import GRADERS
 from emharness.organisms import datasets
 from emharness.questions import DATA, load_prompts, load_questions
 
@@ -18,7 +19,7 @@ BROAD, SWEEPS = ("broad", "plain"), ("sweep", "plain_sweep")
 PROMPTS = sorted(path.stem for path in (DATA / "prompts").glob("*.txt"))
 
 
-@pytest.mark.parametrize("name", datasets.packaged_names())
+@pytest.mark.parametrize("name", [name for name in datasets.packaged_names() if name not in GRADERS])
 def test_packaged_datasets_are_large_and_varied(name):
     rows = datasets.load_dataset(name).rows
     answers = [row[-1]["content"] for row in rows]

@@ -14,8 +14,8 @@ from emharness.generation.cells import Cell, Condition, Prompt, Request
 from emharness.generation.response_store import RESPONSES, SCORES, RowStore
 from emharness.judges import Score
 from emharness.pipeline import answer_stage, vector_stage
-from emharness.pipeline.model_stage import DOMAIN
 from emharness.pipeline.run_context import StageOutputs
+from emharness.pipeline.subject import DOMAIN
 from emharness.steering.request.spec import Gate
 from emharness.store import Artifact
 
