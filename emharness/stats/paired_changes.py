@@ -15,13 +15,11 @@ def summarize_changes(
     """Mean, 95 % interval and two-sided p against 0 of changes [n_seeds, n_values]. Questions (of each value,
     [n_values]) and seeds are resampled together; of a single seed the interval is over questions alone."""
     ids, index = np.unique(np.array(questions), return_inverse=True)
-    n_seeds = len(changes_SN)
-    sums = np.stack([np.bincount(index, weights=row, minlength=len(ids)) for row in changes_SN])  # [n_seeds, n_ids]
-    totals = np.bincount(index, minlength=len(ids))
+    n_seeds, totals = len(changes_SN), np.bincount(index, minlength=len(ids))
+    sums_SQ = np.stack([np.bincount(index, weights=row, minlength=len(ids)) for row in changes_SN])
     generator = np.random.default_rng(0)
-    picked = generator.integers(len(ids), size=(DRAWS, len(ids)))
-    seeds = generator.integers(n_seeds, size=(DRAWS, n_seeds))
-    drawn = [
-        sums[some][:, pick].sum() / (n_seeds * totals[pick].sum()) for some, pick in zip(seeds, picked, strict=True)
-    ]
-    return bootstrap_ci_p(np.array([changes_SN.mean(), *drawn]))
+    # How often each question and each seed is in a draw.
+    of_questions = generator.multinomial(len(ids), np.full(len(ids), 1 / len(ids)), size=DRAWS)  # [draws, n_questions]
+    of_seeds = generator.multinomial(n_seeds, np.full(n_seeds, 1 / n_seeds), size=DRAWS)  # [draws, n_seeds]
+    drawn = (of_seeds * (of_questions @ sums_SQ.T)).sum(1) / (n_seeds * (of_questions @ totals))
+    return bootstrap_ci_p(np.concatenate([[changes_SN.mean()], drawn]))
