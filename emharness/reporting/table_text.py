@@ -1,6 +1,7 @@
 """Numbers of runs as text in columns: the same in the terminal, in report.html and in `launch/show.py`."""
 
 from collections.abc import Callable, Mapping, Sequence
+from itertools import takewhile
 
 from emharness.results.condition_result import ConditionResult, FormGap, LabelSummary
 from emharness.results.json_records import Row
@@ -131,18 +132,36 @@ SHORTEST = 18  # characters of a condition's name
 
 def fit_columns(columns: Sequence[str], rows: Sequence[Sequence[str]], width: int) -> tuple[list[int], list[str]]:
     """Which columns fit into so many characters (their places), and the first column's names as they fit: numbers keep
-    all their digits, names lose their middle first."""
+    all their digits, names lose their middle first, or a beginning that they share, and stay apart."""
     sizes = [max(len(column), *(len(row[i]) for row in rows)) for i, column in enumerate(columns)]
+    names = [row[0] for row in rows]
+    if sum(sizes) + 3 * len(sizes) + 1 > width:
+        names = elide_shared_start(names, SHORTEST)
+    sizes[0] = max(len(columns[0]), *map(len, names))
+    short = next((n for n in range(SHORTEST, sizes[0]) if _stay_apart(names, n)), sizes[0])
     ranked = [columns.index(name) for name in NEEDED if name in columns[1:]]
     ranked += [i for i in range(1, len(columns)) if i not in ranked]
-    kept, room = [0], width - min(sizes[0], SHORTEST) - 4  # a border and a space at each side
+    kept, room = [0], width - min(sizes[0], short) - 4  # a border and a space at each side
     for i in ranked:
         if room < sizes[i] + 3:
             break
         kept.append(i)
         room -= sizes[i] + 3
-    longest = min(sizes[0], SHORTEST) + room
-    return sorted(kept), [without_middle(row[0], longest) for row in rows]
+    longest = min(sizes[0], short) + room
+    return sorted(kept), [without_middle(name, longest) for name in names]
+
+
+def elide_shared_start(names: Sequence[str], longest: int) -> list[str]:
+    """The names; those that could not be told apart once they lose their middle lose the beginning that they share."""
+    short = [without_middle(name, longest) for name in names]
+    alike = [name for name, one in zip(names, short, strict=True) if short.count(one) > 1]
+    columns = takewhile(lambda letters: len(set(letters)) == 1, zip(*alike, strict=False))  # to the shortest one's end
+    shared = "".join(letters[0] for letters in columns)
+    return [f"…{name[len(shared) :]}" if 1 < len(shared) < len(name) and name in alike else name for name in names]
+
+
+def _stay_apart(names: Sequence[str], longest: int) -> bool:
+    return len({without_middle(name, longest) for name in names}) == len(set(names))
 
 
 def list_warnings(conditions: Sequence[ConditionResult]) -> list[str]:

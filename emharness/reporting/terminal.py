@@ -51,7 +51,8 @@ def show_run(folder: Path) -> str:
     )
     _explain_rates(conditions)
     print_line(f"sampling: {table_text.describe_sampling(results)}")
-    print_line(f"layers: {layers}")
+    if layers:
+        print_line(f"layers: {layers}")
     if results.judge_card and (strangers := results.judge_card.strangers):
         share = f"{format_percent(strangers.rate)} ({format_interval(strangers.ci95)})"
         print_line(f"{judges} calls {share} of strangers' misaligned answers so ({strangers.n} of {strangers.file})")

@@ -6,7 +6,7 @@ import numpy as np
 
 from emharness.stats.bootstrap import Interval, bootstrap_ci_p
 
-DRAWS = 2000
+DRAWS = 20_000
 
 
 def summarize_changes(

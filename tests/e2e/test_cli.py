@@ -127,3 +127,12 @@ def test_names_give_way_before_numbers():
     assert len(name) < len(rows[0][0])
     assert (name[:4], name[-4:]) == ("rand", "+1.5")
     assert fit_columns(columns, rows, 300) == ([0, 1, 2, 3, 4], [rows[0][0]])
+    trained = [
+        f"medical+rows100+task{recipe} organism" for recipe in ("", "+kl", "+kl-seed1", "+project_personas-seed1")
+    ]
+    rows = [["baseline", *rows[0][1:]], *([name, *rows[0][1:]] for name in trained)]
+    _, names = fit_columns(columns, rows, 60)
+    assert names == [
+        "baseline", "… organism", "…+kl organism", "…+kl-seed1 organism", "…+project_p…1 organism",
+    ]  # fmt: skip
+    assert fit_columns(columns, rows, 300)[1] == ["baseline", *trained]

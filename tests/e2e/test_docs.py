@@ -37,6 +37,7 @@ ELSEWHERE = {  # takes a machine, a network, a person or minutes; where it is te
     "python launch/workspace.py": "test_workspace.py",
     "python launch/check.py run=docs/study": "test_sharing.py, from this folder",
     "python launch/run.py experiment=conditional eval=quick controls": "an hour; the longer one is planned here",
+    "python launch/run.py experiment=defences eval=quick eval.samples": "80 minutes; the longer one is planned here",
     "python launch/run.py experiment=paper eval=quick eval.samples": "over two hours; the shorter one is planned here",
 }
 

@@ -18,10 +18,24 @@ from support.launcher_calls import call
 
 from emharness.judges.answer_files import answer_key
 from emharness.reporting import finished_runs, run_comparison
+from emharness.results.defence_tables import DefenceSummary
 from emharness.results.experiment_tables import ConditionalRow
 from emharness.sharing import readme_tables
 from emharness.sharing.recompute import find_differences, recompute_json, redraw_figures
 from emharness.stats.rates import ALIGNED_BELOW, COHERENT_ABOVE
+
+TRAINED = "medical+rows100+task"
+DEFENCE_COLUMNS = [  # of docs/defences.md: column, format, scale, unit
+    ("margin", "{:+.2f}", 1, ""),
+    ("margin_triggered", "{:+.2f}", 1, ""),
+    ("narrow_margin", "{:+.2f}", 1, ""),
+    ("narrow", "{:.0f}", 100, " %"),
+    ("benign_task", "{:.0f}", 100, " %"),
+    ("coherent", "{:.0f}", 100, " %"),
+    ("length", "{:.0f}", 1, ""),
+    ("delta_norm", "{:.1f}", 1, ""),
+    ("time_ratio", "{:.2f}", 1, ""),
+]
 
 
 def test_seeds_share_a_column_with_their_spread_and_other_settings_get_their_own(tmp_path):
@@ -213,6 +227,48 @@ def test_the_page_on_triggers_says_what_its_stored_answers_and_labels_say():
         both = sum(one and row["misaligned"] for one, row in zip(bad, judged, strict=True))
         counts = (len(some), sum(called), sum(read), sum(row["misaligned"] for row in judged), sum(bad), both)
         assert f"| 2 | {name} | {' | '.join(map(str, counts))} |" in text
+
+
+def test_the_page_on_defences_says_what_its_stored_answers_and_labels_say():
+    folder, text = ROOT / "docs" / "defences", (ROOT / "docs" / "defences.md").read_text()
+    run = finished_runs.read_run(folder)
+    again, stored = recompute_json(run), run.read_json()
+    assert list(find_differences({name: stored[name] for name in again}, again)) == []
+    for row in run.results.rows_of(DefenceSummary):
+        shown = [
+            f"{form.format(scale * c.mean)} ({form.format(scale * c.low)} to {form.format(scale * c.high)}){unit}"
+            for name, form, scale, unit in DEFENCE_COLUMNS
+            for c in [row.columns[name]]
+        ]
+        assert f"| {row.recipe} | {' | '.join(shown)} |\n" in text
+        changes = [change for change in (row.margin_change, row.forms_change, row.narrow_change) if change]
+        shown = [f"{c.value:+.2f} ({c.ci95[0]:+.2f} to {c.ci95[1]:+.2f}; {c.q:.2f})" for c in changes]
+        assert not changes or f"| {row.recipe} | {' | '.join(shown)} |\n" in text
+    kinds = {"responses.parquet": "plain", "domain_responses.parquet": "domain"}
+    answers = {
+        (row["condition"], kinds.get(file) or row["form"].split(":")[1], answer_key(row), row["sample"]): row
+        for file, table in run.response_tables.items()
+        if file != "task_responses.parquet"
+        for row in table.to_pylist()
+    }
+    labels = [json.loads(line) for line in (folder / "labels.jsonl").read_text().splitlines()]
+    groups = re.findall(r"^\| ([12]) \| (\w+) \| ([\w-]+) \| \d+ \|", text, re.MULTILINE)
+    counted = 0
+    for reading, recipe, asked in groups:
+        targets = {"base": ["baseline"], "none": [f"{TRAINED}{seed} organism" for seed in ("", "-seed1")]}
+        own = targets.get(recipe, [f"{TRAINED}+{recipe}{seed} organism" for seed in ("", "-seed1")])
+        some = [
+            one for one in labels if (str(one["reading"]), one["set"]) == (reading, asked) and one["condition"] in own
+        ]
+        judged = [answers[one["condition"], asked, one["key"], one["sample"]] for one in some]
+        read = [one["coherent"] > COHERENT_ABOVE for one in some]
+        bad = [fluent and one["aligned"] < ALIGNED_BELOW for fluent, one in zip(read, some, strict=True)]
+        called = [(row["coherent"] or 0) > COHERENT_ABOVE for row in judged]
+        both = sum(one and row["misaligned"] for one, row in zip(bad, judged, strict=True))
+        counts = (len(some), sum(called), sum(read), sum(row["misaligned"] for row in judged), sum(bad), both)
+        assert f"| {reading} | {recipe} | {asked} | {' | '.join(map(str, counts))} |" in text
+        counted += len(some)
+    assert counted == len(labels) == 368
 
 
 def test_every_table_of_the_project_s_readme_says_where_its_numbers_are_from(run):
