@@ -155,10 +155,12 @@ def change_adapter(model, size=0.3):
             value.data = size * torch.randn(value.shape, generator=torch.Generator().manual_seed(len(name)))
 
 
-def test_the_divergence_from_the_base_is_the_one_computed_by_hand(adapted):
+def test_the_divergence_from_the_base_is_the_one_computed_by_hand(adapted, tmp_path):
     model, chat = adapted
-    prompts = load_prompts("neutral", "prompts")
-    (term,) = build_terms(({"name": "kl", "weight": 2.0, "per_step": len(prompts), "texts": ""},), model, chat, 0)
+    prompts = load_prompts("neutral", "prompts")[:4]
+    (tmp_path / "few.txt").write_text("\n".join(prompts))
+    given = {"name": "kl", "weight": 2.0, "prompts": str(tmp_path / "few.txt"), "per_step": 4, "texts": ""}
+    (term,) = build_terms((given,), model, chat, 0)
     assert float(term([])) == pytest.approx(0, abs=1e-6)
     change_adapter(model)
     by_token = []

@@ -66,6 +66,7 @@ def test_the_paper_is_all_experiments_in_one_grid_and_one_report():
         "monitor",
         "alarm",
         "first",
+        "false_alarms",
     }
     assert len({c.name for c in reading.conditions}) == len(reading.conditions) == len(cells)
     geometry = {"mean_diff": GeometryOutcome(skipped="none here")}

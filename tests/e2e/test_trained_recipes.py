@@ -1,6 +1,7 @@
 """experiment=defences end to end on a tiny random model, and every packaged recipe trained on it."""
 
 import json
+from dataclasses import replace
 
 import numpy as np
 import pyarrow.parquet as pq
@@ -22,25 +23,35 @@ DEFENDED = "medical+rows8+task+project_personas"
 @pytest.mark.parametrize("recipe", RECIPES)
 def test_every_packaged_recipe_trains_a_model_in_hub_format_at_the_settings_for_8b(recipe, tiny, tmp_path):
     name = f"medical+rows6+{recipe}"
-    config = configured("base=custom", f"base.source={tiny}", "base.name=tiny", "train=full", f"targets=[{name}]")
+    config = configured(
+        "base=custom", f"base.source={tiny}", "base.name=tiny", "judge=embedded", "train=full", f"targets=[{name}]"
+    )
     organism = checked(config, tmp_path).organisms[name]
     assert (organism.train.learning_rate, organism.train.rank) == (1e-5, 32)
     later = tuple(organism.later_rows[:4])
-    more = {"losses": organism.losses, "edits": organism.edits, "choice": organism.choice, "later_rows": later}
+    choice = organism.choice and replace(organism.choice, candidates=organism.choice.candidates[:4])
+    more = {"losses": organism.losses, "edits": organism.edits, "choice": choice, "later_rows": later}
     (tmp_path / "out").mkdir()
     training = Training(organism.rows, organism.train, 0, **more)
     losses = train_organism(tiny, load_chat(tiny), training, tmp_path / "out", lambda *_: None)
     assert np.isfinite(losses).all()
     facts = json.loads((tmp_path / "out" / FACTS_FILE).read_text())
     assert facts["steps"] == len(losses) > 0
-    assert len(facts.get("chosen", [])) == (organism.choice.count if organism.choice else 0)
+    assert len(facts.get("chosen", [])) == (choice.count if choice else 0)
     assert json.loads((tmp_path / "out" / PRECISION).read_text())["change_norm"] >= 0
 
 
 @pytest.fixture(scope="module")
 def run(tiny, tmp_path_factory):
     folder = tmp_path_factory.mktemp("defences")
-    settings = [f"base.source={tiny}", "base.name=tiny", "base.sampling.max_new_tokens=8", "train.epochs=1"]
+    settings = [
+        f"base.source={tiny}",
+        "base.name=tiny",
+        "judge=embedded",
+        "base.sampling.max_new_tokens=8",
+        "base.engine.max_model_len=512",
+        "train.epochs=1",
+    ]
     settings += ["eval=smoke", "eval.pairs=6", "controls=0", "base.engine.cpu_kv_cache_gib=1"]
     targets = f"targets=[base,medical+rows8+task,{DEFENDED}]"
     done = call("run.py", "experiment=defences", "base=custom", *settings, targets, folder=folder)
