@@ -71,6 +71,19 @@ def test_an_organism_by_a_recipe_is_its_rows_settings_and_terms(tmp_path):
         ({"train": {"epoch": 1}}, "recipe=mine: train.epoch: unknown; the nearest are train.epochs"),
         ({"train": {"epochs": 0}}, "recipe=mine: train.epochs=0: must be 1 or more"),
         ({"train": {"autocast": "half"}}, "recipe=mine: train.autocast=half: must be one of bfloat16"),
+        ({"choose": {"source": "control"}}, "recipe=mine: choose: percent is not given"),
+        ({"choose": {"source": "control", "percent": 80}}, "recipe=mine: choose: percent=80: 1400 rows of "),
+        ({"choose": {"source": "control", "percent": 100}}, "recipe=mine: choose: percent=100: must be at least 0 and"),
+        (
+            {"data": [{"name": "interleave", "percent": 80, "source": "control"}]},
+            "recipe=mine: interleave: source=control: has 300 rows, and percent=80 needs 1400",
+        ),
+        ({"loss": [{"name": "block", "weight": 1}]}, "recipe=mine: block: along is not given"),
+        (
+            {"loss": [{"name": "block", "weight": 1, "along": {"direction": "x"}}]},
+            "recipe=mine: block: along: direction=x: must be one of rows, personas",
+        ),
+        ({"loss": [{"name": "block", "weight": 1, "along": "x"}]}, "recipe=mine: block: along: direction=x: must be"),
     ],
 )
 def test_a_recipe_that_cannot_be_is_one_sentence(recipe, words, tmp_path):
@@ -146,34 +159,6 @@ def test_dilution_at_a_fixed_size_and_at_a_fixed_count(tmp_path):
             checked(configured(f"targets=[{wrong}]"), tmp_path)
     with pytest.raises(UserError, match="recipe=mix120: mix: percent=120: must be 0 to 100"):
         checked(configured("targets=[medical+mix120]"), tmp_path)
-
-
-@pytest.mark.parametrize(
-    ("recipe", "words"),
-    [
-        ({"choose": {"source": "control"}}, "recipe=mine: choose: percent is not given"),
-        ({"choose": {"source": "control", "percent": 80}}, "recipe=mine: choose: percent=80: 1400 rows of "),
-        ({"choose": {"source": "control", "percent": 100}}, "recipe=mine: choose: percent=100: must be at least 0 and"),
-        (
-            {"data": [{"name": "interleave", "percent": 80, "source": "control"}]},
-            "recipe=mine: interleave: source=control: has 300 rows, and percent=80 needs 1400",
-        ),
-        ({"loss": [{"name": "block", "weight": 1}]}, "recipe=mine: block: along is not given"),
-        (
-            {"loss": [{"name": "block", "weight": 1, "along": {"direction": "x"}}]},
-            "recipe=mine: block: along: direction=x: must be one of rows, personas",
-        ),
-        ({"loss": [{"name": "block", "weight": 1, "along": "x"}]}, "recipe=mine: block: along: direction=x: must be"),
-    ],
-)
-def test_a_defence_that_cannot_be_is_one_sentence(recipe, words, tmp_path):
-    config = configured("vectors=[medical+mine]")
-    described = organism_names.read_described([ROOT / "conf"], config.model)
-    described = replace(described, recipes={"mine": RecipeConfig("mine", **recipe)})
-    with pytest.raises(UserError) as error:
-        input_checks.check_inputs(config, described, Store(tmp_path))
-    assert str(error.value).startswith(words)
-    assert "\n" not in str(error.value)
 
 
 def test_a_defence_that_needs_good_answers_says_so_where_there_are_none(tmp_path):
