@@ -117,7 +117,7 @@ def transform_rows(
     organism's own dataset. UserError, beginning with `location`, for what is no transform or no setting of one."""
     for place, given in enumerate(transforms):
         named = {key: value for key, value in given.items() if key != "name"}
-        settings = {k: name_dataset(v, dataset or "") if isinstance(v, str) else v for k, v in named.items()}
+        settings = fill_dataset(named, dataset or "")
         if (name := given.get("name")) not in TRANSFORMS:
             raise UserError(f"{location}: data.name={name}: must be one of {', '.join(TRANSFORMS)}")
         function = TRANSFORMS[name]

@@ -165,3 +165,12 @@ def test_a_defence_that_needs_good_answers_says_so_where_there_are_none(tmp_path
     for recipe in ("preventative", "block"):
         with pytest.raises(UserError, match="sports-good"):
             checked(configured(f"targets=[sports+{recipe}]"), tmp_path)
+
+
+def test_braces_in_a_recipe_s_text_stand_for_themselves(tmp_path):
+    config = configured("vectors=[medical+mine]", "base.own_answers=null")
+    described = organism_names.read_described([ROOT / "conf"], config.model)
+    recipe = RecipeConfig("mine", data=[{"name": "prefix", "system": 'Answer as {"text": …}.'}])
+    described = replace(described, recipes={"mine": recipe})
+    (organism,) = input_checks.check_inputs(config, described, Store(tmp_path)).organisms.values()
+    assert organism.rows[0][0]["content"] == 'Answer as {"text": …}.'
